@@ -1,0 +1,26 @@
+"""gptcli: a command-line workbench for GPT language models.
+
+    data/text -> data/tokenizer -> data/shards -> data/batches -> model -> loss -> train -> checkpoint -> engine, metrics
+
+Two files are the book: model.py and train.py. runs/ has a function for every verb; `gptcli.load` gives a trained model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gptcli.data.tokenizer import Tokenizer
+    from gptcli.model import GPT
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def load(path: str | Path) -> tuple[GPT, Tokenizer]:
+    """Model, in eval mode, and tokenizer of a run or checkpoint directory. Imports torch on first use."""
+    from gptcli import checkpoint
+
+    return checkpoint.load(path)

@@ -1,0 +1,223 @@
+"""A checkpoint is a directory that stands alone: weights, config, tokenizer, and what training needs to go on.
+
+    config.json           {format, version, step, model}
+    model.safetensors     weights by their names in model.GPT
+    tokenizer.json
+    training.safetensors  optimizer state: `KIND.PARAMETER`
+    training.json         step, tokens seen, the run file, the best validation so far
+    manifest.json         size and sha256 of the others; written last, before the directory gets its name
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+
+from gptcli import fsio
+from gptcli.config import ModelConfig
+from gptcli.data.tokenizer import Tokenizer
+from gptcli.display import shown
+from gptcli.errors import ConfigError, DataError, GptcliError
+from gptcli.model import GPT
+from gptcli.optim import Optimizers
+
+FORMAT, VERSION = "gptcli-checkpoint", 1
+STEP_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while training; a checkpoint restores it bit for bit."""
+
+    model: GPT
+    optimizers: Optimizers
+    step: int = 0
+    tokens: int = 0
+    best_bits_per_byte: float | None = None
+    best_step: int | None = None
+
+
+def step_directory(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step-{step:06d}"
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Directories under checkpoints/ with a checkpoint's name, newest first; nothing is said of their content."""
+    found = (run_dir / "checkpoints").glob("step-*")
+    named = [(int(match[1]), path) for path in found if (match := STEP_NAME.fullmatch(path.name)) and path.is_dir()]
+    return [path for _, path in sorted(named, reverse=True)]
+
+
+def save(state: TrainState, run_dir: Path, tokenizer: Tokenizer, run_file: dict[str, Any]) -> Path:
+    """Write the checkpoint of state.step; it appears whole or not at all."""
+    path = step_directory(run_dir, state.step)
+    with fsio.new_directory(path) as directory:
+        save_model(state.model, tokenizer, directory, step=state.step)
+        save_file(_contiguous(state.optimizers.tensors()), directory / "training.safetensors")
+        training = {
+            "step": state.step,
+            "tokens": state.tokens,
+            "best_bits_per_byte": state.best_bits_per_byte,
+            "best_step": state.best_step,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "run": run_file,
+        }
+        fsio.write_json(directory / "training.json", training)
+    return path
+
+
+def save_model(model: GPT, tokenizer: Tokenizer, directory: Path, *, step: int) -> None:
+    """The part of a checkpoint that `load` needs. A tied head is stored once, as the embedding."""
+    weights = dict(model.state_dict())
+    if model.config.tie_embeddings:
+        del weights["head.weight"]
+    save_file(_contiguous(weights), directory / "model.safetensors")
+    fsio.write_file(directory / "tokenizer.json", tokenizer.content)
+    config = {"format": FORMAT, "version": VERSION, "step": step, "model": dataclasses.asdict(model.config)}
+    fsio.write_json(directory / "config.json", config)
+
+
+def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def resolve(path: str | Path) -> Path:
+    """The checkpoint that a user means by a run directory (its best, else its newest) or a checkpoint directory."""
+    path = Path(path)
+    if not path.is_dir():
+        raise ConfigError(f"{shown(str(path))}: no such directory; want a run or a checkpoint")
+    candidates = [path, path / "best", path / "latest", *checkpoints(path)]
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return candidate
+    if (path / "checkpoints").is_dir():
+        raise DataError(f"{shown(str(path))}: the run has no complete checkpoint; go on with gptcli pretrain --resume")
+    if any((path / name).is_file() for name in ("model.safetensors", "tokenizer.json", fsio.MANIFEST)):
+        raise DataError(f"{shown(str(path / 'config.json'))}: missing; the checkpoint is damaged")
+    raise DataError(f"{shown(str(path))}: holds no checkpoint; want the directory of a run or of a checkpoint")
+
+
+def load(path: str | Path, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> tuple[GPT, Tokenizer]:
+    """Model (in eval mode, weights in `dtype`, default as stored) and tokenizer of a run or checkpoint.
+
+    Names, shapes and sizes are checked before any weight is taken; DataError says what does not fit.
+    """
+    directory = resolve(path)
+    config = read_config(directory)
+    tokenizer_path = directory / "tokenizer.json"
+    if not tokenizer_path.is_file():
+        raise DataError(f"{shown(str(tokenizer_path))}: missing; the checkpoint is damaged")
+    tokenizer = Tokenizer(tokenizer_path.read_bytes(), name=str(tokenizer_path))
+    assert config.vocab_size is not None
+    if tokenizer.vocab_size > config.vocab_size:
+        raise DataError(
+            f"{shown(str(tokenizer_path))}: has {tokenizer.vocab_size} tokens and the model {config.vocab_size}; "
+            "it is another model's tokenizer"
+        )
+    with torch.device("meta"):
+        model = GPT(config)
+    weights = read_tensors(directory / "model.safetensors", {k: v.shape for k, v in stored_weights(model).items()})
+    model.load_state_dict(weights, assign=True, strict=False)
+    if config.tie_embeddings:
+        model.head.weight = model.embedding.weight
+    model.make_tables()
+    return model.to(device=device, dtype=dtype).eval(), tokenizer
+
+
+def stored_weights(model: GPT) -> dict[str, torch.Tensor]:
+    """Names and tensors that model.safetensors holds."""
+    return {k: v for k, v in model.state_dict().items() if k != "head.weight" or not model.config.tie_embeddings}
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """The model config of a checkpoint directory."""
+    path = directory / "config.json"
+    document = fsio.read_json(path)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise DataError(f"{shown(str(path))}: not the config of a gptcli checkpoint")
+    if document.get("version") != VERSION:
+        raise DataError(f"{shown(str(path))}: version {shown(str(document.get('version')))}; this gptcli reads {VERSION}")
+    try:
+        config = ModelConfig(**document["model"])
+        if type(config.vocab_size) is not int:
+            raise TypeError("vocab_size is missing")
+    except (KeyError, TypeError, ConfigError) as error:
+        raise DataError(f"{shown(str(path))}: {shown(str(error))}; the checkpoint is damaged") from None
+    return config
+
+
+def read_tensors(path: Path, wanted: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, memory-mapped; DataError unless names and shapes are those wanted."""
+    if not path.is_file():
+        raise DataError(f"{shown(str(path))}: missing; the checkpoint is damaged")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            have = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        for name in sorted(set(wanted) | set(have)):
+            if wanted.get(name) != have.get(name):
+                sizes = [tuple(shape) if shape is not None else "none" for shape in (have.get(name), wanted.get(name))]
+                raise DataError(f"{shown(str(path))}: tensor {shown(name)} has shape {sizes[0]}, want {sizes[1]}")
+        return load_file(path)
+    except safetensors.SafetensorError as error:
+        raise DataError(f"{shown(str(path))}: not a safetensors file ({shown(str(error))}); it is cut or damaged") from None
+
+
+def restore(state: TrainState, directory: Path) -> dict[str, Any]:
+    """Bring `state` to a verified checkpoint; returns its training.json. DataError where it does not fit."""
+    training: dict[str, Any] = fsio.read_json(directory / "training.json")
+    shapes = {name: tensor.shape for name, tensor in stored_weights(state.model).items()}
+    state.model.load_state_dict(read_tensors(directory / "model.safetensors", shapes), strict=False)
+    slots = state.optimizers.tensors(create=True)
+    stored = read_tensors(directory / "training.safetensors", {name: slot.shape for name, slot in slots.items()})
+    for name, slot in slots.items():
+        slot.copy_(stored[name])
+    try:
+        state.step, state.tokens = int(training["step"]), int(training["tokens"])
+        state.best_bits_per_byte, state.best_step = training["best_bits_per_byte"], training["best_step"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{shown(str(directory / 'training.json'))}: {shown(str(error))}") from None
+    return training
+
+
+def newest_verified(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is whole, or None where there is none at all; DataError where all are damaged."""
+    tried: list[str] = []
+    for path in checkpoints(run_dir):
+        try:
+            fsio.verify(path)
+        except (GptcliError, OSError) as error:
+            tried.append(str(error))
+            continue
+        if tried:
+            warn(f"{'; '.join(tried)}: going on from {shown(str(path))}")
+        return path
+    if tried:
+        raise DataError(*tried)
+    return None
+
+
+def keep(run_dir: Path, state: TrainState, count: int) -> None:
+    """Point latest and best at their checkpoints, and delete those that are neither best nor among the newest.
+
+    Nothing is deleted before the newest has been verified.
+    """
+    newest = step_directory(run_dir, state.step)
+    fsio.verify(newest)
+    fsio.point(run_dir / "latest", f"checkpoints/{newest.name}")
+    best = None if state.best_step is None else step_directory(run_dir, state.best_step)
+    if best is not None and best.is_dir():
+        fsio.point(run_dir / "best", f"checkpoints/{best.name}")
+    for path in checkpoints(run_dir)[count:]:
+        if path != best:
+            fsio.delete(path)
+
+

@@ -1,0 +1,344 @@
+"""The sections of a run file, as frozen dataclasses: the only place where a default lives. Standard library only.
+
+`number(...)` declares a field with its bounds; `Section.__post_init__` checks type, bounds and relations, so that a
+section made in Python is held to the same rules as one read from a file. `configfile` adds file, line and origin.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from gptcli.errors import ConfigError
+
+
+def number(
+    default: Any = dataclasses.MISSING,
+    doc: str = "",
+    *,
+    gt: float | None = None,
+    ge: float | None = None,
+    lt: float | None = None,
+    le: float | None = None,
+) -> Any:
+    """A numeric field with its open (gt, lt) or closed (ge, le) bounds and one line of documentation."""
+    return field(default=default, metadata={"doc": doc, "gt": gt, "ge": ge, "lt": lt, "le": le})
+
+
+def value(default: Any = dataclasses.MISSING, doc: str = "") -> Any:
+    """Any other field, with one line of documentation."""
+    return field(default=default, metadata={"doc": doc})
+
+
+def bounds_problem(declared: dataclasses.Field[Any], given: Any) -> str | None:
+    """Why a number is out of its field's bounds, or None. A NaN is outside of every bound."""
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        return None
+    meta = declared.metadata
+    if not math.isfinite(given):
+        return f"must be a finite number, got {given}"
+    wanted = [
+        text
+        for key, text, holds in (
+            ("gt", "> {}", lambda bound: given > bound),
+            ("ge", ">= {}", lambda bound: given >= bound),
+            ("lt", "< {}", lambda bound: given < bound),
+            ("le", "<= {}", lambda bound: given <= bound),
+        )
+        if meta.get(key) is not None and not holds(meta[key])
+        for text in [text.format(meta[key])]
+    ]
+    return f"must be {' and '.join(wanted)}, got {given}" if wanted else None
+
+
+class Section:
+    """Base of every section: bounds and relations are checked when one is made.
+
+    `presets` maps a name to field values that stand in for the defaults where the section's `preset` field has that
+    name; values given explicitly win over them. `problems` yields (field name, message) for broken relations.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        found = []
+        for declared in dataclasses.fields(self):  # type: ignore[arg-type]
+            if problem := bounds_problem(declared, getattr(self, declared.name)):
+                found.append(f"{declared.name}: {problem}")
+        found = found or [f"{name}: {problem}" for name, problem in self.problems()]
+        if found:
+            raise ConfigError(*found)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Relations between fields that do not hold, as (field name, message)."""
+        yield from ()
+
+    @classmethod
+    def from_preset(cls, preset: str, **changes: Any) -> Any:
+        """The section that `preset: NAME` makes, with explicit changes on top."""
+        return cls(preset=preset, **{**cls.presets[preset], **changes})
+
+
+# ------------------------------------------------------------------------------------------------------ the model
+
+
+def _gpt2(num_layers: int, num_heads: int, hidden_size: int, context_length: int) -> dict[str, Any]:
+    """Values of a GPT-2 shaped model (Radford et al. 2019), as GPT2LMHeadModel holds it."""
+    return {
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "hidden_size": hidden_size,
+        "context_length": context_length,
+        "norm": "layernorm",
+        "norm_eps": 1e-5,
+        "embedding_norm": False,
+        "position": "learned",
+        "activation": "gelu",
+        "bias": True,
+        "tie_embeddings": True,
+        "qk_norm": False,
+        "logit_softcap": 0.0,
+        "zero_init_projections": False,
+        "init_std": 0.02,
+    }
+
+
+GPT3_SIZES: Mapping[str, tuple[int, int, int]] = {
+    # Brown et al. 2020, table 2.1: layers, heads, width. Two rows of the table contradict themselves and are taken
+    # so that heads x head width = width, which the stated parameter counts bear out: XL prints 24 heads of 128 for a
+    # width of 2048 (16 here), and 13B prints a width of 5140 for 40 heads of 128 (5120 here).
+    "125m": (12, 12, 768),
+    "350m": (24, 16, 1024),
+    "760m": (24, 16, 1536),
+    "1.3b": (24, 16, 2048),
+    "2.7b": (32, 32, 2560),
+    "6.7b": (32, 32, 4096),
+    "13b": (40, 40, 5120),
+    "175b": (96, 96, 12288),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig(Section):
+    """Shape and options of the GPT. The defaults are the `modern` preset, representable as NanoChatForCausalLM."""
+
+    preset: str = value("modern", "named values for the fields below: modern, gpt2, gpt3-125m..gpt3-175b, llama")
+    num_layers: int = number(4, "transformer blocks", ge=1, le=1000)
+    hidden_size: int = number(128, "width of the residual stream", ge=8, le=65536)
+    num_heads: int = number(4, "query heads", ge=1, le=1024)
+    num_kv_heads: int | None = number(None, "key and value heads, null: as many as query heads", ge=1, le=1024)
+    head_dim: int | None = number(None, "width of a head, null: hidden_size / num_heads", ge=2, le=1024)
+    intermediate_size: int | None = number(
+        None, "hidden width of the MLP, null: 4 x hidden_size (swiglu: 8/3 x, up to a multiple of 64)", ge=1, le=262144
+    )
+    context_length: int = number(256, "longest window of tokens the model sees", ge=2, le=1 << 20)
+    vocab_size: int | None = number(None, "rows of the embedding, null: the tokenizer's size", ge=2, le=1 << 22)
+    norm: Literal["rmsnorm", "layernorm"] = value("rmsnorm", "normalisation before each sub-layer and the head")
+    norm_weight: bool = value(False, "learned scale in RMSNorm (LayerNorm always has one)")
+    norm_eps: float = number(1e-6, "epsilon of every normalisation", gt=0, le=0.1)
+    embedding_norm: bool = value(True, "normalise the embeddings before the first block")
+    position: Literal["rope", "learned"] = value("rope", "rotary (Su et al. 2021) or learned absolute positions")
+    rope_theta: float = number(10000.0, "base of the rotary frequencies", gt=1, le=1e9)
+    activation: Literal["relu2", "gelu", "swiglu"] = value("relu2", "MLP: squared ReLU, GELU (tanh form) or SwiGLU")
+    bias: bool = value(False, "biases in linear layers and LayerNorm")
+    tie_embeddings: bool = value(False, "the head shares the embedding matrix")
+    qk_norm: bool = value(True, "RMSNorm without weights on queries and keys of each head")
+    logit_softcap: float = number(15.0, "logits = cap x tanh(logits / cap); 0 is off", ge=0, le=1000)
+    zero_init_projections: bool = value(True, "projections back into the residual stream start at zero")
+    init_std: float | None = number(None, "std of every initial weight, null: 1/sqrt(fan-in) uniform", gt=0, le=10)
+    dropout: float = number(0.0, "on embeddings, attention weights and sub-layer outputs", ge=0, lt=1)
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "modern": {},
+        "gpt2": _gpt2(12, 12, 768, 1024),
+        "gpt2-medium": _gpt2(24, 16, 1024, 1024),
+        "gpt2-large": _gpt2(36, 20, 1280, 1024),
+        "gpt2-xl": _gpt2(48, 25, 1600, 1024),
+        **{f"gpt3-{name}": _gpt2(*shape, 2048) for name, shape in GPT3_SIZES.items()},
+        "llama": {
+            "norm_weight": True,
+            "norm_eps": 1e-5,
+            "embedding_norm": False,
+            "activation": "swiglu",
+            "qk_norm": False,
+            "logit_softcap": 0.0,
+            "zero_init_projections": False,
+            "init_std": 0.02,
+        },
+    }
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def mlp_size(self) -> int:
+        if self.intermediate_size:
+            return self.intermediate_size
+        return -(-self.hidden_size * 8 // 3 // 64) * 64 if self.activation == "swiglu" else 4 * self.hidden_size
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.preset not in self.presets:
+            yield "preset", f"no preset {self.preset!r}; there are {', '.join(self.presets)}"
+        if self.head_dim is None and self.hidden_size % self.num_heads:
+            yield "num_heads", f"{self.num_heads} heads do not divide hidden_size {self.hidden_size}; set head_dim"
+        elif self.position == "rope" and self.head_size % 2:
+            yield "head_dim", f"rotary positions need an even head width, got {self.head_size}"
+        if self.num_heads % self.kv_heads:
+            yield "num_kv_heads", f"{self.kv_heads} does not divide num_heads {self.num_heads}"
+        if self.norm == "layernorm" and self.norm_weight:
+            yield "norm_weight", "is for rmsnorm; LayerNorm always has a weight; remove it"
+
+
+# ----------------------------------------------------------------------------------------------- data and tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig(Section):
+    """What is learnt from: files, directories, globs, or one directory made by `gptcli prepare`."""
+
+    train: tuple[str, ...] = value(doc="text, JSONL (.gz too), directories, globs, or a prepared directory")
+    validation: tuple[str, ...] = value((), "held-out inputs; empty: a part of `train` is held out")
+    validation_fraction: float = number(0.05, "share of `train` held out where `validation` is empty", ge=0, lt=1)
+    validation_split: Literal["tail", "document"] = value(
+        "tail", "hold out the last bytes of the corpus, or documents drawn by a hash of their number"
+    )
+    field: str = value("text", "JSONL field that holds the text")
+    encoding: str = value("utf-8", "encoding of the text")
+    errors: Literal["strict", "replace", "ignore"] = value("strict", "what to do with undecodable bytes")
+    cache_dir: str | None = value(None, "where prepared data are kept, null: $XDG_CACHE_HOME/gptcli")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerConfig(Section):
+    """The tokenizer: a file, or how to train one on the training text."""
+
+    path: str | None = value(None, "a tokenizer.json; null: train one on the training text")
+    vocab_size: int = number(4096, "tokens of a trained vocabulary, specials included", ge=257, le=1 << 20)
+    pattern: Literal["gpt2", "llama3", "qwen2"] = value("gpt2", "split pattern of a trained tokenizer")
+    max_bytes: int | None = number(200_000_000, "train on at most so many bytes, sampled evenly", ge=1)
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig(Section):
+    """Optimizer and learning-rate schedule. Rates are peaks; the schedule scales all of them together."""
+
+    preset: str = value("modern", "named values for the fields below: modern (Muon + AdamW) or classic (AdamW)")
+    name: Literal["muon", "adamw"] = value("muon", "optimizer of the matrices inside the blocks; AdamW has the rest")
+    learning_rate: float = number(3e-3, "peak AdamW rate", gt=0, le=10)
+    embedding_learning_rate: float | None = number(0.1, "peak rate of the embedding, null: learning_rate", gt=0, le=100)
+    muon_learning_rate: float = number(0.02, "peak Muon rate of the matrices", gt=0, le=10)
+    muon_momentum: float = number(0.95, "Nesterov momentum of Muon", ge=0, lt=1)
+    beta1: float = number(0.9, "AdamW", ge=0, lt=1)
+    beta2: float = number(0.99, "AdamW", ge=0, lt=1)
+    eps: float = number(1e-10, "AdamW", gt=0, le=1)
+    weight_decay: float = number(0.0, "decoupled decay of matrices (vectors and embeddings have none)", ge=0, le=10)
+    grad_clip_norm: float = number(0.0, "clip the gradient's global L2 norm; 0 is off", ge=0)
+    schedule: Literal["linear", "cosine", "constant"] = value("linear", "form of the decay after warm-up")
+    warmup_steps: int = number(0, "linear rise from zero", ge=0)
+    decay_fraction: float = number(0.7, "last part of the run in which the rate decays", ge=0, le=1)
+    final_learning_rate_fraction: float = number(0.0, "rate at the end, relative to the peak", ge=0, le=1)
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "modern": {},
+        "classic": {  # Brown et al. 2020, appendix B
+            "name": "adamw",
+            "learning_rate": 6e-4,
+            "embedding_learning_rate": None,
+            "beta2": 0.95,
+            "eps": 1e-8,
+            "weight_decay": 0.1,
+            "grad_clip_norm": 1.0,
+            "schedule": "cosine",
+            "decay_fraction": 1.0,
+            "final_learning_rate_fraction": 0.1,
+        },
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig(Section):
+    """How long, in what batches, and what happens on the way. Counted in optimizer steps and tokens."""
+
+    steps: int = number(1000, "optimizer steps", ge=1, le=1 << 40)
+    batch_size: int = number(16, "sequences in an optimizer step, over all devices", ge=1, le=1 << 24)
+    micro_batch_size: int | None = number(None, "sequences in one forward pass, null: batch_size", ge=1, le=1 << 24)
+    log_every_steps: int = number(10, "a metrics line", ge=1)
+    eval_every_steps: int = number(250, "validation; always after the last step, too", ge=1)
+    eval_tokens: int | None = number(200_000, "validation tokens on the way (the last is over all), null: all", ge=1)
+    save_every_steps: int = number(250, "a checkpoint; always after the last step, too", ge=1)
+    keep_checkpoints: int = number(2, "newest checkpoints kept, beside the best", ge=2)
+    sample_every_steps: int = number(250, "a sample of the model's text; 0 is off", ge=0)
+    sample_prompt: str = value("", "start of the sample; empty: the model begins")
+    sample_tokens: int = number(64, "length of the sample", ge=1)
+
+    @property
+    def micro_batch(self) -> int:
+        return min(self.micro_batch_size or self.batch_size, self.batch_size)
+
+    @property
+    def micro_steps(self) -> int:
+        return self.batch_size // self.micro_batch
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.batch_size % self.micro_batch:
+            yield "micro_batch_size", f"{self.micro_batch} does not divide batch_size {self.batch_size}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuntimeConfig(Section):
+    """Where and in what precision."""
+
+    device: str = value("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "bfloat16"] = value("auto", "of activations; weights are trained in float32")
+    threads: int | None = number(None, "CPU threads, null: all cores this process may use", ge=1, le=4096)
+    compile: bool = value(False, "torch.compile of each block; pays back in long runs only")
+    seed: int = number(1, "of initial weights, batches, dropout and samples", ge=0, lt=1 << 63)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig(Section):
+    """A whole pretraining run."""
+
+    run_dir: str = value(doc="directory of the run: run.yaml, metrics.jsonl, checkpoints/")
+    data: DataConfig
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.optim.warmup_steps >= self.train.steps:
+            yield "optim", f"warmup_steps {self.optim.warmup_steps} must be below train.steps {self.train.steps}"
+
+
+# ----------------------------------------------------------------------------------------------------- generation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateOptions(Section):
+    """How text is drawn from a model; the flags of `generate` and the per-record options of its JSONL input."""
+
+    max_tokens: int = number(200, "new tokens at most", ge=1, le=1 << 31)
+    temperature: float = number(0.8, "divides the logits; 0 takes the most likely token", ge=0, le=100)
+    top_k: int | None = number(None, "only the k most likely tokens", ge=1)
+    top_p: float = number(1.0, "only the fewest tokens whose probabilities reach p (nucleus)", gt=0, le=1)
+    min_p: float = number(0.0, "only tokens at least min_p times as likely as the likeliest", ge=0, le=1)
+    repetition_penalty: float = number(1.0, "divides positive logits of tokens already seen (Keskar et al. 2019)", gt=0)
+    seed: int = number(0, "same seed, same text, alone or in any batch", ge=0, lt=1 << 63)
+    n: int = number(1, "samples per prompt", ge=1, le=1 << 20)
+    stop: tuple[str, ...] = value((), "end before the first of these strings")
+    truncate: Literal["error", "left"] = value("error", "a prompt longer than the context: refuse it, or keep its end")
+    logprobs: bool = value(False, "give the log-probability of every new token")

@@ -1,0 +1,100 @@
+"""Batches as a pure function of (seed, step, micro-step, rank): resuming needs one integer.
+
+An epoch cuts the token sequence at a random phase into rows of T tokens and visits every row once, in a random order
+that costs no memory. The input of a row is <|endoftext|> and the row without its last token, so that every window a
+model ever sees, here, in evaluation and in generation, begins with that token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gptcli.data.shards import TokenArray
+from gptcli.errors import DataError
+
+FEISTEL_ROUNDS = 4
+
+
+class Batch(NamedTuple):
+    inputs: Tensor  # (B, T) int64
+    targets: Tensor  # (B, T) int64
+    place: str  # where the first row lies, for messages
+
+
+def derived_seed(*numbers: int | str) -> int:
+    """A 63-bit seed for one purpose: sha256 of the numbers."""
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def permute(index: NDArray[np.uint64], size: int, seed: int) -> NDArray[np.uint64]:
+    """Images of `index` under a random permutation of range(size), without a table.
+
+    A Feistel network on the next even number of bits; values outside of the range are sent through again
+    (Black and Rogaway 2002, cycle walking).
+    """
+    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    shift = np.uint64(half)
+    keys = [np.uint64(derived_seed(seed, number)) for number in range(FEISTEL_ROUNDS)]
+    image = index.astype(np.uint64)
+    pending = np.ones(len(image), dtype=bool)
+    while pending.any():
+        left, right = image[pending] >> shift, image[pending] & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right ^ key) & mask)
+        image[pending] = (left << shift) | right
+        pending = image >= np.uint64(size)
+    return image
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64 (Steele et al. 2014); wraps around on purpose."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+class TokenBatches:
+    """The training batches of a run."""
+
+    def __init__(
+        self, tokens: TokenArray, *, context_length: int, batch_size: int, micro_batch_size: int, first_token: int, seed: int
+    ) -> None:
+        """DataError where the tokens do not fill one row."""
+        if len(tokens) < context_length:
+            raise DataError(
+                f"the training split has {len(tokens)} tokens, fewer than one context of {context_length}; "
+                "give more text or lower model.context_length"
+            )
+        self.tokens, self.context_length, self.first_token, self.seed = tokens, context_length, first_token, seed
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.rows = max(1, len(tokens) // context_length - 1)  # one row less leaves room for the phase
+
+    def __call__(self, step: int) -> list[Batch]:
+        """The micro-batches of optimizer step `step`, counted from 0."""
+        first = step * self.batch_size
+        return [
+            self._batch(np.arange(start, start + self.micro_batch_size))
+            for start in range(first, first + self.batch_size, self.micro_batch_size)
+        ]
+
+    def _batch(self, numbers: NDArray[np.int64]) -> Batch:
+        starts = np.concatenate([self._starts(int(epoch), numbers) for epoch in np.unique(numbers // self.rows)])
+        targets = torch.from_numpy(np.stack([self.tokens.read(int(start), self.context_length) for start in starts]))
+        inputs = torch.roll(targets, 1, dims=1)
+        inputs[:, 0] = self.first_token
+        return Batch(inputs, targets, self.tokens.place(int(starts[0])))
+
+    def _starts(self, epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """First tokens of those rows that lie in `epoch`."""
+        T = self.context_length
+        phase = derived_seed(self.seed, "phase", epoch) % (min(T - 1, len(self.tokens) - self.rows * T) + 1)
+        rows = (numbers[numbers // self.rows == epoch] % self.rows).astype(np.uint64)
+        return permute(rows, self.rows, derived_seed(self.seed, "order", epoch)).astype(np.int64) * T + phase

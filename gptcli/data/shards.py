@@ -1,0 +1,161 @@
+"""Token shards: files of uint16 or uint32 ids, read through memory maps as one long sequence per split.
+
+    index.json   {format, version, dtype, vocab_size, tokenizer_sha256, inputs, splits}
+    tokenizer.json
+    train-00000.bin ...             little-endian ids, documents one after another, each begun by <|endoftext|>
+    train-00000.documents.bin ...   uint64 positions, in the split, of the documents that begin in the shard
+    validation-...                  likewise
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptcli import fsio
+from gptcli.display import shown
+from gptcli.errors import ConfigError, DataError
+
+FORMAT, VERSION = "gptcli-shards", 1
+INDEX = "index.json"
+SPLITS = ("train", "validation")
+
+
+@dataclass
+class SplitIndex:
+    """What index.json says of one split."""
+
+    tokens: int = 0
+    bytes: int = 0
+    documents: int = 0
+    max_id: int = 0
+    shards: list[dict[str, Any]] = field(default_factory=list)  # {file, tokens, documents, sha256}
+
+
+class SplitWriter:
+    """Appends documents to the shards of one split; a shard is a file that appears when it is whole."""
+
+    def __init__(self, directory: Path, split: str, dtype: np.dtype[Any], index: SplitIndex | None = None) -> None:
+        self.directory, self.split, self.dtype = directory, split, dtype
+        self.index = index or SplitIndex()
+        self.waiting: list[NDArray[Any]] = []
+        self.waiting_tokens = 0
+        self.borders: list[int] = []
+
+    def append(self, ids: list[int], *, text_bytes: int, starts_document: bool) -> None:
+        if starts_document:
+            self.borders.append(self.index.tokens + self.waiting_tokens)
+        if ids:
+            self.waiting.append(np.array(ids, dtype=self.dtype))
+            self.waiting_tokens += len(ids)
+        self.index.bytes += text_bytes
+
+    def flush(self) -> None:
+        """Make what was appended durable: a shard and the positions of the documents that begin in it."""
+        if not self.waiting_tokens:
+            return
+        ids = np.concatenate(self.waiting)
+        name = f"{self.split}-{len(self.index.shards):05d}"
+        for suffix, content in (("bin", ids), ("documents.bin", np.array(self.borders, dtype=np.uint64))):
+            little_endian = content.astype(content.dtype.newbyteorder("<"), copy=False)
+            fsio.write_file(self.directory / f"{name}.{suffix}", little_endian.tobytes())
+        sha256 = fsio.sha256(self.directory / f"{name}.bin")
+        shard = {"file": f"{name}.bin", "tokens": len(ids), "documents": len(self.borders), "sha256": sha256}
+        self.index.shards.append(shard)
+        self.index.tokens += len(ids)
+        self.index.documents += len(self.borders)
+        self.index.max_id = max(self.index.max_id, int(ids.max()))
+        self.waiting, self.waiting_tokens, self.borders = [], 0, []
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def write_index(directory: Path, *, vocab_size: int, splits: dict[str, SplitIndex], **facts: Any) -> None:
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "dtype": token_dtype(vocab_size).name,
+        "vocab_size": vocab_size,
+        **facts,
+        "splits": {name: asdict(split) for name, split in splits.items()},
+    }
+    fsio.write_json(directory / INDEX, document)
+
+
+def is_prepared(path: Path) -> bool:
+    return (path / INDEX).is_file()
+
+
+def read_index(directory: Path) -> dict[str, Any]:
+    """The checked index.json of a prepared directory; DataError where it is not one."""
+    path = directory / INDEX
+    if not path.is_file():
+        raise ConfigError(f"{shown(str(directory))}: no {INDEX}; make the directory with gptcli prepare")
+    index = fsio.read_json(path)
+    if not isinstance(index, dict) or index.get("format") != FORMAT or index.get("version") != VERSION:
+        raise DataError(f"{shown(str(path))}: not the index of {FORMAT} version {VERSION}; run gptcli prepare again")
+    try:
+        index["splits"] = {name: SplitIndex(**index["splits"][name]) for name in SPLITS}
+        if index["dtype"] != token_dtype(index["vocab_size"]).name:
+            raise ValueError("dtype does not fit vocab_size")
+        for split in index["splits"].values():
+            names = [shard["file"] for shard in split.shards]
+            if any("/" in name or name.startswith(".") for name in names):
+                raise ValueError("a shard lies outside of the directory")
+            if split.tokens != sum(shard["tokens"] for shard in split.shards):
+                raise ValueError("the shards do not add up")
+            if split.max_id >= index["vocab_size"]:
+                raise ValueError(f"id {split.max_id} is outside of the vocabulary of {index['vocab_size']}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{shown(str(path))}: {shown(str(error))}; run gptcli prepare again") from None
+    return index
+
+
+class TokenArray:
+    """The tokens of one split as one sequence over memory-mapped shards."""
+
+    def __init__(self, directory: Path, split: str) -> None:
+        """Checks the size of every shard; DataError names one that is missing or cut."""
+        index = read_index(directory)
+        self.index: SplitIndex = index["splits"][split]
+        dtype = np.dtype(index["dtype"]).newbyteorder("<")
+        self.shards: list[NDArray[Any]] = []
+        for shard in self.index.shards:
+            path = directory / shard["file"]
+            have = path.stat().st_size if path.is_file() else None
+            want = shard["tokens"] * dtype.itemsize
+            if have != want:
+                found = "is missing" if have is None else f"has {have} bytes, want {want}"
+                raise DataError(f"{shown(str(path))}: {found}; run gptcli prepare again")
+            self.shards.append(np.memmap(path, dtype=dtype, mode="r"))
+        self.starts = [0, *itertools.accumulate(len(shard) for shard in self.shards)]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def read(self, start: int, count: int) -> NDArray[np.int64]:
+        """Tokens start .. start + count, fewer at the end."""
+        parts = []
+        end = min(start + count, len(self))
+        while start < end:
+            number = bisect.bisect_right(self.starts, start) - 1
+            offset = start - self.starts[number]
+            part = self.shards[number][offset : offset + end - start]
+            parts.append(part)
+            start += len(part)
+        if not parts:
+            return np.zeros(0, dtype=np.int64)
+        return np.concatenate(parts).astype(np.int64)
+
+    def place(self, position: int) -> str:
+        """`FILE:OFFSET` of a token, for messages."""
+        number = bisect.bisect_right(self.starts, position) - 1
+        return f"{self.index.shards[number]['file']}:{position - self.starts[number]}"

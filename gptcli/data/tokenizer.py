@@ -1,0 +1,204 @@
+"""Byte-level BPE (Radford et al. 2019): text <-> ids. Text never becomes a control token.
+
+A tokenizer is a Hugging Face tokenizer.json. Its special tokens are kept out of the encoder: they have ids after the
+ordinary ones, which only code inserts, so `<|endoftext|>` in a corpus is thirteen characters like any others.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from gptcli.display import shown
+from gptcli.errors import ConfigError, DataError
+
+END_OF_TEXT = "<|endoftext|>"
+
+# Split patterns by the name that llama.cpp knows them under; `gpt2` is built into ByteLevel.
+_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PATTERNS: dict[str, str | None] = {
+    "gpt2": None,
+    "llama3": _LETTERS + r"\p{N}{1,3}" + _REST,
+    "qwen2": _LETTERS + r"\p{N}" + _REST,
+}
+
+
+class Tokenizer:
+    """Encodes and decodes; immutable. `specials` maps control tokens to their ids."""
+
+    def __init__(self, content: bytes, *, name: str = "tokenizer.json") -> None:
+        """From the bytes of a tokenizer.json; DataError where it is damaged or not byte-level BPE."""
+        self.content = content
+        try:
+            document = json.loads(content)
+            added = document.get("added_tokens") or []
+            self.specials = {token["content"]: int(token["id"]) for token in added}
+            _check(document)
+            self._encoder = tokenizers.Tokenizer.from_str(json.dumps({**document, "added_tokens": []}))
+        except _Unfit as error:
+            raise DataError(f"{shown(name)}: {error}") from None
+        except Exception as error:  # noqa: BLE001  the Rust library raises bare Exception for any malformed document
+            raise DataError(f"{shown(name)}: not a tokenizer.json ({shown(str(error))})") from None
+        ordinary: dict[str, int] = document["model"]["vocab"]
+        self.vocab_size = max([*ordinary.values(), *self.specials.values()]) + 1
+        from_character = _bytes_of_characters()
+        self.token_bytes: list[bytes] = [b""] * self.vocab_size
+        for token, index in ordinary.items():
+            self.token_bytes[index] = bytes(from_character[c] for c in token if c in from_character)
+        for token, index in self.specials.items():
+            self.token_bytes[index] = token.encode()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """From a tokenizer.json, or a directory that holds one."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / "tokenizer.json"
+        if not path.exists():
+            raise ConfigError(f"{shown(str(path))}: no such file; make one with gptcli train-tokenizer")
+        return cls(path.read_bytes(), name=str(path))
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def end_of_text(self) -> int | None:
+        """Id of the token that begins every document and ends every answer, if the tokenizer has it."""
+        return self.specials.get(END_OF_TEXT)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, none of them special. Lone surrogates raise UnicodeEncodeError: they are not text."""
+        return self._encoder.encode(_utf8(text), add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, on all cores."""
+        encodings = self._encoder.encode_batch_fast([_utf8(text) for text in texts], add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The exact bytes of ids, specials as their text; IndexError for an id outside of the vocabulary."""
+        return b"".join(map(self.token_bytes.__getitem__, ids))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+
+def train_tokenizer(
+    texts: Iterable[str], *, vocab_size: int, pattern: str = "gpt2", specials: Sequence[str] = ()
+) -> Tokenizer:
+    """Learn byte-level BPE merges from `texts` (Sennrich et al. 2016).
+
+    `vocab_size` counts the 256 bytes and all specials; END_OF_TEXT is always one of them. A corpus with too few
+    distinct words gives a smaller vocabulary. ConfigError for a size or special that cannot be.
+    """
+    names = [END_OF_TEXT, *(name for name in specials if name != END_OF_TEXT)]
+    if "" in names or len(set(names)) < len(names):
+        raise ConfigError("--special: special tokens must be distinct and not empty")
+    smallest = 256 + len(names)
+    if vocab_size < smallest:
+        raise ConfigError(f"--vocab-size: {vocab_size} is too small; 256 bytes and {len(names)} specials need {smallest}")
+    encoder = tokenizers.Tokenizer(models.BPE())
+    encoder.pre_tokenizer = _pre_tokenizer(pattern)  # type: ignore[assignment]
+    encoder.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(names),
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    encoder.train_from_iterator(texts, trainer=trainer)
+    document = json.loads(encoder.to_str())
+    ordinary = document["model"]["vocab"]
+    if taken := [name for name in names if name in ordinary]:
+        raise ConfigError(f"--special: {shown(taken[0])} is an ordinary token too; choose a form like <|name|>")
+    document["added_tokens"] = [
+        {
+            "id": len(ordinary) + index,
+            "content": name,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for index, name in enumerate(names)
+    ]
+    return Tokenizer(json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def sample_evenly(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
+    """Texts spread evenly over the input, max_bytes at most and half of that or more, in memory of that size.
+
+    The length of the input need not be known: when the texts kept pass the limit, every second one is dropped and
+    from then on half as many are taken.
+    """
+    kept: list[str] = []
+    kept_bytes, stride = 0, 1
+    for number, text in enumerate(texts):
+        if number % stride:
+            continue
+        kept.append(text)
+        kept_bytes += len(text.encode())
+        while kept_bytes > max_bytes and len(kept) > 1:
+            kept, stride = kept[::2], stride * 2
+            kept_bytes = sum(len(text.encode()) for text in kept)
+    yield from kept
+
+
+class _Unfit(Exception):
+    """Why a well-formed tokenizer.json is not one that gptcli can hold."""
+
+
+def _check(document: dict[str, Any]) -> None:
+    """Accept byte-level BPE with a known split pattern only.
+
+    An unknown regex could take exponential time on hostile text, and another model would not round-trip bytes.
+    """
+    model, splitter = document["model"], document.get("pre_tokenizer") or {}
+    if model.get("type", "BPE") != "BPE":
+        raise _Unfit(f"a {shown(str(model['type']))} tokenizer; gptcli reads byte-level BPE")
+    if (document.get("normalizer") or {}).get("type") not in (None, "NFC"):
+        raise _Unfit(f"normalizer {shown(str(document['normalizer'].get('type')))} changes the text; want none")
+    parts = splitter.get("pretokenizers", [splitter])
+    regexes = [part["pattern"].get("Regex") for part in parts if part.get("type") == "Split"]
+    if parts[-1].get("type") != "ByteLevel" or len(parts) != len(regexes) + 1:
+        raise _Unfit("not byte-level BPE (its pre_tokenizer does not end in ByteLevel)")
+    if any(regex not in PATTERNS.values() for regex in regexes):
+        raise _Unfit(f"an unknown split pattern; gptcli knows {', '.join(PATTERNS)}")
+    vocabulary = model["vocab"]
+    if missing := set(_bytes_of_characters()) - set(vocabulary):
+        raise _Unfit(f"{len(missing)} of the 256 bytes have no token; it cannot hold every text")
+    ids = [*vocabulary.values(), *(token["id"] for token in document.get("added_tokens") or [])]
+    if not all(type(index) is int and 0 <= index < 1 << 22 for index in ids):
+        raise _Unfit("ids must be from 0 to 4194303")
+
+
+def _pre_tokenizer(pattern: str) -> Any:
+    regex = PATTERNS[pattern]
+    if regex is None:
+        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    split = pre_tokenizers.Split(Regex(regex), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+@functools.cache
+def _bytes_of_characters() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte -> the byte."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+def _utf8(text: str) -> str:
+    text.encode()  # the Rust side would panic on a lone surrogate
+    return text

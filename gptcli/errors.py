@@ -1,0 +1,54 @@
+"""Every error a user can cause or meet, each kind with its exit code.
+
+    GptcliError          1  failed at run time: I/O, memory, disk
+    ├─ ConfigError       2  usage or run file
+    ├─ DataError         3  bad data or a bad artifact (corpus, shard, tokenizer, checkpoint)
+    ├─ NumericalError    4  a non-finite loss, gradient or logit
+    ├─ RefusedError      5  would overwrite, or the directory is busy
+    └─ InterruptedRun  130  SIGINT (143 for SIGTERM); the run can be resumed
+
+Messages follow one form, `PLACE: what is wrong; what to do`, where PLACE is a file, file:line or key.
+Any other exception that reaches the command line is a bug in gptcli and exits with 70.
+"""
+
+
+class GptcliError(Exception):
+    """An expected failure: one line for the user, no traceback."""
+
+    exit_code = 1
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class ConfigError(GptcliError):
+    """A run file, an option or an argument is wrong; carries every problem found, one string each."""
+
+    exit_code = 2
+
+
+class DataError(GptcliError):
+    """Input text, a tokenizer, a shard or a checkpoint is not what it must be."""
+
+    exit_code = 3
+
+
+class NumericalError(GptcliError):
+    """A loss, gradient, weight or logit is not finite."""
+
+    exit_code = 4
+
+
+class RefusedError(GptcliError):
+    """The output exists, or another process writes to the directory."""
+
+    exit_code = 5
+
+
+class InterruptedRun(GptcliError):
+    """SIGINT or SIGTERM stopped the command at a safe point."""
+
+    def __init__(self, problem: str, *, exit_code: int) -> None:
+        super().__init__(problem)
+        self.exit_code = exit_code

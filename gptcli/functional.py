@@ -1,0 +1,47 @@
+"""Operations with a backward pass of our own, where autograd's would keep or move more than it needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Rotate(torch.autograd.Function):
+    """The transpose of a rotation is the rotation by the opposite angle: nothing but the tables is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, signed_sin)
+        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), signed_sin)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (dy,) = gradients
+        cos, signed_sin = ctx.saved_tensors
+        return torch.addcmul(dy * cos, dy.roll(dy.shape[-1] // 2, -1), signed_sin, value=-1), None, None
+
+
+def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """Rotary position embedding: x (..., H, D) turned by the tables (..., 1, D) of model.rotary_tables."""
+    return _Rotate.apply(x, cos, signed_sin)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _ReluSquared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = x.relu()
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (dy,) = gradients
+        (positive,) = ctx.saved_tensors
+        return (dy * positive).mul_(2)
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """max(x, 0)^2 (So et al. 2021)."""
+    return _ReluSquared.apply(x)  # type: ignore[no-any-return, no-untyped-call]

@@ -1,0 +1,83 @@
+"""Cross-entropy of the next token, in chunks: the logits of a batch are never held whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100  # a target that is not learnt, the value of PyTorch and Hugging Face
+CHUNK_LOGITS = 1 << 22  # logits of a chunk: 8 MB in bfloat16, which stays in a CPU's last-level cache
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    """Loss and both gradients chunk by chunk in the forward pass; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
+        matrix = weight.to(hidden.dtype)
+        rows = max(1, CHUNK_LOGITS // matrix.shape[0])
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for start in range(0, hidden.shape[0], rows):
+            x, wanted = hidden[start : start + rows], targets[start : start + rows]
+            kept = wanted != IGNORE
+            index = wanted.clamp_min(0).unsqueeze(1)
+            logits = x @ matrix.t()
+            if cap:
+                logits = logits.mul_(1 / cap).tanh_()
+                log_p = torch.log_softmax(logits.float().mul_(cap), -1)
+            else:
+                log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
+            total -= (log_p.gather(1, index).squeeze(1) * kept).sum()
+            slope = log_p.exp_()  # d loss / d capped logits = softmax - one-hot
+            slope.scatter_add_(1, index, torch.full_like(index, -1, dtype=slope.dtype))
+            slope = slope.to(hidden.dtype)
+            if cap:
+                slope.mul_(logits.square_().neg_().add_(1))
+            slope.mul_(kept.unsqueeze(1))
+            torch.mm(slope, matrix, out=d_hidden[start : start + rows])
+            if d_weight is not None:
+                d_weight += slope.t() @ x
+        ctx.save_for_backward(d_hidden, d_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = gradients
+        d_hidden, d_weight = ctx.saved_tensors
+        return d_hidden * scale.to(d_hidden.dtype), None if d_weight is None else d_weight * scale, None, None
+
+
+def head_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, *, cap: float) -> Tensor:
+    """Summed nats, a float32 scalar, of -log softmax(softcap(hidden W^T))[targets].
+
+    hidden (..., C), head_weight (V, C), targets (...) int64 with IGNORE where nothing is learnt.
+    """
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return _HeadCrossEntropy.apply(flat, head_weight, targets.reshape(-1), cap)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """logits (..., V) float32, targets (...) int64 -> (summed nats, number of targets that are not IGNORE)."""
+    flat = logits.reshape(-1, logits.shape[-1])
+    nats = F.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORE, reduction="sum")
+    return nats, (targets != IGNORE).sum()
+
+
+@torch.no_grad()
+def target_nats(hidden: Tensor, head_weight: Tensor, targets: Tensor, *, cap: float) -> Tensor:
+    """-log p of every target, float32 in the shape of `targets`; 0 where it is IGNORE. Arguments as above."""
+    flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    matrix = head_weight.to(hidden.dtype)
+    rows = max(1, CHUNK_LOGITS // matrix.shape[0])
+    parts = []
+    for start in range(0, len(wanted), rows):
+        logits = (flat[start : start + rows] @ matrix.t()).float()
+        if cap:
+            logits = logits.div_(cap).tanh_().mul_(cap)
+        parts.append(F.cross_entropy(logits, wanted[start : start + rows], ignore_index=IGNORE, reduction="none"))
+    return torch.cat(parts).view(targets.shape)

@@ -1,0 +1,280 @@
+"""The GPT, whole: token ids (B, T) -> logits (B, T, V).
+
+One class holds the families GPT-2, GPT-3, Llama and nanochat by explicit options (config.ModelConfig).
+
+    B batch   T tokens   C hidden_size   H query heads   K key/value heads   D head width   V vocabulary   S cache rows
+
+Weights are kept in float32 while training; activations have the dtype that `forward` is asked for, and each matrix is
+cast when it is used (on a CPU under 1 % of a step; autocast casts as often and keeps more tensors in float32).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptcli.attention import causal_attention, cached_attention
+from gptcli.config import ModelConfig
+from gptcli.functional import relu_squared, rotate
+
+
+class Linear(nn.Linear):
+    """y = x W^T + b in the dtype of x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class Norm(nn.Module):
+    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last dimension."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.kind, self.eps, self.size = config.norm, config.norm_eps, config.hidden_size
+        has_weight = config.norm == "layernorm" or config.norm_weight
+        self.weight = nn.Parameter(torch.ones(self.size)) if has_weight else None
+        self.bias = nn.Parameter(torch.zeros(self.size)) if config.norm == "layernorm" and config.bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        if self.kind == "rmsnorm":
+            return F.rms_norm(x, (self.size,), weight, self.eps)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, (self.size,), weight, bias, self.eps)
+
+
+class KVCache:
+    """Keys and values of up to S sequences, so that a token is computed once.
+
+    Rows are independent: `lengths[s]` tokens are held in row s. `forward` appends to a contiguous range of rows.
+    """
+
+    def __init__(self, config: ModelConfig, rows: int, capacity: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (config.num_layers, rows, config.kv_heads, capacity, config.head_size)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    def move(self, source: int, target: int) -> None:
+        """Copy row `source` over row `target`."""
+        length = int(self.lengths[source])
+        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
+        self.values[:, target, :, :length] = self.values[:, source, :, :length]
+        self.lengths[target] = length
+
+
+class Window:
+    """The rows of a cache that one forward pass appends T tokens to, and the positions (B, T) of those tokens."""
+
+    def __init__(self, cache: KVCache, first_row: int, batch: int, tokens: int) -> None:
+        self.cache, self.rows = cache, slice(first_row, first_row + batch)
+        device = cache.lengths.device
+        self.positions = cache.lengths[self.rows, None] + torch.arange(tokens, device=device)
+        self.end = int(self.positions.max()) + 1
+        if self.end > cache.capacity:
+            raise ValueError(f"{self.end} tokens do not fit a cache of {cache.capacity}")
+        # (B, 1, T, end): a token sees the keys up to its own position; later ones are stale or another row's padding.
+        self.visible = (torch.arange(self.end, device=device) <= self.positions[:, :, None])[:, None]
+        self.row_index = torch.arange(first_row, first_row + batch, device=device)[:, None]
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, K, T, D) of one layer; return all keys and values (B, K, end, D) held so far."""
+        all_keys, all_values = self.cache.keys[layer], self.cache.values[layer]
+        all_keys[self.row_index, :, self.positions] = keys.transpose(1, 2)
+        all_values[self.row_index, :, self.positions] = values.transpose(1, 2)
+        return all_keys[self.rows, :, : self.end], all_values[self.rows, :, : self.end]
+
+    def commit(self) -> None:
+        self.cache.lengths[self.rows] += self.positions.shape[1]
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention, softmax(Q K^T / sqrt(D)) V, with grouped key/value heads (Ainslie et al. 2023)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        H, K, D = config.num_heads, config.kv_heads, config.head_size
+        self.qkv = Linear(config.hidden_size, (H + 2 * K) * D, bias=config.bias)
+        self.projection = Linear(H * D, config.hidden_size, bias=config.bias)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, window: Window | None) -> Tensor:
+        config = self.config
+        B, T, _ = x.shape
+        H, K, D = config.num_heads, config.kv_heads, config.head_size
+        q_and_k, v = self.qkv(x).view(B, T, H + 2 * K, D).split((H + K, K), dim=2)  # (B, T, H+K, D), (B, T, K, D)
+        if config.qk_norm:
+            q_and_k = F.rms_norm(q_and_k, (D,), eps=config.norm_eps)  # Henry et al. 2020
+        if rotation is not None:
+            q_and_k = rotate(q_and_k, *rotation)
+        q, k, v = (heads.transpose(1, 2) for heads in (*q_and_k.split((H, K), dim=2), v))  # each (B, heads, T, D)
+        if window is None:
+            y = causal_attention(q, k, v, dropout=config.dropout if self.training else 0.0)
+        else:
+            y = cached_attention(q, *window.append(self.layer, k, v), window.visible)
+        return self.projection(y.transpose(1, 2).reshape(B, T, H * D))
+
+
+class MLP(nn.Module):
+    """Position-wise feed-forward network; `swiglu` is Shazeer 2020, `relu2` is So et al. 2021."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation, self.size = config.activation, config.mlp_size
+        gates = 2 if config.activation == "swiglu" else 1
+        self.up = Linear(config.hidden_size, gates * self.size, bias=config.bias)  # swiglu: gate, then up
+        self.projection = Linear(self.size, config.hidden_size, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        match self.activation:
+            case "relu2":
+                x = relu_squared(x)
+            case "gelu":
+                x = F.gelu(x, approximate="tanh")
+            case "swiglu":
+                gate, up = x.chunk(2, dim=-1)
+                x = F.silu(gate) * up
+        return self.projection(x)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = Norm(config), Attention(config, layer)
+        self.mlp_norm, self.mlp = Norm(config), MLP(config)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, window: Window | None) -> Tensor:
+        x = x + self.drop(self.attention(self.attention_norm(x), rotation, window))
+        return x + self.drop(self.mlp(self.mlp_norm(x)))
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer language model.
+
+    Raises nothing on ids outside of the vocabulary beyond what indexing does: check data before training on it.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.vocab_size is None:
+            raise ValueError("a model needs config.vocab_size")
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.position == "learned":
+            self.position_embedding = nn.Embedding(config.context_length, config.hidden_size)
+        self.embedding_norm = Norm(config) if config.embedding_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.final_norm = Norm(config)
+        self.head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.make_tables()
+
+    def make_tables(self) -> None:
+        """Compute what is no weight: the rotary tables, again after a model was built on the meta device."""
+        cos, sin = rotary_tables(self.config) if self.config.position == "rope" else (None, None)
+        self.register_buffer("rotary_cos", cos, persistent=False)
+        self.register_buffer("rotary_sin", sin, persistent=False)
+
+    def hidden(self, ids: Tensor, *, dtype: torch.dtype | None = None, window: Window | None = None) -> Tensor:
+        """Ids (B, T) -> the head's input (B, T, C) in `dtype` (default: the embedding's)."""
+        config = self.config
+        T = ids.shape[1]
+        if window is None and T > config.context_length:
+            raise ValueError(f"{T} tokens do not fit a context of {config.context_length}")
+        positions = slice(T) if window is None else window.positions
+        x = self.embedding(ids).to(dtype or self.embedding.weight.dtype)
+        if config.position == "learned":
+            x = x + self.position_embedding.weight[positions].to(x.dtype)
+        rotation = None
+        if config.position == "rope":  # (T, 1, D) or (B, T, 1, D): the same for every head
+            cos, sin = self.rotary_cos[positions], self.rotary_sin[positions]
+            rotation = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)
+        x = self.embedding_norm(x)
+        if config.dropout:
+            x = F.dropout(x, config.dropout, self.training)
+        for block in self.blocks:
+            x = block(x, rotation, window)
+        if window is not None:
+            window.commit()
+        return self.final_norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Head input (..., C) -> logits (..., V) in float32, soft-capped where the config says so."""
+        return softcap(self.head(hidden).float(), self.config.logit_softcap)
+
+    def forward(self, ids: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """Ids (B, T) -> logits (B, T, V), float32."""
+        return self.logits(self.hidden(ids, dtype=dtype))
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw initial weights from `generator`, in a fixed order.
+
+        With `init_std`, N(0, std), projections into the residual stream N(0, std / sqrt(2 layers)) (Radford et al.
+        2019); without it, uniform with std 1/sqrt(fan-in), embeddings N(0, 1) and a head near zero, so that the first
+        loss is ln V.
+        """
+        std = self.config.init_std
+        for name, weight in self.named_parameters():
+            if weight.ndim < 2:
+                weight.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+            elif name.endswith("projection.weight") and self.config.zero_init_projections:
+                weight.zero_()
+            elif std is not None:
+                scale = std / math.sqrt(2 * self.config.num_layers) if name.endswith("projection.weight") else std
+                weight.normal_(0.0, scale, generator=generator)
+            elif name == "head.weight":
+                weight.normal_(0.0, 1e-3, generator=generator)
+            elif "embedding" in name:
+                weight.normal_(0.0, 1.0, generator=generator)
+            else:
+                bound = math.sqrt(3.0 / weight.shape[1])
+                weight.uniform_(-bound, bound, generator=generator)
+
+    def num_parameters(self) -> int:
+        """Parameters, a tied head counted once."""
+        return sum(weight.numel() for weight in self.parameters())
+
+    def train_flops_per_token(self, context_length: int) -> float:
+        """FLOPs of forward and backward: 6 a weight in a matrix product and 12 L H D T of attention, not halved for
+        causality (Chowdhery et al. 2022, appendix B)."""
+        config = self.config
+        weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, Linear))
+        return 6.0 * weights + 12.0 * config.num_layers * config.num_heads * config.head_size * context_length
+
+    def row_blocks(self) -> dict[str, tuple[int, ...]]:
+        """Weights that are several matrices stacked, and the rows of each: every head's query, key and value."""
+        config = self.config
+        heads = config.num_heads + 2 * config.kv_heads
+        names = [name for name, _ in self.named_parameters() if name.endswith("qkv.weight")]
+        return {name: (config.head_size,) * heads for name in names}
+
+
+def softcap(logits: Tensor, cap: float) -> Tensor:
+    """cap x tanh(logits / cap), which bounds logits smoothly (Gemma team 2024); cap 0 leaves them alone."""
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """cos and signed sin (T, D) of every position, in the half-split layout of Llama (Su et al. 2021)."""
+    D = config.head_size
+    frequencies = config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
+    angles = torch.outer(torch.arange(config.context_length, dtype=torch.float64), frequencies)  # (T, D/2)
+    sin = angles.sin()
+    return torch.cat((angles, angles), 1).cos().float(), torch.cat((-sin, sin), 1).float()

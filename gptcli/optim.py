@@ -1,0 +1,176 @@
+"""Optimizers and the learning-rate schedule.
+
+`modern`: Muon (Jordan et al. 2024) on the matrices inside the blocks, AdamW (Loshchilov and Hutter 2019) on the
+embedding, the head and all vectors. `classic`: AdamW on everything, decay on matrices only (Brown et al. 2020).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.config import OptimConfig
+
+# Amsel et al. 2025, "The Polar Express", degree-5 polynomials for singular values in [1e-3, 1], safety factor 1.02.
+POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+
+
+def learning_rate_factor(step: int, steps: int, config: OptimConfig) -> float:
+    """Rate of step 0 <= step < steps relative to the peak: linear warm-up, plateau, decay over the last part."""
+    if step < config.warmup_steps:
+        return (step + 1) / (config.warmup_steps + 1)
+    decay_steps = min(round(config.decay_fraction * steps), steps - config.warmup_steps)
+    done = (step - (steps - decay_steps)) / decay_steps if decay_steps else 0.0  # share of the decay that is behind us
+    if done <= 0 or config.schedule == "constant":
+        return 1.0
+    shape = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return config.final_learning_rate_fraction + (1 - config.final_learning_rate_fraction) * shape
+
+
+def orthogonalize(matrices: Tensor, iterations: int = len(POLAR_EXPRESS)) -> Tensor:
+    """The nearest semi-orthogonal matrices (N, R, C), to about 10 %: U V^T of each U S V^T.
+
+    Computed in the dtype given. Costs iterations x (4 R C + 2 R^2) x R FLOPs a matrix for R <= C.
+    """
+    x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
+    for a, b, c in POLAR_EXPRESS[:iterations]:
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalised, over all matrices of one shape at once.
+
+    `row_blocks` names the rows of weights that are several matrices stacked, which are orthogonalised apart: with a
+    matrix for each head, a 128-wide model on Shakespeare needs 10 % fewer steps than with one for all heads, and a
+    step costs less.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        row_blocks: Mapping[nn.Parameter, Sequence[int]],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(list(parameters), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.row_blocks, self.dtype = row_blocks, dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+                average = state["momentum_buffer"].lerp_(weight.grad, 1 - group["momentum"])
+                update = weight.grad.lerp(average, group["momentum"])  # Nesterov
+                blocks = list(self.row_blocks.get(weight, (weight.shape[0],)))
+                for target, change in zip(weight.split(blocks), update.split(blocks), strict=True):
+                    by_shape[target.shape].append((target, change))
+            for (rows, columns), pairs in by_shape.items():
+                targets = [target for target, _ in pairs]
+                changes = orthogonalize(torch.stack([change for _, change in pairs]).to(self.dtype)).float()
+                if group["weight_decay"]:
+                    torch._foreach_mul_(targets, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(targets, list(changes), alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+
+
+class Optimizers:
+    """The optimizers of a run as one: set the rate, step, clear gradients, and give or take their state by name."""
+
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        config: OptimConfig,
+        *,
+        row_blocks: Mapping[str, Sequence[int]],
+        dtype: torch.dtype,
+    ) -> None:
+        """`parameters` and `row_blocks` by the names of model.GPT; `dtype` is that of Muon's matrix products."""
+        named = {name: weight for name, weight in parameters if weight.requires_grad}
+        self.names = {weight: name for name, weight in named.items()}
+        matrices = [name for name, weight in named.items() if weight.ndim == 2 and name.startswith("blocks.")]
+        muon = matrices if config.name == "muon" else []
+        embeddings = [name for name in named if name.split(".")[-2].endswith("embedding") and name not in muon]
+        decayed = [name for name in matrices + ["head.weight"] if name in named and name not in muon]
+        plain = [name for name in named if name not in {*muon, *embeddings, *decayed}]
+        rate = config.learning_rate
+        adamw_groups = [
+            {"params": [named[name] for name in embeddings], "lr": config.embedding_learning_rate or rate, "weight_decay": 0.0},
+            {"params": [named[name] for name in decayed], "lr": rate, "weight_decay": config.weight_decay},
+            {"params": [named[name] for name in plain], "lr": rate, "weight_decay": 0.0},
+        ]
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                [group for group in adamw_groups if group["params"]],
+                betas=(config.beta1, config.beta2),
+                eps=config.eps,
+                fused=True,
+            )
+        ]
+        if muon:
+            self.parts.append(
+                Muon(
+                    [named[name] for name in muon],
+                    row_blocks={named[name]: rows for name, rows in row_blocks.items() if name in muon},
+                    lr=config.muon_learning_rate,
+                    momentum=config.muon_momentum,
+                    weight_decay=config.weight_decay,
+                    dtype=dtype,
+                )
+            )
+        self.groups = [group for part in self.parts for group in part.param_groups]
+        self.peaks = [group["lr"] for group in self.groups]
+
+    def set_factor(self, factor: float) -> None:
+        """Set every rate to its peak times `factor`."""
+        for group, peak in zip(self.groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def tensors(self, *, create: bool = False) -> dict[str, Tensor]:
+        """The state as `KIND.PARAMETER` -> tensor, not copies. `create` makes it where no step was taken yet."""
+        if create:
+            self._create_state()
+        return {
+            f"{kind}.{self.names[weight]}": tensor
+            for part in self.parts
+            for weight, state in part.state.items()
+            for kind, tensor in state.items()
+        }
+
+    def _create_state(self) -> None:
+        for part in self.parts:
+            for group in part.param_groups:
+                for weight in group["params"]:
+                    kinds = ("momentum_buffer",) if isinstance(part, Muon) else ("exp_avg", "exp_avg_sq")
+                    state = part.state[weight]
+                    state.update({kind: torch.zeros_like(weight) for kind in kinds if kind not in state})
+                    if not isinstance(part, Muon):
+                        state.setdefault("step", torch.zeros((), dtype=torch.float32, device=weight.device))

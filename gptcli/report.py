@@ -1,0 +1,16 @@
+"""What a run tells while it works. This one says nothing; console.ConsoleReport speaks to a person."""
+
+from __future__ import annotations
+
+
+class Report:
+    """The listener that runs/ functions take; every method may be called from one thread at any time."""
+
+    def message(self, text: str) -> None:
+        """A line worth reading once."""
+
+    def warning(self, text: str) -> None:
+        """Something is not as wanted, and the work goes on."""
+
+    def progress(self, task: str, done: float, total: float | None, note: str = "", *, unit: str = "") -> None:
+        """How far `task` has come; done == total ends it. `unit` "B" means bytes."""

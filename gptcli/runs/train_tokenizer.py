@@ -1,0 +1,92 @@
+"""Text -> tokenizer.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from gptcli.data.text import Piece, split_text
+from gptcli.data.tokenizer import Tokenizer, sample_evenly, train_tokenizer
+from gptcli.errors import DataError
+
+BLOCK_CHARACTERS = 1 << 14
+HELD_OUT_EVERY = 20  # of the blocks, one is kept from training to measure on
+HELD_OUT_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class TokenizerReport:
+    """What `gptcli train-tokenizer` prints."""
+
+    vocab_size: int
+    wanted_vocab_size: int
+    read_bytes: int
+    trained_bytes: int
+    bytes_per_token: float  # on text that was not trained on, if `held_out_bytes` is not 0
+    held_out_bytes: int
+
+
+def learn_tokenizer(
+    pieces: Iterable[Piece],
+    *,
+    vocab_size: int,
+    pattern: str,
+    specials: Sequence[str] = (),
+    max_bytes: int | None = None,
+) -> tuple[Tokenizer, TokenizerReport]:
+    """Train on the pieces of a corpus in memory bounded by `max_bytes`, and measure on every twentieth block of it.
+
+    DataError for a corpus without text.
+    """
+    held_out: list[str] = []
+    read_bytes = trained_bytes = held_out_bytes = 0
+
+    def training_blocks() -> Iterator[str]:
+        nonlocal read_bytes, held_out_bytes
+        for number, block in enumerate(blocks(pieces)):
+            size = len(block.encode())
+            read_bytes += size
+            if number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1:
+                if held_out_bytes < HELD_OUT_BYTES:
+                    held_out.append(block)
+                    held_out_bytes += size
+                continue
+            yield block
+
+    def counted(texts: Iterator[str]) -> Iterator[str]:
+        nonlocal trained_bytes
+        sample: list[str] = []
+        for text in texts:
+            trained_bytes += len(text.encode())
+            if len(sample) < 64:
+                sample.append(text)
+            yield text
+        if not any(text.strip() for text in sample):
+            raise DataError("the corpus has no text but white space; give text to learn from")
+        if not held_out:
+            held_out.extend(sample)  # too little text to hold any out: measured on what was trained on
+
+    texts = training_blocks()
+    tokenizer = train_tokenizer(
+        counted(texts if max_bytes is None else sample_evenly(texts, max_bytes)),
+        vocab_size=vocab_size,
+        pattern=pattern,
+        specials=specials,
+    )
+    tokens = sum(map(len, tokenizer.encode_batch(held_out)))
+    measured_bytes = sum(len(text.encode()) for text in held_out)
+    return tokenizer, TokenizerReport(
+        vocab_size=tokenizer.vocab_size,
+        wanted_vocab_size=vocab_size,
+        read_bytes=read_bytes,
+        trained_bytes=trained_bytes,
+        bytes_per_token=measured_bytes / tokens,
+        held_out_bytes=held_out_bytes,
+    )
+
+
+def blocks(pieces: Iterable[Piece]) -> Iterator[str]:
+    """Text in blocks of at most BLOCK_CHARACTERS: the unit of sampling, of holding out and of the cores' work."""
+    for piece in pieces:
+        if piece.text:
+            yield from split_text(piece.text, BLOCK_CHARACTERS)

@@ -1,0 +1,120 @@
+"""The machine a run works on: device, dtype and threads, chosen once and passed on."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+from gptcli.config import RuntimeConfig
+from gptcli.errors import ConfigError
+
+# Dense bfloat16 peaks of the makers' data sheets, FLOP/s.
+ACCELERATOR_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    device: torch.device
+    dtype: torch.dtype  # of activations and of matrix products
+    threads: int
+
+
+def make_runtime(config: RuntimeConfig, *, inference: bool = False) -> Runtime:
+    """Check the device and dtype asked for; set the process's thread count. ConfigError says what is there.
+
+    dtype auto: bfloat16 where the device multiplies it faster than float32; for inference on a CPU float32, in which
+    a text does not depend on what else is in its batch.
+    """
+    device = _device(config.device)
+    threads = config.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    if config.dtype == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16() and not inference
+        dtype = torch.bfloat16 if fast else torch.float32
+    else:
+        dtype = getattr(torch, config.dtype)
+    return Runtime(device=device, dtype=dtype, threads=threads)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"runtime.device: no device {name!r}; use auto, cpu, cuda or mps") from None
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type):
+        usable = ", ".join(kind for kind, usable in there.items() if usable)
+        raise ConfigError(f"runtime.device: {name} is not available here; available: {usable}")
+    return device
+
+
+def _cpu_has_bfloat16() -> bool:
+    """True where the CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX, Arm BF16)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _faster_in_bfloat16()
+
+
+def _faster_in_bfloat16() -> bool:
+    """oneDNN also emulates bfloat16, slowly: three products of each kind, about a millisecond, decide."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        a = torch.ones(256, 256, dtype=dtype)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            a @ a
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return seconds(torch.bfloat16) < seconds(torch.float32)
+
+
+def matmul_flops_per_second(runtime: Runtime) -> float | None:
+    """The device's peak in the run's dtype: of the data sheet on known accelerators, measured on a CPU (50 ms)."""
+    if runtime.device.type == "cuda":
+        name = torch.cuda.get_device_name(runtime.device)
+        return next((peak for key, peak in ACCELERATOR_PEAKS.items() if key in name), None)
+    if runtime.device.type != "cpu":
+        return None
+    size = 1024
+    a = torch.ones(size, size, dtype=runtime.dtype)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed blocks instead of returning them to the kernel and faulting them in again.
+
+    Activations of a training step are freed and allocated anew every step: 5 to 20 % of its time on a CPU.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            m_mmap_max, m_trim_threshold = -4, -1
+            libc.mallopt(m_mmap_max, 0)
+            libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def memory_bytes(runtime: Runtime) -> int:
+    """Peak memory of this process: on the device, or resident on a CPU."""
+    if runtime.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(runtime.device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,135 @@
+"""The one training loop.
+
+A step takes its micro-batches, adds up their gradients divided by the real targets of the whole step, checks that
+loss and gradient are finite, and updates. Evaluating, saving and reporting are functions given by the caller.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gptcli.checkpoint import TrainState
+from gptcli.config import OptimConfig, TrainConfig
+from gptcli.data.batches import Batch, derived_seed
+from gptcli.errors import NumericalError
+from gptcli.loss import IGNORE, head_cross_entropy
+from gptcli.optim import learning_rate_factor
+from gptcli.runtime import Runtime, memory_bytes
+
+Record = dict[str, Any]  # one line of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls: each gets the state after `state.step` steps."""
+
+    evaluate: Callable[[TrainState], None]
+    save: Callable[[TrainState], None]
+    sample: Callable[[TrainState], None]
+    report: Callable[[Record], None]
+    stop: Callable[[], bool]  # polled between micro-batches; True ends training after the step in hand
+
+
+def train(
+    state: TrainState,
+    batches: Callable[[int], Sequence[Batch]],
+    config: TrainConfig,
+    optim: OptimConfig,
+    runtime: Runtime,
+    hooks: Hooks,
+    *,
+    seed: int,
+    flops_per_token: float,
+    peak_flops: float | None,
+) -> bool:
+    """Run optimizer steps until config.steps; True if all were done, False if `hooks.stop` ended the run early.
+
+    NumericalError, before the update, where the loss or the gradient is not finite.
+    """
+    state.model.train()
+    saved_step = state.step
+    started = time.perf_counter()
+    steps_since = tokens_since = 0
+    while state.step < config.steps and not hooks.stop():
+        factor = learning_rate_factor(state.step, config.steps, optim)
+        state.optimizers.set_factor(factor)
+        nats, targets, grad_norm = train_step(state, batches(state.step), optim.grad_clip_norm, runtime, seed=seed)
+        state.step += 1
+        state.tokens += targets
+        steps_since += 1
+        tokens_since += targets
+        if due(state.step, config.log_every_steps, config.steps):
+            seconds = time.perf_counter() - started
+            tokens_per_second = tokens_since / seconds
+            hooks.report(
+                {
+                    "kind": "train",
+                    "step": state.step,
+                    "tokens": state.tokens,
+                    "loss_nats": nats / targets,
+                    "grad_norm": grad_norm,
+                    "learning_rate": optim.learning_rate * factor,
+                    "step_seconds": seconds / steps_since,
+                    "tokens_per_second": tokens_per_second,
+                    "mfu": tokens_per_second * flops_per_token / peak_flops if peak_flops else None,
+                    "memory_bytes": memory_bytes(runtime),
+                }
+            )
+            steps_since = tokens_since = 0
+            started = time.perf_counter()
+        paused = time.perf_counter()
+        if due(state.step, config.eval_every_steps, config.steps):
+            hooks.evaluate(state)
+        if due(state.step, config.sample_every_steps, config.steps):
+            hooks.sample(state)
+        if due(state.step, config.save_every_steps, config.steps):
+            hooks.save(state)
+            saved_step = state.step
+        started += time.perf_counter() - paused
+    if state.step != saved_step:
+        hooks.save(state)
+    return state.step >= config.steps
+
+
+def train_step(
+    state: TrainState, micro_batches: Sequence[Batch], grad_clip_norm: float, runtime: Runtime, *, seed: int
+) -> tuple[float, int, float]:
+    """One update; -> (summed nats, number of targets, L2 norm of the gradient before clipping)."""
+    model = state.model
+    targets = sum(int((batch.targets != IGNORE).sum()) for batch in micro_batches)
+    nats = 0.0
+    for number, batch in enumerate(micro_batches):
+        if model.config.dropout:
+            torch.manual_seed(derived_seed(seed, "dropout", state.step, number))
+        hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype)
+        wanted = batch.targets.to(runtime.device)
+        loss = head_cross_entropy(hidden, model.head.weight, wanted, cap=model.config.logit_softcap)
+        (loss / targets).backward()
+        nats += float(loss.detach())
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    grad_norm = float(norm)
+    if not (math.isfinite(nats) and math.isfinite(grad_norm)):
+        what = "loss" if not math.isfinite(nats) else "gradient"
+        raise NumericalError(
+            f"step {state.step + 1}: the {what} is not finite (loss {nats / targets:g} nats, gradient norm "
+            f"{grad_norm:g}); the batch begins at {micro_batches[0].place}; lower optim.learning_rate or set "
+            "optim.grad_clip_norm=1"
+        )
+    if grad_clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), grad_clip_norm, norm)
+    state.optimizers.step()
+    state.optimizers.zero_grad()
+    return nats, targets, grad_norm
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """True after every `every` steps (0: never) and after the last."""
+    return bool(every) and (step % every == 0 or step == last)
+
