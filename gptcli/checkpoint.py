@@ -1,11 +1,11 @@
 """A checkpoint is a directory that stands alone: weights, config, tokenizer, and what training needs to go on.
 
-    config.json           {format, version, step, model}
-    model.safetensors     weights by their names in model.GPT
-    tokenizer.json
-    training.safetensors  optimizer state: `KIND.PARAMETER`
-    training.json         step, tokens seen, the run file, the best validation so far
-    manifest.json         size and sha256 of the others; written last, before the directory gets its name
+config.json           {format, version, step, model}
+model.safetensors     weights by their names in model.GPT
+tokenizer.json
+training.safetensors  optimizer state: `KIND.PARAMETER`
+training.json         step, tokens seen, the run file, the best validation so far
+manifest.json         size and sha256 of the others; written last, before the directory gets its name
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def resolve(path: str | Path) -> Path:
     raise DataError(f"{shown(str(path))}: holds no checkpoint; want the directory of a run or of a checkpoint")
 
 
-def load(path: str | Path, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> tuple[GPT, Tokenizer]:
+def load(
+    path: str | Path, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> tuple[GPT, Tokenizer]:
     """Model (in eval mode, weights in `dtype`, default as stored) and tokenizer of a run or checkpoint.
 
     Names, shapes and sizes are checked before any weight is taken; DataError says what does not fit.
@@ -145,7 +147,9 @@ def read_config(directory: Path) -> ModelConfig:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise DataError(f"{shown(str(path))}: not the config of a gptcli checkpoint")
     if document.get("version") != VERSION:
-        raise DataError(f"{shown(str(path))}: version {shown(str(document.get('version')))}; this gptcli reads {VERSION}")
+        raise DataError(
+            f"{shown(str(path))}: version {shown(str(document.get('version')))}; this gptcli reads {VERSION}"
+        )
     try:
         config = ModelConfig(**document["model"])
         if type(config.vocab_size) is not int:
@@ -168,7 +172,9 @@ def read_tensors(path: Path, wanted: dict[str, torch.Size]) -> dict[str, torch.T
                 raise DataError(f"{shown(str(path))}: tensor {shown(name)} has shape {sizes[0]}, want {sizes[1]}")
         return load_file(path)
     except safetensors.SafetensorError as error:
-        raise DataError(f"{shown(str(path))}: not a safetensors file ({shown(str(error))}); it is cut or damaged") from None
+        raise DataError(
+            f"{shown(str(path))}: not a safetensors file ({shown(str(error))}); it is cut or damaged"
+        ) from None
 
 
 def restore(state: TrainState, directory: Path) -> dict[str, Any]:
@@ -219,5 +225,3 @@ def keep(run_dir: Path, state: TrainState, count: int) -> None:
     for path in checkpoints(run_dir)[count:]:
         if path != best:
             fsio.delete(path)
-
-

@@ -21,3 +21,8 @@ def shown(text: str, limit: int = 120) -> str:
     if not ends or ends[-1] <= limit:
         return "".join(parts)
     return "".join(part for part, end in zip(parts, ends, strict=True) if end < limit) + "…"
+
+
+def shown_lines(text: str) -> str:
+    """The text with unsafe characters as visible escapes, newlines and tabs kept: fit for a terminal."""
+    return _UNSAFE.sub(lambda match: match[0] if match[0] in "\n\t" else _escaped(match), text)

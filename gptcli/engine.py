@@ -92,7 +92,9 @@ class _Row:
         completion = self.completion
         if not bool(torch.isfinite(logits).all()):
             place = len(completion.request.prompt) + len(completion.ids)
-            raise NumericalError(f"non-finite logits at position {place}; the checkpoint is damaged or was trained to NaN")
+            raise NumericalError(
+                f"non-finite logits at position {place}; the checkpoint is damaged or was trained to NaN"
+            )
         penalized = logits
         if self.options.repetition_penalty != 1.0:
             penalized = penalize(logits, torch.tensor(list(self.seen)), self.options.repetition_penalty)

@@ -105,7 +105,9 @@ def verify(directory: Path) -> None:
         if "/" in name or not isinstance(wanted, dict) or not file.is_file():
             raise DataError(f"{shown(str(file))}: missing; the directory is damaged")
         if file.stat().st_size != wanted.get("bytes"):
-            raise DataError(f"{shown(str(file))}: has {file.stat().st_size} bytes, want {wanted.get('bytes')}; it is cut")
+            raise DataError(
+                f"{shown(str(file))}: has {file.stat().st_size} bytes, want {wanted.get('bytes')}; it is cut"
+            )
         if sha256(file) != wanted.get("sha256"):
             raise DataError(f"{shown(str(file))}: its content has changed (sha256 differs); it is damaged")
 

@@ -109,7 +109,9 @@ def score_documents(
         )
         for span, row_nats, row_tokens, row_bytes in sums:
             if not math.isfinite(row_nats):
-                raise NumericalError("the model gives a non-finite loss; the checkpoint is damaged or was trained to NaN")
+                raise NumericalError(
+                    "the model gives a non-finite loss; the checkpoint is damaged or was trained to NaN"
+                )
             totals = open_documents[span.document]
             for position, amount in enumerate((row_nats, row_tokens, row_bytes, -1)):
                 totals[position] += amount

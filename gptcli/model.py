@@ -53,7 +53,9 @@ class KVCache:
     Rows are independent: `lengths[s]` tokens are held in row s. `forward` appends to a contiguous range of rows.
     """
 
-    def __init__(self, config: ModelConfig, rows: int, capacity: int, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, rows: int, capacity: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
         shape = (config.num_layers, rows, config.kv_heads, capacity, config.head_size)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)

@@ -115,7 +115,11 @@ class Optimizers:
         plain = [name for name in named if name not in {*muon, *embeddings, *decayed}]
         rate = config.learning_rate
         adamw_groups = [
-            {"params": [named[name] for name in embeddings], "lr": config.embedding_learning_rate or rate, "weight_decay": 0.0},
+            {
+                "params": [named[name] for name in embeddings],
+                "lr": config.embedding_learning_rate or rate,
+                "weight_decay": 0.0,
+            },
             {"params": [named[name] for name in decayed], "lr": rate, "weight_decay": config.weight_decay},
             {"params": [named[name] for name in plain], "lr": rate, "weight_decay": 0.0},
         ]

@@ -132,4 +132,3 @@ def train_step(
 def due(step: int, every: int, last: int) -> bool:
     """True after every `every` steps (0: never) and after the last."""
     return bool(every) and (step % every == 0 or step == last)
-

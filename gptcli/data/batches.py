@@ -65,7 +65,14 @@ class TokenBatches:
     """The training batches of a run."""
 
     def __init__(
-        self, tokens: TokenArray, *, context_length: int, batch_size: int, micro_batch_size: int, first_token: int, seed: int
+        self,
+        tokens: TokenArray,
+        *,
+        context_length: int,
+        batch_size: int,
+        micro_batch_size: int,
+        first_token: int,
+        seed: int,
     ) -> None:
         """DataError where the tokens do not fill one row."""
         if len(tokens) < context_length:

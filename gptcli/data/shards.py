@@ -1,10 +1,10 @@
 """Token shards: files of uint16 or uint32 ids, read through memory maps as one long sequence per split.
 
-    index.json   {format, version, dtype, vocab_size, tokenizer_sha256, inputs, splits}
-    tokenizer.json
-    train-00000.bin ...             little-endian ids, documents one after another, each begun by <|endoftext|>
-    train-00000.documents.bin ...   uint64 positions, in the split, of the documents that begin in the shard
-    validation-...                  likewise
+index.json   {format, version, dtype, vocab_size, tokenizer_sha256, inputs, splits}
+tokenizer.json
+train-00000.bin ...             little-endian ids, documents one after another, each begun by <|endoftext|>
+train-00000.documents.bin ...   uint64 positions, in the split, of the documents that begin in the shard
+validation-...                  likewise
 """
 
 from __future__ import annotations

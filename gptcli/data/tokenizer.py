@@ -93,7 +93,7 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
-def train_tokenizer(
+def learn_merges(
     texts: Iterable[str], *, vocab_size: int, pattern: str = "gpt2", specials: Sequence[str] = ()
 ) -> Tokenizer:
     """Learn byte-level BPE merges from `texts` (Sennrich et al. 2016).
@@ -101,12 +101,7 @@ def train_tokenizer(
     `vocab_size` counts the 256 bytes and all specials; END_OF_TEXT is always one of them. A corpus with too few
     distinct words gives a smaller vocabulary. ConfigError for a size or special that cannot be.
     """
-    names = [END_OF_TEXT, *(name for name in specials if name != END_OF_TEXT)]
-    if "" in names or len(set(names)) < len(names):
-        raise ConfigError("--special: special tokens must be distinct and not empty")
-    smallest = 256 + len(names)
-    if vocab_size < smallest:
-        raise ConfigError(f"--vocab-size: {vocab_size} is too small; 256 bytes and {len(names)} specials need {smallest}")
+    names = check_vocabulary(vocab_size, specials)
     encoder = tokenizers.Tokenizer(models.BPE())
     encoder.pre_tokenizer = _pre_tokenizer(pattern)  # type: ignore[assignment]
     encoder.decoder = decoders.ByteLevel()  # type: ignore[assignment]
@@ -134,6 +129,20 @@ def train_tokenizer(
         for index, name in enumerate(names)
     ]
     return Tokenizer(json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def check_vocabulary(vocab_size: int, specials: Sequence[str]) -> list[str]:
+    """All special tokens, in order of their ids; ConfigError for a size or specials that cannot be."""
+    names = [END_OF_TEXT, *(name for name in specials if name != END_OF_TEXT)]
+    if "" in names or len(set(names)) < len(names):
+        raise ConfigError("--special: special tokens must be distinct and not empty")
+    smallest, largest = 256 + len(names), 1 << 20
+    if not smallest <= vocab_size <= largest:
+        raise ConfigError(
+            f"--vocab-size: must be from {smallest} (256 bytes and {len(names)} special tokens) to {largest}, "
+            f"got {vocab_size}"
+        )
+    return names
 
 
 def sample_evenly(texts: Iterable[str], max_bytes: int) -> Iterator[str]:

@@ -154,3 +154,17 @@ def _flush(partial: Path, key: str, batches: int, writers: dict[str, SplitWriter
         writer.flush()
     splits = {split: asdict(writer.index) for split, writer in writers.items()}
     fsio.write_json(partial / JOURNAL, {"key": key, "batches": batches, "splits": splits})
+
+
+def index_document(index: dict[str, Any]) -> dict[str, Any]:
+    """An index of read_index as plain JSON."""
+    return {**index, "splits": {split: asdict(index["splits"][split]) for split in SPLITS}}
+
+
+def facts(index: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was prepared, for a person."""
+    return [
+        (split, f"{found.tokens:,} tokens of {found.bytes:,} bytes in {found.documents:,} documents")
+        for split in SPLITS
+        for found in [index["splits"][split]]
+    ]

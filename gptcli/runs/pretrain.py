@@ -1,9 +1,9 @@
 """A run file -> a run directory with checkpoints.
 
-    runs/demo/
-      run.yaml  metrics.jsonl  lock
-      checkpoints/step-000500/ ...
-      latest -> checkpoints/...   best -> checkpoints/...
+runs/demo/
+  run.yaml  metrics.jsonl  lock
+  checkpoints/step-000500/ ...
+  latest -> checkpoints/...   best -> checkpoints/...
 """
 
 from __future__ import annotations
@@ -68,6 +68,9 @@ class PretrainResult:
     exit_code: int  # 0, or 130/143 where a signal ended it
     bits_per_byte: float | None  # of the last validation
 
+    def as_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "run_dir": str(self.run_dir)}
+
 
 def pretrain(config: PretrainConfig, *, resume: bool = False, force: bool = False, report: Report) -> PretrainResult:
     """Train a model from scratch, or go on from the newest whole checkpoint of the run directory."""
@@ -118,7 +121,9 @@ def prepare_data(config: PretrainConfig, report: Report) -> tuple[Tokenizer, Pat
     given = Tokenizer.load(config.tokenizer.path) if config.tokenizer.path else None
     with fsio.locked(cache / "work"):
         corpus = survey(data, cache / "work" / "spool", report)
-        tokenizer = given or _cached_tokenizer(config, corpus.key(dataclasses.astuple(config.tokenizer)), cache, corpus, report)
+        tokenizer = given or _cached_tokenizer(
+            config, corpus.key(dataclasses.astuple(config.tokenizer)), cache, corpus, report
+        )
         key = corpus.key(tokenizer.sha256)
         prepared = cache / "prepared" / key
         if not is_prepared(prepared):
@@ -159,7 +164,13 @@ class _Run:
     """The parts of one run, wired together."""
 
     def __init__(
-        self, config: PretrainConfig, run_dir: Path, tokenizer: Tokenizer, prepared: Path, runtime: Runtime, report: Report
+        self,
+        config: PretrainConfig,
+        run_dir: Path,
+        tokenizer: Tokenizer,
+        prepared: Path,
+        runtime: Runtime,
+        report: Report,
     ) -> None:
         self.config, self.run_dir, self.tokenizer = config, run_dir, tokenizer
         self.runtime, self.report = runtime, report
@@ -186,6 +197,7 @@ class _Run:
         )
         self.metrics_path = run_dir / "metrics.jsonl"
         self.last_bits_per_byte: float | None = None
+        self.validated_step = -1
         # What identifies the run: a checkpoint carries it, and resuming compares it.
         self.run_file = {
             **dataclasses.asdict(config),
@@ -319,9 +331,7 @@ class _Run:
         stride = self.config.model.context_length
         (score,) = score_documents(state.model, self.tokenizer, [self.validation], self.runtime, stride=stride)
         assert isinstance(score, TextScore)
-        self.last_bits_per_byte = score.bits_per_byte
-        if state.best_bits_per_byte is None or score.bits_per_byte < state.best_bits_per_byte:
-            state.best_bits_per_byte, state.best_step = score.bits_per_byte, state.step
+        self.last_bits_per_byte, self.validated_step = score.bits_per_byte, state.step
         write(
             {
                 "kind": "validation",
@@ -349,7 +359,10 @@ class _Run:
         self.report.message(f"step {state.step}: {shown(text, 300)}")
 
     def _save(self, state: TrainState) -> None:
-        # A step that is saved without having been validated must not pass for the best.
+        bits_per_byte = self.last_bits_per_byte
+        if bits_per_byte is not None and self.validated_step == state.step:  # the best of those that are saved
+            if state.best_bits_per_byte is None or bits_per_byte < state.best_bits_per_byte:
+                state.best_bits_per_byte, state.best_step = bits_per_byte, state.step
         checkpoint.save(state, self.run_dir, self.tokenizer, self.run_file)
         checkpoint.keep(self.run_dir, state, self.config.train.keep_checkpoints)
 

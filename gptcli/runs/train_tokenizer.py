@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-from gptcli.data.text import Piece, split_text
-from gptcli.data.tokenizer import Tokenizer, sample_evenly, train_tokenizer
+from gptcli import fsio
+from gptcli.data.text import Piece, TextOptions, decompressed_bytes, find_sources, read_pieces, split_text
+from gptcli.data.tokenizer import Tokenizer, check_vocabulary, learn_merges, sample_evenly
 from gptcli.errors import DataError
+from gptcli.report import Report
 
 BLOCK_CHARACTERS = 1 << 14
 HELD_OUT_EVERY = 20  # of the blocks, one is kept from training to measure on
@@ -24,6 +29,57 @@ class TokenizerReport:
     trained_bytes: int
     bytes_per_token: float  # on text that was not trained on, if `held_out_bytes` is not 0
     held_out_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """For a person."""
+        where = f"on {self.held_out_bytes:,} held-out bytes" if self.held_out_bytes else "on the training text"
+        return [
+            ("tokens", f"{self.vocab_size:,}"),
+            ("bytes per token", f"{self.bytes_per_token:.3f} {where}"),
+            ("trained on", f"{self.trained_bytes:,} of {self.read_bytes:,} bytes"),
+        ]
+
+
+def train_tokenizer(
+    inputs: Sequence[str],
+    output: Path,
+    *,
+    vocab_size: int,
+    pattern: str = "gpt2",
+    specials: Sequence[str] = (),
+    max_bytes: int | None = None,
+    field: str = "text",
+    encoding: str = "utf-8",
+    errors: Literal["strict", "replace", "ignore"] = "strict",
+    force: bool = False,
+    report: Report,
+) -> TokenizerReport:
+    """Train a tokenizer on the inputs, which may be streams, and write it to `output`."""
+    fsio.check_writable(output, force=force)
+    check_vocabulary(vocab_size, specials)
+    options = TextOptions(field=field, encoding=encoding, errors=errors)
+    sources = find_sources(inputs, options)
+    sizes = [None if source.stream is not None else decompressed_bytes(source) for source in sources]
+    total = None if None in sizes else sum(size for size in sizes if size is not None)
+
+    def pieces() -> Iterator[Piece]:
+        done = 0
+        for source in sources:
+            for piece in read_pieces(source, options):
+                done += piece.raw_bytes
+                report.progress("read", done, total, unit="B")
+                yield piece
+
+    tokenizer, facts = learn_tokenizer(
+        pieces(), vocab_size=vocab_size, pattern=pattern, specials=specials, max_bytes=max_bytes
+    )
+    fsio.write_file(output, tokenizer.content)
+    if facts.vocab_size < vocab_size:
+        report.warning(f"the corpus gives {facts.vocab_size} of the {vocab_size} tokens wanted; give more text for more")
+    return facts
 
 
 def learn_tokenizer(
@@ -67,7 +123,7 @@ def learn_tokenizer(
             held_out.extend(sample)  # too little text to hold any out: measured on what was trained on
 
     texts = training_blocks()
-    tokenizer = train_tokenizer(
+    tokenizer = learn_merges(
         counted(texts if max_bytes is None else sample_evenly(texts, max_bytes)),
         vocab_size=vocab_size,
         pattern=pattern,

@@ -1,0 +1,165 @@
+"""The `gptcli` command: its subcommands in the order of the work, and the one place where errors become exit codes.
+
+Nothing here or in commands/ imports torch before a command needs it, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+
+import click
+
+from gptcli import __version__
+from gptcli.commands import (
+    config,
+    evaluate,
+    generate,
+    prepare,
+    pretrain,
+    quickstart,
+    score,
+    tokens,
+    train_tokenizer,
+)
+from gptcli.errors import GptcliError
+
+STDOUT_CLOSED, INTERNAL = 141, 70
+
+
+class Workflow(click.Group):
+    """Lists its commands in the order in which they were added, which is the order of the work."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    name="gptcli", cls=Workflow, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, "--version", message="%(version)s")
+@click.option("--debug", is_flag=True, help="Show a traceback where something fails.")
+def cli(debug: bool) -> None:
+    """Train, measure and use GPT language models, from raw text to a model that writes.
+
+    \b
+    Begin with:
+      gptcli quickstart
+    or step by step:
+      gptcli train-tokenizer corpus.txt -o tok.json
+      gptcli pretrain run.yaml -s train.steps=500
+      gptcli evaluate runs/demo held-out.txt
+      echo "Once upon a time" | gptcli generate runs/demo --max-tokens 100
+
+    Results go to stdout, messages to stderr. Exit codes: 0 done, 1 failed while running, 2 usage or run file, 3 bad
+    data, 4 not finite, 5 would overwrite or busy, 70 a bug, 130 interrupted, 141 stdout closed, 143 terminated.
+    """
+
+
+for command in (
+    quickstart.quickstart,
+    train_tokenizer.train_tokenizer,
+    tokens.encode,
+    tokens.decode,
+    tokens.count,
+    prepare.prepare,
+    config.config,
+    pretrain.pretrain,
+    evaluate.evaluate,
+    score.score,
+    generate.generate,
+):
+    cli.add_command(command)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, outside of a loop that ends by itself."""
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = STDOUT_CLOSED
+    except (OSError, ValueError) as error:
+        code = _say(_command_name(sys.argv[1:]), f"stdout: {getattr(error, 'strerror', None) or error}", 1)
+    # Past this point only interpreter shutdown is left: skip the second or so that torch takes for it, and the flush
+    # of a stdout that is gone.
+    os._exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; every error becomes its message on stderr and its exit code."""
+    name = _command_name(arguments)
+    try:
+        result = cli.main(args=arguments, prog_name="gptcli", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except BaseException as error:  # noqa: BLE001  the one place that turns every failure into an exit code
+        if "--debug" in arguments[:1] or os.environ.get("GPTCLI_DEBUG"):
+            traceback.print_exc()
+        return _explain(name, error)
+
+
+def _explain(name: str, error: BaseException) -> int:
+    match error:
+        case GptcliError():
+            for problem in error.problems:
+                _say(name, problem, 0)
+            return error.exit_code
+        case click.exceptions.NoArgsIsHelpError():
+            error.show()
+            return 2
+        case click.ClickException():
+            return _say(name, _usage(error), 2)
+        case click.exceptions.Exit():
+            return error.exit_code
+        case KeyboardInterrupt() | click.Abort():
+            return _say(name, "interrupted", 130, "")
+        case _Terminated():
+            return _say(name, "terminated", 143, "")
+        case BrokenPipeError():
+            return STDOUT_CLOSED
+        case UnicodeEncodeError():
+            return _say(name, "the text holds lone surrogates, which are not text; mend the input", 3)
+        case OSError():
+            from gptcli.display import shown
+
+            place = shown(str(error.filename)) if error.filename else "stdout"
+            return _say(name, f"{place}: {error.strerror or error}", 1)
+        case MemoryError():
+            return _say(name, "out of memory; lower train.micro_batch_size or the model's size", 1)
+        case RuntimeError() if "out of memory" in str(error) or "not enough memory" in str(error):
+            return _say(name, "out of memory; lower train.micro_batch_size or the model's size", 1)
+        case _:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return _say(name, f"{what}; this is a bug in gptcli, GPTCLI_DEBUG=1 shows where", INTERNAL)
+
+
+def _say(name: str, problem: str, code: int, kind: str = "error: ") -> int:
+    from gptcli.console import error_line
+
+    error_line(name, problem, kind)
+    return code
+
+
+def _usage(error: click.ClickException) -> str:
+    """Click's message on one line, with where to look."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "gptcli"
+    text = " ".join(error.format_message().split()).rstrip(".")
+    return f"{text}; see {path} --help"
+
+
+def _command_name(arguments: list[str]) -> str:
+    name = next((argument for argument in arguments if not argument.startswith("-")), "")
+    return name if name in cli.commands else ""

@@ -1,0 +1,62 @@
+"""gptcli generate"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+from gptcli.commands import options
+from gptcli.config import GenerateOptions
+
+DEFAULT = {field.name: field.default for field in dataclasses.fields(GenerateOptions)}
+
+
+def draw_option(flag: str, kind: Any, text: str) -> Any:
+    """A flag for a field of GenerateOptions; the default is the field's, and its bounds are checked there."""
+    default = DEFAULT[flag.removeprefix("--").replace("-", "_")]
+    shown = "" if default is None else f"  [default: {default}]"
+    return click.option(flag, type=kind, help=text + shown)
+
+
+@click.command(no_args_is_help=True)
+@click.argument("run")
+@click.argument("prompt", required=False)
+@draw_option("--max-tokens", int, "New tokens at most.")
+@draw_option("--temperature", float, "Divides the logits; 0 takes the most likely token.")
+@draw_option("--top-k", int, "Only the K most likely tokens.")
+@draw_option("--top-p", float, "Only the fewest tokens whose probabilities reach P.")
+@draw_option("--min-p", float, "Only tokens at least P times as likely as the likeliest.")
+@draw_option("--repetition-penalty", float, "Divides positive logits of tokens already seen.")
+@draw_option("--seed", int, "Same seed, same text, alone or in any batch.")
+@draw_option("--n", int, "Samples per prompt.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
+@draw_option("--truncate", click.Choice(["error", "left"]), "A prompt longer than the context: refuse, or keep its end.")
+@click.option("--logprobs", is_flag=True, default=None, help="With --json or --jsonl: log-probability of each token.")
+@click.option("--jsonl", is_flag=True, help='Read {"prompt": ..., "id": ..., options...} records from stdin.')
+@click.option("--json", "as_json", is_flag=True, help="One JSON document per prompt, with ids and finish reason.")
+@click.option("--stream", is_flag=True, help="Write text as it comes (one prompt, one sample).")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Texts written at once.")
+@options.on_device
+@options.quiet
+def generate(run: str, prompt: str | None, **how: Any) -> int:
+    """Write text that continues a prompt.
+
+    The prompt is PROMPT, else stdin, of which one newline at the end is dropped. Only the new text is written to
+    stdout. With --jsonl every line of stdin is a record with a prompt and options of its own; the records come back in
+    order with the text, their id and their other fields.
+
+    \b
+    Examples:
+      echo "Once upon a time" | gptcli generate runs/demo --max-tokens 100
+      gptcli generate runs/demo "The sea" --n 3 --temperature 1 --top-p 0.9 --seed 7
+      gptcli generate runs/demo --jsonl < prompts.jsonl | jq -r .text
+    """
+    from gptcli.config import GenerateOptions
+
+    given = {name: how.pop(name) for name in DEFAULT}
+    chosen = GenerateOptions(**{name: value for name, value in given.items() if value not in (None, ())})
+    from gptcli.runs.generate import generate as run_generate
+
+    return run_generate(run, prompt, chosen, **how)

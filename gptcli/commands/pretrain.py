@@ -1,0 +1,44 @@
+"""gptcli pretrain"""
+
+from __future__ import annotations
+
+import click
+
+from gptcli.commands import options
+
+
+@click.command(no_args_is_help=True)
+@click.argument("run_file")
+@options.overrides
+@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint of run_dir, if there is one.")
+@click.option("--force", is_flag=True, help="Begin again in a run_dir that holds checkpoints; they are deleted.")
+@options.as_json
+@options.quiet
+def pretrain(
+    run_file: str, overrides: tuple[str, ...], resume: bool, force: bool, as_json: bool, quiet: bool
+) -> int:
+    """Train a model from scratch, as a run file says.
+
+    Ctrl-C or SIGTERM ends the run after the step in hand, with a checkpoint; --resume goes on, to the same weights,
+    bit for bit, that an unbroken run reaches.
+
+    \b
+    Examples:
+      gptcli pretrain examples/pretrain.yaml
+      gptcli pretrain run.yaml -s train.steps=500 -s optim.learning_rate=1e-3
+      gptcli pretrain runs/demo/run.yaml --resume
+    """
+    from gptcli import configfile, console
+    from gptcli.config import PretrainConfig
+
+    config = configfile.load(PretrainConfig, run_file, overrides).value
+    from gptcli.runs.pretrain import pretrain as run  # only now torch: a bad run file answers at once
+
+    report = console.ConsoleReport("pretrain", quiet=quiet)
+    try:
+        result = run(config, resume=resume, force=force, report=report)
+    finally:
+        report.close()
+    if as_json:
+        console.write_json(result.as_dict())
+    return result.exit_code

@@ -1,0 +1,26 @@
+"""gptcli score"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gptcli.commands import options
+
+
+@click.command(no_args_is_help=True)
+@click.argument("run")
+@click.option("--jsonl", is_flag=True, help="Lines are JSON records; their other fields are passed on.")
+@click.option("--field", default="text", show_default=True, help="JSONL field that holds the text.")
+@options.on_device
+def score(run: str, **how: Any) -> None:
+    """Score each line of stdin: a JSON record a line, in order, with its log-probability and bits per byte.
+
+    \b
+    Example:
+      gptcli score runs/demo < sentences.txt | jq -r '[.bits_per_byte, .text] | @tsv' | sort -n
+    """
+    from gptcli.runs.score import score as run_score
+
+    run_score(run, **how)

@@ -1,0 +1,158 @@
+"""The only module that prints. Results go to stdout, byte-exact in a pipe; everything else goes to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+from gptcli.display import shown, shown_lines
+from gptcli.report import Report
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+
+
+def is_terminal(stream: IO[Any] | None) -> bool:
+    """True where a person watches and cursor movement is wanted."""
+    try:
+        watched = stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
+    return watched and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
+
+
+def write(text: str) -> None:
+    """Put text on stdout: its exact bytes in a pipe, without raw control characters on a terminal."""
+    write_bytes((shown_lines(text) if sys.stdout.isatty() else text).encode("utf-8", errors="surrogatepass"))
+
+
+def write_bytes(content: bytes) -> None:
+    """Put bytes on stdout and flush them, so that whoever reads the pipe sees them now."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()
+
+
+def write_line(text: str) -> None:
+    write(text + "\n")
+
+
+def write_json(document: Any) -> None:
+    """One line of strict JSON on stdout."""
+    write_bytes((json.dumps(document, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def write_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Names and values on stdout: a table on a terminal, tab-separated lines in a pipe."""
+    if not is_terminal(sys.stdout):
+        write("".join(f"{name}\t{value}\n" for name, value in facts))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in facts:
+        table.add_row(Text(shown(name), style="bold"), Text(shown(value, 400)))
+    Console().print(table)
+
+
+def error_line(command: str, problem: str, kind: str = "error: ") -> None:
+    """The one form of an error: `gptcli COMMAND: error: PLACE: what is wrong; what to do`."""
+    _to_stderr(f"gptcli{' ' if command else ''}{command}: {kind}{shown_lines(problem)}\n")
+
+
+def _to_stderr(text: str) -> None:
+    """Say something; a reader that has gone away, or a full disk behind stderr, stops no work."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass
+
+
+class ConsoleReport(Report):
+    """Messages and progress for a person: bars on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, command: str, *, quiet: bool = False) -> None:
+        self.command, self.quiet = command, quiet
+        self.live = is_terminal(sys.stderr)
+        self.bars: dict[str, tqdm[Any]] = {}
+        self.started: dict[str, tuple[float, float]] = {}  # task -> (time, amount done) at its first report
+        self.last_line = time.monotonic()
+
+    def message(self, text: str) -> None:
+        if not self.quiet:
+            self._line(shown_lines(text))
+
+    def warning(self, text: str) -> None:
+        self._line(f"gptcli {self.command}: warning: {shown_lines(text)}")
+
+    def _line(self, text: str) -> None:
+        if self.bars:
+            from tqdm import tqdm
+
+            with tqdm.external_write_mode(file=sys.stderr):
+                _to_stderr(text + "\n")
+        else:
+            _to_stderr(text + "\n")
+
+    def progress(self, task: str, done: float, total: float | None, note: str = "", *, unit: str = "") -> None:
+        if self.quiet:
+            return
+        if self.live:
+            self._bar(task, done, total, note, unit)
+        else:
+            self._plain(task, done, total, note, unit)
+
+    def _bar(self, task: str, done: float, total: float | None, note: str, unit: str) -> None:
+        from tqdm import tqdm
+
+        bar = self.bars.get(task)
+        if bar is None:
+            if total is not None and done >= total:
+                return
+            bar = self.bars[task] = tqdm(
+                total=total,
+                initial=done,
+                desc=task,
+                unit=unit or "it",
+                unit_scale=unit == "B",
+                leave=False,
+                dynamic_ncols=True,
+                file=sys.stderr,
+                bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}",
+            )
+        bar.set_postfix_str(shown(note), refresh=False)
+        bar.update(done - bar.n)
+        if total is not None and done >= total:
+            self.bars.pop(task).close()
+
+    def _plain(self, task: str, done: float, total: float | None, note: str, unit: str) -> None:
+        now = time.monotonic()
+        start, first = self.started.setdefault(task, (now, done))
+        ended = total is not None and done >= total
+        if ended:
+            self.started.pop(task)
+        if now - self.last_line < PLAIN_LINE_SECONDS and not (ended and now - start > 1):
+            return
+        self.last_line = now
+        amount = f"{done / 1e6:.1f} MB" if unit == "B" else f"{done:,.0f}"
+        if total:
+            amount += f" of {total / 1e6:.1f} MB" if unit == "B" else f"/{total:,.0f}"
+            if done > first and not ended:
+                amount += f", {(now - start) * (total - done) / (done - first):.0f} s left"
+        self._line("  ".join(part for part in (f"{task}: {amount}", shown(note)) if part))
+
+    def close(self) -> None:
+        """Take every bar off the terminal and show its cursor."""
+        for bar in self.bars.values():
+            bar.close()
+        self.bars.clear()
+
