@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from gptcli.display import shown, shown_lines
+from gptcli.errors import ConfigError
 from gptcli.report import Report
 
 if TYPE_CHECKING:
@@ -156,3 +158,22 @@ class ConsoleReport(Report):
             bar.close()
         self.bars.clear()
 
+
+
+def write_words(words: Iterable[str]) -> None:
+    """Words on a line of stdout, written as they come in blocks, so that a line of any length is no burden."""
+    separator = ""
+    words = iter(words)
+    while block := list(itertools.islice(words, 1 << 16)):
+        write(separator + " ".join(block))
+        separator = " "
+    write("\n")
+
+
+def stdin_lines() -> Iterator[bytes]:
+    """Lines of standard input as they come; ConfigError where a person would have to type them."""
+    if sys.stdin is None or sys.stdin.closed:
+        raise ConfigError("stdin is closed; pipe lines in")
+    if sys.stdin.isatty():
+        raise ConfigError("stdin is a terminal; pipe lines in, or redirect a file: < lines.jsonl")
+    return iter(sys.stdin.buffer.readline, b"")

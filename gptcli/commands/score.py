@@ -21,6 +21,8 @@ def score(run: str, **how: Any) -> None:
     Example:
       gptcli score runs/demo < sentences.txt | jq -r '[.bits_per_byte, .text] | @tsv' | sort -n
     """
+    from gptcli import console
     from gptcli.runs.score import score as run_score
 
-    run_score(run, **how)
+    for record in run_score(run, console.stdin_lines(), **how):
+        console.write_json(record)
