@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from gptcli.display import shown, shown_lines
-from gptcli.errors import ConfigError
+from gptcli.errors import ConfigError, DataError
 from gptcli.report import Report
 
 if TYPE_CHECKING:
@@ -177,3 +177,21 @@ def stdin_lines() -> Iterator[bytes]:
     if sys.stdin.isatty():
         raise ConfigError("stdin is a terminal; pipe lines in, or redirect a file: < lines.jsonl")
     return iter(sys.stdin.buffer.readline, b"")
+
+
+def prompt_text(argument: str | None) -> str:
+    """The prompt that was given as an argument, else all of stdin without one newline at its end."""
+    if argument is not None and argument != "-":
+        return argument
+    content = b"".join(stdin_lines())
+    try:
+        return content.decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"stdin:{line}: byte 0x{content[error.start]:02x} is not UTF-8; convert it, iconv -t utf-8") from None
+
+
+def end_of_text() -> None:
+    """After a text: a newline for a person's prompt to begin on, nothing in a pipe."""
+    if sys.stdout.isatty():
+        write("\n")

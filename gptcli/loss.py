@@ -29,7 +29,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
             logits = x @ matrix.t()
             if cap:
                 logits = logits.mul_(1 / cap).tanh_()
-                log_p = torch.log_softmax(logits.float().mul_(cap), -1)
+                log_p = torch.log_softmax(logits.to(torch.float32, copy=True).mul_(cap), -1)
             else:
                 log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
             total -= (log_p.gather(1, index).squeeze(1) * kept).sum()

@@ -9,6 +9,7 @@ import click
 
 from gptcli.commands import options
 from gptcli.config import GenerateOptions
+from gptcli.errors import ConfigError, DataError
 
 DEFAULT = {field.name: field.default for field in dataclasses.fields(GenerateOptions)}
 
@@ -36,11 +37,13 @@ def draw_option(flag: str, kind: Any, text: str) -> Any:
 @click.option("--logprobs", is_flag=True, default=None, help="With --json or --jsonl: log-probability of each token.")
 @click.option("--jsonl", is_flag=True, help='Read {"prompt": ..., "id": ..., options...} records from stdin.')
 @click.option("--json", "as_json", is_flag=True, help="One JSON document per prompt, with ids and finish reason.")
-@click.option("--stream", is_flag=True, help="Write text as it comes (one prompt, one sample).")
+@click.option("--stream", is_flag=True, help="Write text as it comes; this is how one sample is written in any case.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Texts written at once.")
 @options.on_device
 @options.quiet
-def generate(run: str, prompt: str | None, **how: Any) -> int:
+def generate(
+    run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: bool, quiet: bool, **how: Any
+) -> int:
     """Write text that continues a prompt.
 
     The prompt is PROMPT, else stdin, of which one newline at the end is dropped. Only the new text is written to
@@ -53,10 +56,41 @@ def generate(run: str, prompt: str | None, **how: Any) -> int:
       gptcli generate runs/demo "The sea" --n 3 --temperature 1 --top-p 0.9 --seed 7
       gptcli generate runs/demo --jsonl < prompts.jsonl | jq -r .text
     """
-    from gptcli.config import GenerateOptions
+    from gptcli import console
 
     given = {name: how.pop(name) for name in DEFAULT}
     chosen = GenerateOptions(**{name: value for name, value in given.items() if value not in (None, ())})
-    from gptcli.runs.generate import generate as run_generate
+    check_usage(prompt, chosen, jsonl=jsonl, as_json=as_json, stream=stream)
+    text = "" if jsonl else console.prompt_text(prompt)
+    from gptcli.runs import generate as runs
 
-    return run_generate(run, prompt, chosen, **how)
+    writer = runs.Writer(run, **how)
+    if jsonl:
+        failed = 0
+        for record in writer.records(runs.read_items(console.stdin_lines(), chosen)):
+            console.write_json(record)
+            failed += "error" in record
+        if failed:
+            raise DataError(f"{failed} records could not be written; their records say why")
+        return 0
+    if stream or (chosen.n == 1 and not as_json):
+        for piece in writer.stream(text, chosen):
+            console.write(piece)
+        console.end_of_text()
+        return 0
+    for completion in writer.samples(text, chosen):
+        if as_json:
+            console.write_json({"prompt": text, **writer.record(completion)})
+        else:
+            console.write_line(completion.text)
+    return 0
+
+
+def check_usage(prompt: str | None, chosen: GenerateOptions, *, jsonl: bool, as_json: bool, stream: bool) -> None:
+    """ConfigError for options that do not go together."""
+    if jsonl and prompt is not None:
+        raise ConfigError("--jsonl reads prompts from stdin; leave out PROMPT")
+    if stream and (jsonl or as_json or chosen.n > 1):
+        raise ConfigError("--stream writes one text; leave out --jsonl, --json and --n")
+    if chosen.logprobs and not (jsonl or as_json):
+        raise ConfigError("--logprobs needs --json or --jsonl")

@@ -1,0 +1,173 @@
+"""Checkpoint and prompts -> text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gptcli import checkpoint
+from gptcli.config import GenerateOptions, RuntimeConfig
+from gptcli.display import shown
+from gptcli.engine import Completion, Engine, Request
+from gptcli.errors import ConfigError, DataError, GptcliError
+from gptcli.runs.score import parse_record
+from gptcli.runtime import make_runtime
+
+OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(GenerateOptions))
+MAX_TEXT_BYTES = 16 << 20  # of one prompt
+
+
+@dataclass
+class Item:
+    """One prompt with its options and the fields to pass on, or why it cannot be written."""
+
+    prompt: str
+    options: GenerateOptions
+    fields: dict[str, Any]
+    problem: str | None = None
+
+
+class Writer:
+    """A loaded model that continues prompts."""
+
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        batch_size: int = 8,
+        device: str = "auto",
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        threads: int | None = None,
+    ) -> None:
+        runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
+        model, self.tokenizer = checkpoint.load(run, device=runtime.device, dtype=runtime.dtype)
+        self.engine = Engine(model, self.tokenizer, runtime, slots=batch_size)
+
+    def stream(self, prompt: str, options: GenerateOptions) -> Iterator[str]:
+        """The text of one sample, piece by piece, whole characters only."""
+        ids = self._fit(prompt, options)
+        done = 0
+        for completion in self.engine.steps([Request(ids, options)], capacity=self._capacity(ids, options)):
+            if len(completion.text) > done:
+                yield completion.text[done:]
+                done = len(completion.text)
+
+    def samples(self, prompt: str, options: GenerateOptions) -> Iterator[Completion]:
+        """options.n completions of one prompt, in order."""
+        ids = self._fit(prompt, options)
+        requests = (Request(ids, options, sample) for sample in range(options.n))
+        return self.engine.run(requests, capacity=self._capacity(ids, options))
+
+    def records(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
+        """A record for every sample of every item, in order; one with `error` where an item has a problem."""
+        failed: dict[int, list[dict[str, Any]]] = {}  # requests before it -> error records that come then
+        owners: dict[int, Item] = {}
+        count = 0
+
+        def requests() -> Iterator[Request]:
+            nonlocal count
+            for item in items:
+                try:
+                    if item.problem is not None:
+                        raise DataError(item.problem)
+                    ids = self._fit(item.prompt, item.options)
+                except GptcliError as error:
+                    failed.setdefault(count, []).append({**item.fields, "error": str(error)})
+                    continue
+                for sample in range(item.options.n):
+                    owners[count] = item
+                    count += 1
+                    yield Request(ids, item.options, sample)
+
+        for completion in self.engine.run(requests()):
+            yield from failed.pop(completion.number, [])
+            item = owners.pop(completion.number)
+            yield {**item.fields, **self.record(completion)}
+        for number in sorted(failed):
+            yield from failed[number]
+
+    def record(self, completion: Completion) -> dict[str, Any]:
+        """A completion as JSON."""
+        options = completion.request.options
+        record: dict[str, Any] = {"text": completion.text}
+        if options.n > 1:
+            record["sample"] = completion.request.sample
+        record |= {
+            "finish_reason": completion.finish_reason,
+            "prompt_tokens": len(completion.request.prompt),
+            "tokens": len(completion.ids),
+        }
+        if options.logprobs:
+            pieces = (self.tokenizer.decode([index]) for index in completion.ids)
+            record["logprobs"] = [
+                {"id": index, "token": piece, "logprob": value}
+                for index, piece, value in zip(completion.ids, pieces, completion.logprobs, strict=True)
+            ]
+        return record
+
+    def _fit(self, prompt: str, options: GenerateOptions) -> list[int]:
+        if len(prompt) > MAX_TEXT_BYTES:
+            raise DataError(f"the prompt has {len(prompt)} characters, more than {MAX_TEXT_BYTES}; shorten it")
+        return self.engine.fit(self.tokenizer.encode(prompt), options)
+
+    @staticmethod
+    def _capacity(ids: list[int], options: GenerateOptions) -> int:
+        return len(ids) + options.max_tokens + 1
+
+
+def read_items(lines: Iterable[bytes], defaults: GenerateOptions) -> Iterator[Item]:
+    """Records {"prompt": ..., options..., other fields...}; a bad line becomes an item with a problem."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f"stdin:{number}"
+        fields: dict[str, Any] = {}
+        try:
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{place}: byte 0x{line[error.start]:02x} is not UTF-8") from None
+            record = parse_record(text, place, "prompt")
+            prompt = record.pop("prompt")
+            fields = {name: value for name, value in record.items() if name not in OPTION_NAMES}
+            given = {name: value for name, value in record.items() if name in OPTION_NAMES}
+            yield Item(prompt, options_of(defaults, given, place), fields)
+        except GptcliError as error:
+            fields = fields or salvage(line)
+            yield Item("", defaults, fields, problem="; ".join(error.problems))
+
+
+def salvage(line: bytes) -> dict[str, Any]:
+    """The id of a record that is wrong otherwise, so that its error can be told from the others."""
+    try:
+        record = json.loads(line)
+        return {"id": record["id"]}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def options_of(defaults: GenerateOptions, given: dict[str, Any], place: str) -> GenerateOptions:
+    """The defaults with a record's own options; DataError for a wrong type or value."""
+    changes = {}
+    for name, value in given.items():
+        default = getattr(defaults, name)
+        if name == "stop":
+            value = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+            fits = isinstance(value, tuple) and all(isinstance(stop, str) for stop in value)
+        elif name == "top_k":
+            fits = value is None or type(value) is int
+        elif isinstance(default, float):
+            fits = type(value) in (int, float)
+        else:
+            fits = type(value) is type(default)
+        if not fits:
+            raise DataError(f"{place}: {name}: wrong type of value {shown(repr(value))}")
+        changes[name] = value
+    try:
+        return dataclasses.replace(defaults, **changes)
+    except ConfigError as error:
+        raise DataError(*(f"{place}: {problem}" for problem in error.problems)) from None
