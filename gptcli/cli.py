@@ -104,7 +104,7 @@ def run(arguments: list[str]) -> int:
     try:
         result = cli.main(args=arguments, prog_name="gptcli", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except BaseException as error:  # noqa: BLE001  the one place that turns every failure into an exit code
+    except BaseException as error:
         if "--debug" in arguments[:1] or os.environ.get("GPTCLI_DEBUG"):
             traceback.print_exc()
         return _explain(name, error)

@@ -159,7 +159,6 @@ class ConsoleReport(Report):
         self.bars.clear()
 
 
-
 def write_words(words: Iterable[str]) -> None:
     """Words on a line of stdout, written as they come in blocks, so that a line of any length is no burden."""
     separator = ""
@@ -188,7 +187,9 @@ def prompt_text(argument: str | None) -> str:
         return content.decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"stdin:{line}: byte 0x{content[error.start]:02x} is not UTF-8; convert it, iconv -t utf-8") from None
+        raise DataError(
+            f"stdin:{line}: byte 0x{content[error.start]:02x} is not UTF-8; convert it, iconv -t utf-8"
+        ) from None
 
 
 def end_of_text() -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptcli.attention import causal_attention, cached_attention
+from gptcli.attention import cached_attention, causal_attention
 from gptcli.config import ModelConfig
 from gptcli.functional import relu_squared, rotate
 
@@ -197,7 +197,7 @@ class GPT(nn.Module):
         """Ids (B, T) -> the head's input (B, T, C) in `dtype` (default: the embedding's)."""
         config = self.config
         T = ids.shape[1]
-        if window is None and T > config.context_length:
+        if window is None and config.context_length < T:
             raise ValueError(f"{T} tokens do not fit a context of {config.context_length}")
         positions = slice(T) if window is None else window.positions
         x = self.embedding(ids).to(dtype or self.embedding.weight.dtype)
@@ -265,7 +265,7 @@ class GPT(nn.Module):
         config = self.config
         heads = config.num_heads + 2 * config.kv_heads
         names = [name for name, _ in self.named_parameters() if name.endswith("qkv.weight")]
-        return {name: (config.head_size,) * heads for name in names}
+        return dict.fromkeys(names, (config.head_size,) * heads)
 
 
 def softcap(logits: Tensor, cap: float) -> Tensor:

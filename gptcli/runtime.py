@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 import time
 from dataclasses import dataclass
@@ -63,23 +64,10 @@ def _device(name: str) -> torch.device:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """True where the CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX, Arm BF16)."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _faster_in_bfloat16()
-
-
-def _faster_in_bfloat16() -> bool:
-    """oneDNN also emulates bfloat16, slowly: three products of each kind, about a millisecond, decide."""
-
-    def seconds(dtype: torch.dtype) -> float:
-        a = torch.ones(256, 256, dtype=dtype)
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            a @ a
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    return seconds(torch.bfloat16) < seconds(torch.float32)
+    """True where the CPU multiplies bfloat16 in hardware; oneDNN emulates it elsewhere, slowly."""
+    return any(
+        getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    ) or (platform.machine() in ("arm64", "aarch64") and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def matmul_flops_per_second(runtime: Runtime) -> float | None:

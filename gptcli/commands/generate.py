@@ -33,7 +33,9 @@ def draw_option(flag: str, kind: Any, text: str) -> Any:
 @draw_option("--seed", int, "Same seed, same text, alone or in any batch.")
 @draw_option("--n", int, "Samples per prompt.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
-@draw_option("--truncate", click.Choice(["error", "left"]), "A prompt longer than the context: refuse, or keep its end.")
+@draw_option(
+    "--truncate", click.Choice(["error", "left"]), "A prompt longer than the context: refuse, or keep its end."
+)
 @click.option("--logprobs", is_flag=True, default=None, help="With --json or --jsonl: log-probability of each token.")
 @click.option("--jsonl", is_flag=True, help='Read {"prompt": ..., "id": ..., options...} records from stdin.')
 @click.option("--json", "as_json", is_flag=True, help="One JSON document per prompt, with ids and finish reason.")
@@ -41,9 +43,7 @@ def draw_option(flag: str, kind: Any, text: str) -> Any:
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Texts written at once.")
 @options.on_device
 @options.quiet
-def generate(
-    run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: bool, quiet: bool, **how: Any
-) -> int:
+def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: bool, quiet: bool, **how: Any) -> int:
     """Write text that continues a prompt.
 
     The prompt is PROMPT, else stdin, of which one newline at the end is dropped. Only the new text is written to

@@ -14,9 +14,7 @@ from gptcli.commands import options
 @click.option("--force", is_flag=True, help="Begin again in a run_dir that holds checkpoints; they are deleted.")
 @options.as_json
 @options.quiet
-def pretrain(
-    run_file: str, overrides: tuple[str, ...], resume: bool, force: bool, as_json: bool, quiet: bool
-) -> int:
+def pretrain(run_file: str, overrides: tuple[str, ...], resume: bool, force: bool, as_json: bool, quiet: bool) -> int:
     """Train a model from scratch, as a run file says.
 
     Ctrl-C or SIGTERM ends the run after the step in hand, with a checkpoint; --resume goes on, to the same weights,

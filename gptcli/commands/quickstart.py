@@ -38,7 +38,15 @@ def quickstart(budget: float, output: Path, force: bool) -> int:
     a tokenizer on it, pretrains a GPT, measures it on text that was held out, and lets it write. Each step is shown as
     the command that does the same.
     """
-    from gptcli.console import ConsoleReport
+    from gptcli import console
     from gptcli.runs.quickstart import quickstart as run
 
-    return run(budget, output, force=force, report=ConsoleReport("quickstart"))
+    report = console.ConsoleReport("quickstart")
+    try:
+        result = run(budget, output, force=force, report=report)
+    finally:
+        report.close()
+    if result.exit_code == 0:
+        console.write_line(result.sample + "\n")
+        console.write_facts(result.summary)
+    return result.exit_code

@@ -45,7 +45,7 @@ class Tokenizer:
             self._encoder = tokenizers.Tokenizer.from_str(json.dumps({**document, "added_tokens": []}))
         except _Unfit as error:
             raise DataError(f"{shown(name)}: {error}") from None
-        except Exception as error:  # noqa: BLE001  the Rust library raises bare Exception for any malformed document
+        except Exception as error:
             raise DataError(f"{shown(name)}: not a tokenizer.json ({shown(str(error))})") from None
         ordinary: dict[str, int] = document["model"]["vocab"]
         self.vocab_size = max([*ordinary.values(), *self.specials.values()]) + 1

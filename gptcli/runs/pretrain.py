@@ -20,7 +20,7 @@ import torch
 
 from gptcli import checkpoint, configfile, fsio
 from gptcli.checkpoint import TrainState
-from gptcli.config import GenerateOptions, PretrainConfig
+from gptcli.config import GenerateOptions, ModelConfig, PretrainConfig
 from gptcli.data.batches import TokenBatches, derived_seed
 from gptcli.data.corpus import cache_directory, read_corpus, survey
 from gptcli.data.shards import TokenArray, is_prepared, read_index
@@ -213,7 +213,7 @@ class _Run:
 
     def go(self, *, resume: bool) -> PretrainResult:
         config = self.config
-        state = self._new_state()
+        state = new_state(self.model_config, config, self.runtime)
         found = checkpoint.newest_verified(self.run_dir, self.report.warning) if resume else None
         if found is not None:
             self._restore(state, found)
@@ -257,19 +257,6 @@ class _Run:
             self.report.message(f"stopped and saved at step {state.step}; go on with: {again}")
         exit_code = 0 if finished else stop.exit_code
         return PretrainResult(self.run_dir, state.step, finished, exit_code, self.last_bits_per_byte)
-
-    def _new_state(self) -> TrainState:
-        """The model at step 0. Weights are drawn on the CPU, so that every device begins alike."""
-        model = GPT(self.model_config)
-        model.initialize(torch.Generator().manual_seed(derived_seed(self.config.runtime.seed, "weights")))
-        model.to(self.runtime.device)
-        if self.config.runtime.compile:
-            for block in model.blocks:
-                block.compile(dynamic=False)
-        optimizers = Optimizers(
-            model.named_parameters(), self.config.optim, row_blocks=model.row_blocks(), dtype=self.runtime.dtype
-        )
-        return TrainState(model, optimizers)
 
     def _restore(self, state: TrainState, directory: Path) -> None:
         training = fsio.read_json(directory / "training.json")
@@ -365,6 +352,18 @@ class _Run:
                 state.best_bits_per_byte, state.best_step = bits_per_byte, state.step
         checkpoint.save(state, self.run_dir, self.tokenizer, self.run_file)
         checkpoint.keep(self.run_dir, state, self.config.train.keep_checkpoints)
+
+
+def new_state(model_config: ModelConfig, config: PretrainConfig, runtime: Runtime) -> TrainState:
+    """The model at step 0. Weights are drawn on the CPU, so that every device begins alike."""
+    model = GPT(model_config)
+    model.initialize(torch.Generator().manual_seed(derived_seed(config.runtime.seed, "weights")))
+    model.to(runtime.device)
+    if config.runtime.compile:
+        for block in model.blocks:
+            block.compile(dynamic=False)
+    optimizers = Optimizers(model.named_parameters(), config.optim, row_blocks=model.row_blocks(), dtype=runtime.dtype)
+    return TrainState(model, optimizers)
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> set[str]:

@@ -78,7 +78,9 @@ def train_tokenizer(
     )
     fsio.write_file(output, tokenizer.content)
     if facts.vocab_size < vocab_size:
-        report.warning(f"the corpus gives {facts.vocab_size} of the {vocab_size} tokens wanted; give more text for more")
+        report.warning(
+            f"the corpus gives {facts.vocab_size} of the {vocab_size} tokens wanted; give more text for more"
+        )
     return facts
 
 
