@@ -1,6 +1,7 @@
 """gptcli: a command-line workbench for GPT language models.
 
-    data/text -> data/tokenizer -> data/shards -> data/batches -> model -> loss -> train -> checkpoint -> engine, metrics
+    data/text -> data/tokenizer -> data/shards -> data/batches -> model -> loss -> train -> checkpoint
+    checkpoint -> engine (text), metrics (numbers)
 
 Two files are the book: model.py and train.py. runs/ has a function for every verb; `gptcli.load` gives a trained model.
 """

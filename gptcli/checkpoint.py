@@ -11,6 +11,7 @@ manifest.json         size and sha256 of the others; written last, before the di
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class TrainState:
     optimizers: Optimizers
     step: int = 0
     tokens: int = 0
-    best_bits_per_byte: float | None = None
+    best_bits_per_byte: float = math.inf
     best_step: int | None = None
 
 
@@ -65,7 +66,7 @@ def save(state: TrainState, run_dir: Path, tokenizer: Tokenizer, run_file: dict[
         training = {
             "step": state.step,
             "tokens": state.tokens,
-            "best_bits_per_byte": state.best_bits_per_byte,
+            "best_bits_per_byte": None if state.best_step is None else state.best_bits_per_byte,
             "best_step": state.best_step,
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
@@ -188,7 +189,11 @@ def restore(state: TrainState, directory: Path) -> dict[str, Any]:
         slot.copy_(stored[name])
     try:
         state.step, state.tokens = int(training["step"]), int(training["tokens"])
-        state.best_bits_per_byte, state.best_step = training["best_bits_per_byte"], training["best_step"]
+        if training["best_step"] is not None:
+            state.best_bits_per_byte, state.best_step = (
+                float(training["best_bits_per_byte"]),
+                int(training["best_step"]),
+            )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{shown(str(directory / 'training.json'))}: {shown(str(error))}") from None
     return training

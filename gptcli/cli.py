@@ -33,7 +33,7 @@ STDOUT_CLOSED, INTERNAL = 141, 70
 class Workflow(click.Group):
     """Lists its commands in the order in which they were added, which is the order of the work."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)
 
 

@@ -64,6 +64,10 @@ class Section:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     __slots__ = ()
 
+    def __init__(self, **values: Any) -> None:
+        """Stated for type checkers only: dataclass makes each section its own."""
+        raise NotImplementedError
+
     def __post_init__(self) -> None:
         found = []
         for declared in dataclasses.fields(self):  # type: ignore[arg-type]

@@ -195,7 +195,7 @@ class Engine:
                 unfinished.popleft()
 
     def _logits(self, cache: KVCache, ids: list[list[int]], first_row: int) -> torch.Tensor:
-        """Logits (B, V) after the last of ids (B, T), float32 on the CPU; rows first_row.. of the cache take them in."""
+        """Logits (B, V), float32 on the CPU, after the last of ids (B, T), which rows first_row.. of the cache take."""
         batch = torch.tensor(ids, device=self.runtime.device)
         window = Window(cache, first_row, *batch.shape)
         hidden = self.model.hidden(batch, dtype=self.runtime.dtype, window=window)

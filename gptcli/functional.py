@@ -25,7 +25,8 @@ class _Rotate(torch.autograd.Function):
 
 def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Rotary position embedding: x (..., H, D) turned by the tables (..., 1, D) of model.rotary_tables."""
-    return _Rotate.apply(x, cos, signed_sin)  # type: ignore[no-any-return, no-untyped-call]
+    y: Tensor = _Rotate.apply(x, cos, signed_sin)  # type: ignore[no-untyped-call]
+    return y
 
 
 class _ReluSquared(torch.autograd.Function):
@@ -44,4 +45,5 @@ class _ReluSquared(torch.autograd.Function):
 
 def relu_squared(x: Tensor) -> Tensor:
     """max(x, 0)^2 (So et al. 2021)."""
-    return _ReluSquared.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+    y: Tensor = _ReluSquared.apply(x)  # type: ignore[no-untyped-call]
+    return y

@@ -68,7 +68,7 @@ def score_documents(
     runtime: Runtime,
     *,
     stride: int | None = None,
-    progress: Callable[[int], None] = lambda tokens: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[TextScore]:
     """The score of each document's ids, in order; specials among the ids are context and are not scored.
 

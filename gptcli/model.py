@@ -99,7 +99,7 @@ class Window:
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention, softmax(Q K^T / sqrt(D)) V, with grouped key/value heads (Ainslie et al. 2023)."""
+    """Multi-head causal self-attention (Vaswani et al. 2017), key/value heads in groups (Ainslie et al. 2023)."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -171,6 +171,9 @@ class GPT(nn.Module):
     Raises nothing on ids outside of the vocabulary beyond what indexing does: check data before training on it.
     """
 
+    rotary_cos: Tensor
+    rotary_sin: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if config.vocab_size is None:
@@ -189,7 +192,7 @@ class GPT(nn.Module):
 
     def make_tables(self) -> None:
         """Compute what is no weight: the rotary tables, again after a model was built on the meta device."""
-        cos, sin = rotary_tables(self.config) if self.config.position == "rope" else (None, None)
+        cos, sin = rotary_tables(self.config) if self.config.position == "rope" else (torch.empty(0), torch.empty(0))
         self.register_buffer("rotary_cos", cos, persistent=False)
         self.register_buffer("rotary_sin", sin, persistent=False)
 

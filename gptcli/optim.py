@@ -72,7 +72,7 @@ class Muon(torch.optim.Optimizer):
         self.row_blocks, self.dtype = row_blocks, dtype
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for weight in group["params"]:
@@ -111,7 +111,7 @@ class Optimizers:
         matrices = [name for name, weight in named.items() if weight.ndim == 2 and name.startswith("blocks.")]
         muon = matrices if config.name == "muon" else []
         embeddings = [name for name in named if name.split(".")[-2].endswith("embedding") and name not in muon]
-        decayed = [name for name in matrices + ["head.weight"] if name in named and name not in muon]
+        decayed = [name for name in (*matrices, "head.weight") if name in named and name not in muon]
         plain = [name for name in named if name not in {*muon, *embeddings, *decayed}]
         rate = config.learning_rate
         adamw_groups = [
@@ -163,7 +163,7 @@ class Optimizers:
         if create:
             self._create_state()
         return {
-            f"{kind}.{self.names[weight]}": tensor
+            f"{kind}.{self.names[weight]}": tensor  # type: ignore[index]  # the keys of state are parameters
             for part in self.parts
             for weight, state in part.state.items()
             for kind, tensor in state.items()

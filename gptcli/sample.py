@@ -38,7 +38,7 @@ def candidates(logits: Tensor, options: GenerateOptions) -> tuple[Tensor, Tensor
 
 
 def draw(logits: Tensor, options: GenerateOptions, generator: torch.Generator) -> int:
-    """One token id from logits (V,): by the inverse of the cumulative distribution; temperature 0 takes the likeliest."""
+    """One token id from logits (V,): the inverse of the cumulative distribution; temperature 0 takes the likeliest."""
     if options.temperature == 0:
         return int(logits.argmax())
     ids, probabilities = candidates(logits, options)

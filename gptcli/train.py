@@ -110,7 +110,7 @@ def train_step(
         hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype)
         wanted = batch.targets.to(runtime.device)
         loss = head_cross_entropy(hidden, model.head.weight, wanted, cap=model.config.logit_softcap)
-        (loss / targets).backward()
+        torch.autograd.backward(loss / targets)
         nats += float(loss.detach())
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)

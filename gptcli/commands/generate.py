@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ from gptcli.errors import ConfigError, DataError
 DEFAULT = {field.name: field.default for field in dataclasses.fields(GenerateOptions)}
 
 
-def draw_option(flag: str, kind: Any, text: str) -> Any:
+def draw_option(flag: str, kind: Any, text: str) -> Callable[[options.F], options.F]:
     """A flag for a field of GenerateOptions; the default is the field's, and its bounds are checked there."""
     default = DEFAULT[flag.removeprefix("--").replace("-", "_")]
     shown = "" if default is None else f"  [default: {default}]"
@@ -42,8 +43,7 @@ def draw_option(flag: str, kind: Any, text: str) -> Any:
 @click.option("--stream", is_flag=True, help="Write text as it comes; this is how one sample is written in any case.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Texts written at once.")
 @options.on_device
-@options.quiet
-def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: bool, quiet: bool, **how: Any) -> int:
+def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: bool, **how: Any) -> int:
     """Write text that continues a prompt.
 
     The prompt is PROMPT, else stdin, of which one newline at the end is dropped. Only the new text is written to

@@ -12,7 +12,7 @@ from gptcli.commands import options
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.5
     """30s, 10m, 1.5h -> seconds."""
 
     name = "duration"

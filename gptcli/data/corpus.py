@@ -47,7 +47,8 @@ def survey(data: DataConfig, spool_dir: Path, report: Report) -> Corpus:
     found = [("train" if data.validation else "both", source) for source in find_sources(data.train, options)]
     if data.validation:
         found += [("validation", source) for source in find_sources(data.validation, options)]
-    sources, facts = [], []
+    sources: list[tuple[str, Source, int]] = []
+    facts: list[dict[str, Any]] = []
     for number, (split, source) in enumerate(found):
         if source.path is None or source.stream is not None:
             source = _spool(source, spool_dir / f"stream-{number}", options)

@@ -103,8 +103,8 @@ def learn_merges(
     """
     names = check_vocabulary(vocab_size, specials)
     encoder = tokenizers.Tokenizer(models.BPE())
-    encoder.pre_tokenizer = _pre_tokenizer(pattern)  # type: ignore[assignment]
-    encoder.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    encoder.pre_tokenizer = _pre_tokenizer(pattern)
+    encoder.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(names),
         min_frequency=2,

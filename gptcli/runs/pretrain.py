@@ -347,9 +347,8 @@ class _Run:
 
     def _save(self, state: TrainState) -> None:
         bits_per_byte = self.last_bits_per_byte
-        if bits_per_byte is not None and self.validated_step == state.step:  # the best of those that are saved
-            if state.best_bits_per_byte is None or bits_per_byte < state.best_bits_per_byte:
-                state.best_bits_per_byte, state.best_step = bits_per_byte, state.step
+        if bits_per_byte is not None and self.validated_step == state.step and bits_per_byte < state.best_bits_per_byte:
+            state.best_bits_per_byte, state.best_step = bits_per_byte, state.step  # the best of those that are saved
         checkpoint.save(state, self.run_dir, self.tokenizer, self.run_file)
         checkpoint.keep(self.run_dir, state, self.config.train.keep_checkpoints)
 

@@ -65,7 +65,7 @@ def read_records(lines: Iterable[bytes], *, jsonl: bool, field: str) -> Iterator
 def parse_record(line: str, place: str, field: str) -> dict[str, Any]:
     """A JSON object with text in `field`; DataError names the place."""
     try:
-        record = json.loads(line, parse_constant=lambda name: None)
+        record = json.loads(line, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not JSON ({shown(str(error))})") from None
     if not isinstance(record, dict):
