@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -40,16 +41,16 @@ def bounds_problem(declared: dataclasses.Field[Any], given: Any) -> str | None:
     meta = declared.metadata
     if not math.isfinite(given):
         return f"must be a finite number, got {given}"
+    comparisons = (
+        ("gt", ">", operator.gt),
+        ("ge", ">=", operator.ge),
+        ("lt", "<", operator.lt),
+        ("le", "<=", operator.le),
+    )
     wanted = [
-        text
-        for key, text, holds in (
-            ("gt", "> {}", lambda bound: given > bound),
-            ("ge", ">= {}", lambda bound: given >= bound),
-            ("lt", "< {}", lambda bound: given < bound),
-            ("le", "<= {}", lambda bound: given <= bound),
-        )
-        if meta.get(key) is not None and not holds(meta[key])
-        for text in [text.format(meta[key])]
+        f"{sign} {meta[key]}"
+        for key, sign, holds in comparisons
+        if meta.get(key) is not None and not holds(given, meta[key])
     ]
     return f"must be {' and '.join(wanted)}, got {given}" if wanted else None
 

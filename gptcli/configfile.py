@@ -282,6 +282,8 @@ def _read_plain(node: yaml.Node, wanted: str, read: Callable[[str], Any]) -> Any
     value = read(text)
     if value is None and wanted == "true or false" and text.lower() in OLD_BOOLEANS:
         raise _unfit(node, wanted, f"; write {OLD_BOOLEANS[text.lower()]}")
+    if value is None and len(text) > MAX_NUMBER_LENGTH:
+        raise _unfit(node, wanted, f"; no number has more than {MAX_NUMBER_LENGTH} characters")
     if value is None or (isinstance(node, yaml.ScalarNode) and node.style):
         raise _unfit(node, wanted, "" if value is None else "; remove the quotes")
     return value

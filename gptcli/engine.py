@@ -57,9 +57,9 @@ class TextBuffer:
     def add(self, content: bytes, *, final: bool = False) -> tuple[str, bool]:
         """-> (text that is now certain, whether a stop string ended it)."""
         self.waiting += self.decoder.decode(content, final)
-        places = [place for stop in self.stops if (place := self.waiting.find(stop)) >= 0]
-        if places:
-            return self.waiting[: min(places)], True
+        found = [(place + len(stop), place) for stop in self.stops if (place := self.waiting.find(stop)) >= 0]
+        if found:  # the one complete first, however the tokens cut the text; of several, the longest
+            return self.waiting[: min(found)[1]], True
         held = 0 if final else self._undecided()
         certain, self.waiting = self.waiting[: len(self.waiting) - held], self.waiting[len(self.waiting) - held :]
         return certain, False

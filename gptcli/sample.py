@@ -20,13 +20,13 @@ def candidates(logits: Tensor, options: GenerateOptions) -> tuple[Tensor, Tensor
     In the order of Hugging Face: temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024); ties
     at the k-th place go to the lower id.
     """
-    scaled = logits.double() / options.temperature
-    if options.top_k is not None and options.top_k < len(scaled):
-        top = torch.topk(scaled, options.top_k)
-        values, ids = top.values, top.indices
-    else:
-        values, ids = torch.sort(scaled, descending=True, stable=True)
-    probabilities = torch.softmax(values, -1)
+    ids = torch.arange(len(logits), device=logits.device)
+    if options.top_k is not None and options.top_k < len(logits):
+        kth = torch.topk(logits, options.top_k).values[-1]
+        ids = ids[logits >= kth]  # more than k where several equal the k-th, of which topk takes any
+    ids = ids[torch.argsort(logits[ids], descending=True, stable=True)][: options.top_k]
+    ranked = logits[ids].double()
+    probabilities = torch.softmax((ranked - ranked[0]) / options.temperature, -1)  # no temperature overflows
     if options.top_p < 1.0:
         before = probabilities.cumsum(-1) - probabilities
         count = max(1, int((before < options.top_p).sum()))

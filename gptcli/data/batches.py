@@ -102,6 +102,6 @@ class TokenBatches:
     def _starts(self, epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """First tokens of those rows that lie in `epoch`."""
         T = self.context_length
-        phase = derived_seed(self.seed, "phase", epoch) % (min(T - 1, len(self.tokens) - self.rows * T) + 1)
+        phase = derived_seed(self.seed, "phase", epoch) % (len(self.tokens) - self.rows * T + 1)
         rows = (numbers[numbers // self.rows == epoch] % self.rows).astype(np.uint64)
         return permute(rows, self.rows, derived_seed(self.seed, "order", epoch)).astype(np.int64) * T + phase

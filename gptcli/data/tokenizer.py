@@ -42,7 +42,7 @@ class Tokenizer:
             added = document.get("added_tokens") or []
             self.specials = {token["content"]: int(token["id"]) for token in added}
             _check(document)
-            self._encoder = tokenizers.Tokenizer.from_str(json.dumps({**document, "added_tokens": []}))
+            self._encoder = tokenizers.Tokenizer.from_str(json.dumps(_without_specials(document)))
         except _Unfit as error:
             raise DataError(f"{shown(name)}: {error}") from None
         except Exception as error:
@@ -178,18 +178,36 @@ def _check(document: dict[str, Any]) -> None:
         raise _Unfit(f"a {shown(str(model['type']))} tokenizer; gptcli reads byte-level BPE")
     if (document.get("normalizer") or {}).get("type") not in (None, "NFC"):
         raise _Unfit(f"normalizer {shown(str(document['normalizer'].get('type')))} changes the text; want none")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise _Unfit(f"model.{key} is set; gptcli reads plain byte-level BPE")
     parts = splitter.get("pretokenizers", [splitter])
-    regexes = [part["pattern"].get("Regex") for part in parts if part.get("type") == "Split"]
-    if parts[-1].get("type") != "ByteLevel" or len(parts) != len(regexes) + 1:
+    splits = [part for part in parts if part.get("type") == "Split"]
+    if parts[-1].get("type") != "ByteLevel" or len(parts) != len(splits) + 1:
         raise _Unfit("not byte-level BPE (its pre_tokenizer does not end in ByteLevel)")
-    if any(regex not in PATTERNS.values() for regex in regexes):
+    if parts[-1].get("add_prefix_space"):
+        raise _Unfit("add_prefix_space changes the text; want false")
+    if any(part["pattern"].get("Regex", "") not in PATTERNS.values() for part in splits):
         raise _Unfit(f"an unknown split pattern; gptcli knows {', '.join(PATTERNS)}")
+    if any(part.get("behavior") != "Isolated" or part.get("invert") for part in splits):
+        raise _Unfit("its split pattern drops or joins text; want behavior Isolated")
     vocabulary = model["vocab"]
     if missing := set(_bytes_of_characters()) - set(vocabulary):
         raise _Unfit(f"{len(missing)} of the 256 bytes have no token; it cannot hold every text")
     ids = [*vocabulary.values(), *(token["id"] for token in document.get("added_tokens") or [])]
     if not all(type(index) is int and 0 <= index < 1 << 22 for index in ids):
         raise _Unfit("ids must be from 0 to 4194303")
+    by_name = vocabulary | {token["content"]: token["id"] for token in document.get("added_tokens") or []}
+    if len(set(by_name.values())) < len(by_name):
+        raise _Unfit("two tokens have the same id")
+
+
+def _without_specials(document: dict[str, Any]) -> dict[str, Any]:
+    """The part of a tokenizer.json that encodes text: it yields no special, and cuts, pads and adds nothing."""
+    specials = {token["content"] for token in document.get("added_tokens") or []}
+    vocabulary = {token: index for token, index in document["model"]["vocab"].items() if token not in specials}
+    nothing = {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
+    return {**document, **nothing, "model": {**document["model"], "vocab": vocabulary}}
 
 
 def _pre_tokenizer(pattern: str) -> Any:

@@ -1,0 +1,78 @@
+"""What the benchmark programs share: a fresh process with its wall clock and peak memory, and medians with spread.
+
+Standard library only, so that the process that measures stays small and light.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+BENCH = Path(__file__).resolve().parent
+
+# The comparisons are made on the CPU, and nothing may be looked up on a network.
+ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A process that has ended."""
+
+    seconds: float  # wall clock, from its start to its end
+    peak_bytes: int  # resident memory
+    stdout: str
+    stderr: str
+
+
+def run(command: Sequence[str | Path], *, cwd: Path | None = None, code: int = 0, **environment: str) -> Finished:
+    """Run a command to its end; SystemExit with what it said where its exit code is not `code`."""
+    env = {**os.environ, **ENVIRONMENT, **environment}
+    arguments = [os.fspath(part) for part in command]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        started = time.perf_counter()
+        process = subprocess.Popen(arguments, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+    if process.returncode != code:
+        raise SystemExit(f"{' '.join(arguments)}: exit code {process.returncode}, want {code}\n{texts[1][-2000:]}")
+    return Finished(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), *texts)
+
+
+def gptcli(*arguments: str | Path) -> list[str | Path]:
+    """The command line of the gptcli that is installed beside this Python."""
+    script = Path(sys.executable).with_name("gptcli")
+    return [*([script] if script.exists() else [sys.executable, "-m", "gptcli"]), *arguments]
+
+
+def program(name: str, *arguments: str | Path) -> list[str | Path]:
+    """The command line of a program of this directory."""
+    return [sys.executable, BENCH / name, *arguments]
+
+
+def note(text: str) -> None:
+    """Progress, for a person who waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Median, smallest and largest."""
+    values = list(values)
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def show(found: dict[str, float], form: str = ",.0f", scale: float = 1.0) -> str:
+    """`MEDIAN (MIN..MAX)`."""
+    median, low, high = (format(found[key] * scale, form) for key in ("median", "min", "max"))
+    return f"{median} ({low}..{high})"
