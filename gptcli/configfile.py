@@ -33,6 +33,7 @@ T = TypeVar("T", bound=Section)
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
+MAX_EVENTS = 100_000  # of the YAML parser: one per scalar, two per list or mapping; a second's work
 MAX_NUMBER_LENGTH = 80  # keeps int() fast and every number fit for float() and for a message
 MAX_PROBLEMS = 100
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -231,12 +232,14 @@ def _compose(text: str) -> yaml.Node:
 def _check_events(text: str) -> None:
     """Refuses what must not become nodes; event by event, so that deep nesting costs nothing. Raises _Misfit."""
     depth = documents = 0
-    for event in yaml.parse(text, Loader=LOADER):
+    for count, event in enumerate(yaml.parse(text, Loader=LOADER)):
         line = event.start_mark.line + 1 if event.start_mark else None
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         documents += isinstance(event, yaml.DocumentStartEvent)
         if documents > 1:
             raise _Misfit(line, "a second document starts here; a run file holds one")
+        if count > MAX_EVENTS:
+            raise _Misfit(line, f"more than {MAX_EVENTS} keys and values up to here; this is no run file")
         if depth > MAX_DEPTH:
             raise _Misfit(line, f"nested deeper than {MAX_DEPTH} levels")
         if getattr(event, "anchor", None) is not None:

@@ -1,0 +1,317 @@
+"""Speed of a training step: gptcli's own, nanoGPT's and Hugging Face's GPT-2, at one shape, on this machine's CPU.
+
+A step is a batch of random tokens, forward, backward, clipping where the side clips, and the optimizer. Each side runs
+in a fresh process, in turn with the others, once a round; a round's figure is that of its median step after two that
+do not count. Printed are the machine's matmul peaks (n = 2048) and for each side tokens/s, FLOP/s as
+tokens x (6 x (12 L D^2 + V D) + 12 L D T), the share of the bfloat16 peak and the peak resident memory: medians of
+the rounds (smallest..largest).
+
+    gptcli       gptcli.train.train_step on the `modern` preset with default optimizer, bfloat16, as pretrain sets it up
+    nanogpt      nanogpt.py in float32, which is nanoGPT's only precision on a CPU
+    huggingface  GPT2LMHeadModel under bfloat16 autocast, AdamW, clipping, no dropout
+
+Run:
+    python tests/bench/pretrain_speed.py [--json]
+    python tests/bench/pretrain_speed.py --layers 12 --width 768 --heads 12 --context 512 --batch 2 --vocab 50304
+    python tests/bench/pretrain_speed.py --sides gptcli,gptcli-float32,nanogpt,nanogpt-bfloat16  # like with like
+
+Learnt:
+  - Figures drift by 10 to 20 % from run to run, and by a factor of four where another process has one of the cores:
+    two threads wait for each other at every operation. Quote the ratios of one run on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import harness
+
+SIDES = (
+    "gptcli",
+    "nanogpt",
+    "huggingface",
+    "gptcli-float32",
+    "nanogpt-bfloat16",
+    "huggingface-float32",
+)
+DEFAULT_SIDES = SIDES[:3]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """L, D, H, T, B and V."""
+
+    layers: int = 6
+    width: int = 384
+    heads: int = 6
+    context: int = 256
+    batch: int = 8
+    vocab: int = 8192
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.batch * self.context
+
+    @property
+    def flops_per_token(self) -> float:
+        L, D = self.layers, self.width
+        return 6 * (12 * L * D**2 + self.vocab * D) + 12 * L * D * self.context
+
+
+# ------------------------------------------------------------------------ the sides, each in a process of its own
+
+
+def gptcli_step(shape: Shape, dtype: str) -> Callable[[], None]:
+    import numpy as np
+
+    from gptcli.config import DataConfig, ModelConfig, PretrainConfig, RuntimeConfig, TrainConfig
+    from gptcli.data.batches import TokenBatches
+    from gptcli.runs.pretrain import new_state
+    from gptcli.runtime import keep_freed_memory, make_runtime
+    from gptcli.train import train_step
+
+    class RandomTokens:
+        """Stands in for a TokenArray."""
+
+        ids = np.random.default_rng(1).integers(shape.vocab, size=1_000_000, dtype=np.uint16)
+
+        def __len__(self) -> int:
+            return len(self.ids)
+
+        def read(self, start: int, count: int) -> np.ndarray:
+            return self.ids[start : start + count].astype(np.int64)
+
+        def place(self, position: int) -> str:
+            return f"random:{position}"
+
+    config = PretrainConfig(
+        run_dir="none",
+        data=DataConfig(train=("none",)),
+        model=ModelConfig(
+            num_layers=shape.layers,
+            hidden_size=shape.width,
+            num_heads=shape.heads,
+            context_length=shape.context,
+            vocab_size=shape.vocab,
+        ),
+        train=TrainConfig(batch_size=shape.batch),
+        runtime=RuntimeConfig(device="cpu", dtype=dtype),
+    )
+    runtime = make_runtime(config.runtime)
+    keep_freed_memory()
+    state = new_state(config.model, config, runtime)
+    if state.model.train_flops_per_token(shape.context) != shape.flops_per_token:
+        raise SystemExit("the model has other products than the formula counts")
+    state.model.train()
+    batches = TokenBatches(
+        RandomTokens(),
+        context_length=shape.context,
+        batch_size=shape.batch,
+        micro_batch_size=config.train.micro_batch,
+        first_token=0,
+        seed=config.runtime.seed,
+    )
+
+    def step() -> None:
+        state.optimizers.set_factor(1.0)
+        train_step(state, batches(state.step), config.optim.grad_clip_norm, runtime, seed=config.runtime.seed)
+        state.step += 1
+
+    return step
+
+
+def nanogpt_step(shape: Shape, dtype: str) -> Callable[[], None]:
+    import nanogpt
+    import numpy as np
+    import torch
+
+    peer_shape, recipe = nanogpt.Shape(**dataclasses.asdict(shape)), nanogpt.Recipe()
+    torch.manual_seed(1)
+    model = nanogpt.NanoGPT(peer_shape)
+    optimizer = nanogpt.make_optimizer(model, recipe)
+    ids = np.random.default_rng(1).integers(shape.vocab, size=1_000_000, dtype=np.uint16)
+
+    def step() -> None:
+        batch = nanogpt.random_batch(ids, peer_shape)
+        nanogpt.train_step(model, optimizer, batch, clip_norm=recipe.clip_norm, dtype=getattr(torch, dtype))
+
+    return step
+
+
+def huggingface_step(shape: Shape, dtype: str) -> Callable[[], None]:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(1)
+    config = GPT2Config(
+        n_layer=shape.layers,
+        n_embd=shape.width,
+        n_head=shape.heads,
+        n_positions=shape.context,
+        vocab_size=shape.vocab,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = GPT2LMHeadModel(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+
+    def step() -> None:
+        ids = torch.randint(shape.vocab, (shape.batch, shape.context))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+
+    return step
+
+
+def measure_step(side: str, shape: Shape, seconds: float) -> dict[str, float]:
+    """Median step time of one side in this process."""
+    make, default = {
+        "gptcli": (gptcli_step, "bfloat16"),
+        "nanogpt": (nanogpt_step, "float32"),
+        "huggingface": (huggingface_step, "bfloat16"),
+    }[side.partition("-")[0]]
+    step = make(shape, side.partition("-")[2] or default)
+    times: list[float] = []
+    end = float("inf")
+    while len(times) < 5 or time.perf_counter() < end:
+        if len(times) == 2:
+            end = time.perf_counter() + seconds
+        started = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - started)
+    return {"step_seconds": statistics.median(times[2:]), "steps": len(times) - 2}
+
+
+def measure_peak() -> dict[str, object]:
+    """Median FLOP/s of square matrix products in this process."""
+    import torch
+
+    n, found = 2048, {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    for dtype in (torch.bfloat16, torch.float32):
+        matrix = torch.randn(n, n).to(dtype)
+        times = []
+        for _ in range(15):
+            started = time.perf_counter()
+            matrix @ matrix
+            times.append(time.perf_counter() - started)
+        found[str(dtype).removeprefix("torch.")] = 2 * n**3 / statistics.median(times[3:])
+    return found
+
+
+# ----------------------------------------------------------------------------------------------- the comparison
+
+
+def compare(shape: Shape, sides: list[str], rounds: int, seconds: float) -> dict[str, object]:
+    options = [f"--{name}={size}" for name, size in dataclasses.asdict(shape).items()]
+    peaks: list[dict[str, float]] = []
+    steps: dict[str, list[float]] = {side: [] for side in sides}
+    memory: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(rounds):
+        peaks.append(json.loads(harness.run(harness.program("pretrain_speed.py", "--side=peak")).stdout))
+        for side in sides:
+            command = harness.program("pretrain_speed.py", f"--side={side}", f"--seconds={seconds}", *options)
+            done = harness.run(command)
+            steps[side].append(json.loads(done.stdout)["step_seconds"])
+            memory[side].append(done.peak_bytes)
+            harness.note(f"round {number + 1}: {side} {shape.tokens / steps[side][-1]:,.0f} tokens/s")
+    result: dict[str, object] = {
+        "shape": dataclasses.asdict(shape),
+        "flops_per_token": shape.flops_per_token,
+        "rounds": rounds,
+        "torch": peaks[0]["torch"],
+        "threads": peaks[0]["threads"],
+        "peak_flops_per_second": {
+            dtype: harness.spread(peak[dtype] for peak in peaks) for dtype in ("bfloat16", "float32")
+        },
+        "sides": {
+            side: {
+                "tokens_per_second": harness.spread(shape.tokens / each for each in steps[side]),
+                "flops_per_second": harness.spread(shape.tokens * shape.flops_per_token / each for each in steps[side]),
+                "peak_memory_bytes": harness.spread(memory[side]),
+            }
+            for side in sides
+        },
+    }
+    # Of the rounds' ratios, so that what slows a whole round down falls out.
+    result["ratios"] = {
+        side: {
+            "speed": harness.spread(theirs / ours for theirs, ours in zip(steps[side], steps[sides[0]], strict=True)),
+            "memory": harness.spread(
+                ours / theirs for theirs, ours in zip(memory[side], memory[sides[0]], strict=True)
+            ),
+        }
+        for side in sides[1:]
+    }
+    return result
+
+
+def report(result: dict, first: str) -> None:
+    shape, peaks = result["shape"], result["peak_flops_per_second"]
+    print(", ".join(f"{name} {size}" for name, size in shape.items()))
+    print(f"torch {result['torch']}, {result['threads']} threads, rounds: {result['rounds']}")
+    for dtype, peak in peaks.items():
+        print(f"{dtype} matmul peak, n = 2048: {harness.show(peak, scale=1e-9)} GFLOP/s")
+    rows = [("", "tokens/s", "GFLOP/s", "of bf16 peak", "peak memory, GB")]
+    for side, found in result["sides"].items():
+        share = found["flops_per_second"]["median"] / peaks["bfloat16"]["median"]
+        rows.append(
+            (
+                side,
+                harness.show(found["tokens_per_second"]),
+                harness.show(found["flops_per_second"], scale=1e-9),
+                f"{share:.0%}",
+                harness.show(found["peak_memory_bytes"], ".2f", 1e-9),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for side, ratio in result["ratios"].items():
+        speed, memory = harness.show(ratio["speed"], ".2f"), harness.show(ratio["memory"], ".2f")
+        print(f"{first} / {side}: speed {speed}, memory {memory}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for field in dataclasses.fields(Shape):
+        parser.add_argument(f"--{field.name}", type=int, default=field.default)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of steps, for each side and round; 3 at least")
+    parser.add_argument("--sides", default=",".join(DEFAULT_SIDES), help=f"of {', '.join(SIDES)}; first: the measure")
+    parser.add_argument("--side", choices=("peak", *SIDES), help="only this one, once, in this process")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    shape = Shape(**{field.name: getattr(given, field.name) for field in dataclasses.fields(Shape)})
+    if given.side:
+        print(json.dumps(measure_peak() if given.side == "peak" else measure_step(given.side, shape, given.seconds)))
+        return
+    sides = given.sides.split(",")
+    if unknown := set(sides) - set(SIDES):
+        parser.error(f"no side {', '.join(sorted(unknown))}; there are {', '.join(SIDES)}")
+    result = compare(shape, sides, given.rounds, given.seconds)
+    if given.json:
+        json.dump(result, sys.stdout, indent=2)
+        print()
+    else:
+        report(result, sides[0])
+
+
+if __name__ == "__main__":
+    main()
