@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def save(state: TrainState, run_dir: Path, tokenizer: Tokenizer, run_file: dict[
     path = step_directory(run_dir, state.step)
     with fsio.new_directory(path) as directory:
         save_model(state.model, tokenizer, directory, step=state.step)
-        save_file(_contiguous(state.optimizers.tensors()), directory / "training.safetensors")
+        _save_tensors(state.optimizers.tensors(), directory / "training.safetensors")
         training = {
             "step": state.step,
             "tokens": state.tokens,
@@ -81,14 +82,19 @@ def save_model(model: GPT, tokenizer: Tokenizer, directory: Path, *, step: int) 
     weights = dict(model.state_dict())
     if model.config.tie_embeddings:
         del weights["head.weight"]
-    save_file(_contiguous(weights), directory / "model.safetensors")
+    _save_tensors(weights, directory / "model.safetensors")
     fsio.write_file(directory / "tokenizer.json", tokenizer.content)
     config = {"format": FORMAT, "version": VERSION, "step": step, "model": dataclasses.asdict(model.config)}
     fsio.write_json(directory / "config.json", config)
 
 
-def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    except safetensors.SafetensorError as error:  # a full disk, for one, comes as text
+        if code := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
+        raise
 
 
 def resolve(path: str | Path) -> Path:
@@ -219,7 +225,8 @@ def newest_verified(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
 def keep(run_dir: Path, state: TrainState, count: int) -> None:
     """Point latest and best at their checkpoints, and delete those that are neither best nor among the newest.
 
-    Nothing is deleted before the newest has been verified.
+    Nothing is deleted before the newest has been verified. Checkpoints of later steps are damaged ones that a resumed
+    run fell back from: they go too.
     """
     newest = step_directory(run_dir, state.step)
     fsio.verify(newest)
@@ -227,6 +234,10 @@ def keep(run_dir: Path, state: TrainState, count: int) -> None:
     best = None if state.best_step is None else step_directory(run_dir, state.best_step)
     if best is not None and best.is_dir():
         fsio.point(run_dir / "best", f"checkpoints/{best.name}")
-    for path in checkpoints(run_dir)[count:]:
+    found = checkpoints(run_dir)
+    later = found[: found.index(newest)]
+    for path in later + found[len(later) + count :]:
         if path != best:
             fsio.delete(path)
+    if not (run_dir / "best").exists():
+        (run_dir / "best").unlink(missing_ok=True)

@@ -39,7 +39,7 @@ def bounds_problem(declared: dataclasses.Field[Any], given: Any) -> str | None:
     if isinstance(given, bool) or not isinstance(given, (int, float)):
         return None
     meta = declared.metadata
-    if not math.isfinite(given):
+    if isinstance(given, float) and not math.isfinite(given):
         return f"must be a finite number, got {given}"
     comparisons = (
         ("gt", ">", operator.gt),
@@ -152,7 +152,7 @@ class ModelConfig(Section):
     bias: bool = value(False, "biases in linear layers and LayerNorm")
     tie_embeddings: bool = value(False, "the head shares the embedding matrix")
     qk_norm: bool = value(True, "RMSNorm without weights on queries and keys of each head")
-    logit_softcap: float = number(15.0, "logits = cap x tanh(logits / cap); 0 is off", ge=0, le=1000)
+    logit_softcap: float = number(0.0, "logits = cap x tanh(logits / cap); 0 is off", ge=0, le=1000)
     zero_init_projections: bool = value(True, "projections back into the residual stream start at zero")
     init_std: float | None = number(None, "std of every initial weight, null: 1/sqrt(fan-in) uniform", gt=0, le=10)
     dropout: float = number(0.0, "on embeddings, attention weights and sub-layer outputs", ge=0, lt=1)
@@ -241,8 +241,8 @@ class OptimConfig(Section):
 
     preset: str = value("modern", "named values for the fields below: modern (Muon + AdamW) or classic (AdamW)")
     name: Literal["muon", "adamw"] = value("muon", "optimizer of the matrices inside the blocks; AdamW has the rest")
-    learning_rate: float = number(3e-3, "peak AdamW rate", gt=0, le=10)
-    embedding_learning_rate: float | None = number(0.1, "peak rate of the embedding, null: learning_rate", gt=0, le=100)
+    learning_rate: float = number(6e-3, "peak AdamW rate", gt=0, le=10)
+    embedding_learning_rate: float | None = number(0.3, "peak rate of the embedding, null: learning_rate", gt=0, le=100)
     muon_learning_rate: float = number(0.02, "peak Muon rate of the matrices", gt=0, le=10)
     muon_momentum: float = number(0.95, "Nesterov momentum of Muon", ge=0, lt=1)
     beta1: float = number(0.9, "AdamW", ge=0, lt=1)

@@ -15,15 +15,16 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from gptcli.display import shown
 from gptcli.errors import DataError, RefusedError
 
 MANIFEST = "manifest.json"
+LOCK = "lock"
 BLOCK_BYTES = 1 << 20
 
 
@@ -79,17 +80,19 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Sync every file, write the manifest last, and rename the directory to `path`."""
+    """Sync every file, write the manifest last, and rename the directory to `path`; its lock, if any, goes with it."""
     write_json(temporary / MANIFEST, {"files": _describe(temporary)})
     for file in temporary.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
     os.chmod(temporary, 0o777 & ~_umask())
     sync_directory(temporary)
-    if path.exists():
-        delete(path)
+    old = _hide(path) if os.path.lexists(path) else None
     os.rename(temporary, path)
     sync_directory(path.parent)
+    (path / LOCK).unlink(missing_ok=True)
+    if old is not None:
+        _remove(old)
 
 
 def verify(directory: Path) -> None:
@@ -116,25 +119,46 @@ def _describe(directory: Path) -> dict[str, dict[str, int | str]]:
     return {
         file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
         for file in sorted(directory.iterdir())
-        if file.name != MANIFEST
+        if file.name not in (MANIFEST, LOCK)
     }
 
 
 def delete(path: Path) -> None:
     """Remove a file or directory that may hold much: out of sight at once by a rename, then for good."""
+    _remove(_hide(path))
+
+
+def _hide(path: Path) -> Path:
     trash = path.parent / f".trash-{os.getpid()}-{time.monotonic_ns()}"
     os.rename(path, trash)
-    if trash.is_dir() and not trash.is_symlink():
-        shutil.rmtree(trash, ignore_errors=True)
+    return trash
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        trash.unlink()
+        path.unlink(missing_ok=True)
 
 
 def sweep(directory: Path) -> None:
     """Remove what a killed writer left; only while holding the directory's lock."""
     for path in directory.iterdir():
         if path.name.startswith((".tmp-", ".trash-")):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            _remove(path)
+
+
+def sweep_abandoned(directory: Path, pattern: str, *, seconds: float) -> None:
+    """Remove what matches `pattern`, has not changed for `seconds`, and is not a directory that a process holds."""
+    for path in directory.glob(pattern):
+        with suppress(OSError, RefusedError):
+            if time.time() - path.lstat().st_mtime < seconds:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                with locked(path):
+                    _remove(path)
+            else:
+                path.unlink()
 
 
 def point(link: Path, target: str) -> None:
@@ -176,26 +200,42 @@ def check_writable(path: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold `directory` as its only writer; the kernel frees the lock however the process ends.
 
-    RefusedError names the holder where there is one.
+    Where there is a holder: RefusedError names it or, with `wait`, that function is told and the lock waited for.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / "lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            file.seek(0)
-            holder = shown(file.read(200).strip()) or "another process"
-            raise RefusedError(f"{shown(str(directory))}: busy: {holder}; wait for it or stop it") from None
+    with _take_lock(directory, wait) as file:
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         file.flush()
         yield
         file.truncate(0)
+
+
+def _take_lock(directory: Path, wait: Callable[[str], None] | None) -> IO[str]:
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / LOCK, "a+")  # noqa: SIM115
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise
+                file.seek(0)
+                holder = shown(file.read(200).strip()) or "another process"
+                if wait is None:
+                    raise RefusedError(f"{shown(str(directory))}: busy: {holder}; wait for it or stop it") from None
+                wait(f"{shown(str(directory))}: busy: {holder}; waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(directory / LOCK)):
+                    return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # its directory was published or removed meanwhile
 
 
 def _umask() -> int:

@@ -31,7 +31,10 @@ class Corpus:
 
     def key(self, *others: Any) -> str:
         """A name for everything that is made of this content in this way: a hash."""
-        content = [(fact["split"], fact["sha256"]) for fact in self.facts]
+        content = [
+            (fact["split"], source.kind, fact["sha256"])
+            for fact, (_, source, _) in zip(self.facts, self.sources, strict=True)
+        ]
         data = self.data
         reading = (data.validation_fraction, data.validation_split, data.field, data.encoding, data.errors)
         return hashlib.sha256(json.dumps([content, reading, others]).encode()).hexdigest()[:24]

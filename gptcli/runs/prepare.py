@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,10 +14,11 @@ from typing import Any
 from gptcli import fsio
 from gptcli.config import DataConfig
 from gptcli.data.corpus import Corpus, read_corpus, survey
-from gptcli.data.shards import SPLITS, SplitIndex, SplitWriter, read_index, token_dtype, write_index
+from gptcli.data.shards import SPLITS, SplitIndex, SplitWriter, is_prepared, read_index, token_dtype, write_index
 from gptcli.data.text import Piece, split_text
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.errors import DataError
+from gptcli.display import shown
+from gptcli.errors import DataError, RefusedError
 from gptcli.report import Report
 
 SHARD_TOKENS = 1 << 26
@@ -38,18 +40,30 @@ def prepare(
 
     A run that was killed goes on after its last whole shard when it is started again with the same content.
     """
-    fsio.check_writable(output, force=force)
+    _check_replaceable(output, force=force)
     partial = output.parent / f".partial-{output.name}"
     with fsio.locked(partial):
-        corpus = survey(data, partial / "spool", report)
-        encode_corpus(corpus, tokenizer, partial, report=report, shard_tokens=shard_tokens)
-        finish(partial, output)
+        _check_replaceable(output, force=force)  # again: another process may have made it meanwhile
+        try:
+            corpus = survey(data, partial / "spool", report)
+            encode_corpus(corpus, tokenizer, partial, report=report, shard_tokens=shard_tokens)
+            finish(partial, output)
+        except BaseException:
+            if not (partial / JOURNAL).exists():  # nothing to go on with
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
     return read_index(output)
+
+
+def _check_replaceable(output: Path, *, force: bool) -> None:
+    fsio.check_writable(output, force=force)
+    if output.is_dir() and not is_prepared(output) and any(output.iterdir()):
+        raise RefusedError(f"{shown(str(output))}: holds other files than prepared ones; name another output")
 
 
 def finish(partial: Path, output: Path) -> None:
     """Publish the prepared directory that was built in `partial`."""
-    for leftover in (partial / JOURNAL, partial / "lock", *(partial / "spool").glob("*")):
+    for leftover in (partial / JOURNAL, *(partial / "spool").glob("*")):
         leftover.unlink(missing_ok=True)
     if (partial / "spool").is_dir():
         (partial / "spool").rmdir()
@@ -144,7 +158,7 @@ def _read_journal(partial: Path, key: str) -> dict[str, Any]:
                 "splits": {split: SplitIndex(**journal["splits"][split]) for split in SPLITS},
             }
     for file in partial.iterdir():
-        if file.is_file() and file.name != "lock":
+        if file.is_file() and file.name != fsio.LOCK:
             file.unlink()
     return {"batches": 0, "splits": {split: SplitIndex() for split in SPLITS}}
 

@@ -11,7 +11,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from gptcli.checkpoint import TrainState
 from gptcli.config import GenerateOptions, ModelConfig, PretrainConfig
 from gptcli.data.batches import TokenBatches, derived_seed
 from gptcli.data.corpus import cache_directory, read_corpus, survey
-from gptcli.data.shards import TokenArray, is_prepared, read_index
+from gptcli.data.shards import SPLITS, TokenArray, is_prepared, read_index
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
 from gptcli.engine import Engine, Request
@@ -58,6 +61,9 @@ FREE_TO_CHANGE = {
 }
 
 
+ABANDONED_SECONDS = 7 * 24 * 3600  # what a killed preparation left is kept so long, to go on with
+
+
 @dataclass(frozen=True)
 class PretrainResult:
     """How a run ended."""
@@ -82,7 +88,10 @@ def pretrain(config: PretrainConfig, *, resume: bool = False, force: bool = Fals
         if runtime.device.type == "cpu":
             keep_freed_memory()
         tokenizer, prepared = prepare_data(config, report)
-        return _Run(config, run_dir, tokenizer, prepared, runtime, report).go(resume=resume)
+        run = _Run(config, run_dir, tokenizer, prepared, runtime, report)
+        if force and not resume:
+            _clear(run_dir)
+        return run.go(resume=resume)
 
 
 def _check_vacant(run_dir: Path, *, resume: bool, force: bool) -> None:
@@ -98,7 +107,12 @@ def _check_vacant(run_dir: Path, *, resume: bool, force: bool) -> None:
             f"{shown(str(run_dir))}: holds a run ({found[0].name}); pass --resume to go on with it, "
             "--force to begin again, or name another run_dir"
         )
-    fsio.delete(run_dir / "checkpoints")
+
+
+def _clear(run_dir: Path) -> None:
+    """Make room for a run that begins again; only when it is known that it can begin."""
+    if (run_dir / "checkpoints").exists():
+        fsio.delete(run_dir / "checkpoints")
     for link in ("latest", "best"):
         (run_dir / link).unlink(missing_ok=True)
 
@@ -119,21 +133,51 @@ def prepare_data(config: PretrainConfig, report: Report) -> tuple[Tokenizer, Pat
         return tokenizer, directories[0]
     cache = cache_directory(data.cache_dir)
     given = Tokenizer.load(config.tokenizer.path) if config.tokenizer.path else None
-    with fsio.locked(cache / "work"):
-        corpus = survey(data, cache / "work" / "spool", report)
-        tokenizer = given or _cached_tokenizer(
-            config, corpus.key(dataclasses.astuple(config.tokenizer)), cache, corpus, report
-        )
-        key = corpus.key(tokenizer.sha256)
-        prepared = cache / "prepared" / key
-        if not is_prepared(prepared):
-            partial = cache / "prepared" / f".partial-{key}"
-            partial.mkdir(parents=True, exist_ok=True)
-            encode_corpus(corpus, tokenizer, partial, report=report)
-            finish(partial, prepared)
-        for file in (cache / "work" / "spool").glob("*"):
-            file.unlink()
+    with _spool_directory(cache) as spool:
+        corpus = survey(data, spool, report)
+        work = cache / "work" / corpus.key()
+        with fsio.locked(work, wait=report.message):  # runs on the same text make its data once
+            tokenizer = given or _cached_tokenizer(
+                config, corpus.key(dataclasses.astuple(config.tokenizer)), cache, corpus, report
+            )
+            key = corpus.key(tokenizer.sha256)
+            prepared = cache / "prepared" / key
+            if not _is_whole(prepared, report):
+                partial = work / key
+                for directory in (partial, prepared.parent):
+                    directory.mkdir(parents=True, exist_ok=True)
+                encode_corpus(corpus, tokenizer, partial, report=report)
+                finish(partial, prepared)
     return tokenizer, prepared
+
+
+@contextmanager
+def _spool_directory(cache: Path) -> Iterator[Path]:
+    """A directory for copies of streams, gone afterwards; removes what killed runs left in the cache, too."""
+    work = cache / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    fsio.sweep_abandoned(work, "spool-*", seconds=60)
+    for directory, pattern in ((work, "*"), (cache / "prepared", ".*"), (cache / "tokenizers", ".*")):
+        fsio.sweep_abandoned(directory, pattern, seconds=ABANDONED_SECONDS)
+    spool = Path(tempfile.mkdtemp(prefix="spool-", dir=work))
+    try:
+        with fsio.locked(spool):
+            yield spool
+    finally:
+        shutil.rmtree(spool, ignore_errors=True)
+
+
+def _is_whole(prepared: Path, report: Report) -> bool:
+    """A prepared directory of the cache can be used; one that was damaged is made again."""
+    if not is_prepared(prepared):
+        return False
+    try:
+        for split in SPLITS:
+            TokenArray(prepared, split)
+    except DataError:
+        report.warning(f"{shown(str(prepared))}: damaged; preparing the text again")
+        return False
+    return True
 
 
 def _cached_tokenizer(config: PretrainConfig, key: str, cache: Path, corpus: Any, report: Report) -> Tokenizer:

@@ -76,3 +76,22 @@ def show(found: dict[str, float], form: str = ",.0f", scale: float = 1.0) -> str
     """`MEDIAN (MIN..MAX)`."""
     median, low, high = (format(found[key] * scale, form) for key in ("median", "min", "max"))
     return f"{median} ({low}..{high})"
+
+
+def warn_of_load() -> None:
+    """Say so where other processes use this machine: figures that are measured now are of no use."""
+    try:
+        first, second = (_processor_ticks(wait) for wait in (0.0, 1.0))
+    except (OSError, ValueError):
+        return  # only Linux says it in /proc/stat
+    total, idle = (after - before for after, before in zip(second, first, strict=True))
+    if total and idle / total < 0.9:
+        note(f"warning: other processes use {1 - idle / total:.0%} of the processors; measure on an idle machine")
+
+
+def _processor_ticks(wait: float) -> tuple[int, int]:
+    """After a while: ticks of all processors so far, and those of them that were idle."""
+    time.sleep(wait)
+    with open("/proc/stat", encoding="ascii") as file:
+        ticks = [int(part) for part in file.readline().split()[1:9]]
+    return sum(ticks), ticks[3] + ticks[4]

@@ -214,7 +214,9 @@ def train(text_file: Path, out: Path, recipe: Recipe, *, seed: int, stop_after: 
             model.eval()
             losses = [estimated_loss(model, ids, shape, recipe.eval_batches) for ids in (training, validation)]
             model.train()
-            print(f"step {step}: training {losses[0]:.4f}, validation {losses[1]:.4f} nats", file=sys.stderr, flush=True)
+            print(
+                f"step {step}: training {losses[0]:.4f}, validation {losses[1]:.4f} nats", file=sys.stderr, flush=True
+            )
             if step > 0 and losses[1] < min(history.values()):
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 torch.save({**state, "shape": asdict(shape), "step": step}, out / "ckpt.pt")

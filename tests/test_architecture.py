@@ -1,0 +1,81 @@
+"""The direction of imports, and what must not be there: commands -> runs -> loop, metrics, engine -> parts -> config."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "gptcli"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# module or folder -> what of gptcli it may not import, at the top or inside of a function
+FORBIDDEN = {
+    "errors": {""},
+    "display": {""},
+    "report": {""},
+    "functional": {""},
+    "loss": {""},
+    "sample": {"model", "data", "console", "runs", "train", "engine"},
+    "config": {"configfile", "console", "data", "model", "runs", "commands"},
+    "configfile": {"console", "data", "model", "runs", "commands", "train"},
+    "fsio": {"config", "console", "data", "model", "runs"},
+    "attention": {"model", "data", "runs", "console"},
+    "model": {"data", "optim", "loss", "train", "checkpoint", "runs", "console", "engine"},
+    "optim": {"model", "data", "train", "runs", "console"},
+    "data": {"model", "train", "optim", "runs", "console", "checkpoint", "engine"},
+    "checkpoint": {"train", "runs", "console", "engine"},
+    "metrics": {"train", "runs", "console"},
+    "engine": {"train", "runs", "console"},
+    "train": {"runs", "console", "commands", "engine"},
+    "runs": {"console", "commands", "cli"},
+    "console": {"runs", "model", "train", "commands", "data"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names below gptcli that a module imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "gptcli":
+            module = (node.module or "").removeprefix("gptcli").lstrip(".")
+            found |= {module} if module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("gptcli.") for a in node.names if a.name.startswith("gptcli.")}
+    return found
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_imports_only_what_lies_below_it(path: Path) -> None:
+    part = name_of(path).split(".")[0]
+    for imported in imports(path):
+        assert imported.split(".")[0] not in FORBIDDEN.get(part, set()) | {""} - {"errors", "display"}, imported
+        if FORBIDDEN.get(part) == {""}:
+            pytest.fail(f"{part} imports gptcli.{imported}")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_unpickles_evaluates_or_loads_yaml_objects(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"eval", "exec", "torch.load", "yaml.load", "pickle.load", "pickle.loads"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_the_console_prints(path: Path) -> None:
+    if name_of(path) in ("console", "cli"):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in {"print", "click.echo", "sys.stdout.write", "sys.stderr.write"}
+
+
+def test_the_command_line_is_there_without_torch() -> None:
+    code = "import sys, gptcli.cli; print('torch' in sys.modules, 'rich' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
