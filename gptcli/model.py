@@ -24,9 +24,20 @@ from gptcli.functional import relu_squared, rotate
 class Linear(nn.Linear):
     """y = x W^T + b in the dtype of x."""
 
+    def reset_parameters(self) -> None:
+        """Weights come from GPT.initialize or from a file; drawing them here, on the meta device, would import
+        torch._dynamo, which takes a second."""
+
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class Embedding(nn.Embedding):
+    """A row of the weight for each id."""
+
+    def reset_parameters(self) -> None:
+        """As in Linear."""
 
 
 class Norm(nn.Module):
@@ -168,6 +179,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer language model.
 
+    A new one has weights of no meaning: call `initialize` or load them.
     Raises nothing on ids outside of the vocabulary beyond what indexing does: check data before training on it.
     """
 
@@ -179,9 +191,9 @@ class GPT(nn.Module):
         if config.vocab_size is None:
             raise ValueError("a model needs config.vocab_size")
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embedding = Embedding(config.vocab_size, config.hidden_size)
         if config.position == "learned":
-            self.position_embedding = nn.Embedding(config.context_length, config.hidden_size)
+            self.position_embedding = Embedding(config.context_length, config.hidden_size)
         self.embedding_norm = Norm(config) if config.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.final_norm = Norm(config)
