@@ -138,7 +138,6 @@ def load(
     model.load_state_dict(weights, assign=True, strict=False)
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
-    model.make_tables()
     return model.to(device=device, dtype=dtype).eval(), tokenizer
 
 

@@ -86,6 +86,8 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
+    if sys.stdout is None:  # closed by whoever started us: give it a descriptor that fails, lest a file gets its number
+        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: SIM115
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
@@ -102,7 +104,9 @@ def run(arguments: list[str]) -> int:
     """Run one command line; every error becomes its message on stderr and its exit code."""
     name = _command_name(arguments)
     try:
-        result = cli.main(args=arguments, prog_name="gptcli", standalone_mode=False)
+        # Not cli.main: it would end the process itself where stdout is closed.
+        with cli.make_context("gptcli", list(arguments)) as context:
+            result = cli.invoke(context)
         return result if isinstance(result, int) else 0
     except BaseException as error:
         if "--debug" in arguments[:1] or os.environ.get("GPTCLI_DEBUG"):

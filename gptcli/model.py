@@ -200,11 +200,7 @@ class GPT(nn.Module):
         self.head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        self.make_tables()
-
-    def make_tables(self) -> None:
-        """Compute what is no weight: the rotary tables, again after a model was built on the meta device."""
-        cos, sin = rotary_tables(self.config) if self.config.position == "rope" else (torch.empty(0), torch.empty(0))
+        cos, sin = rotary_tables(self.config) if self.config.position == "rope" else (torch.empty(0, device="cpu"),) * 2
         self.register_buffer("rotary_cos", cos, persistent=False)
         self.register_buffer("rotary_sin", sin, persistent=False)
 
@@ -291,7 +287,8 @@ def softcap(logits: Tensor, cap: float) -> Tensor:
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and signed sin (T, D) of every position, in the half-split layout of Llama (Su et al. 2021)."""
     D = config.head_size
-    frequencies = config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
-    angles = torch.outer(torch.arange(config.context_length, dtype=torch.float64), frequencies)  # (T, D/2)
+    with torch.device("cpu"):  # also where a model is built on the meta device
+        frequencies = config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
+        angles = torch.outer(torch.arange(config.context_length, dtype=torch.float64), frequencies)  # (T, D/2)
     sin = angles.sin()
     return torch.cat((angles, angles), 1).cos().float(), torch.cat((-sin, sin), 1).float()

@@ -37,7 +37,8 @@ def train_tokenizer(inputs: tuple[str, ...], output: Path, as_json: bool, force:
     from gptcli import console
     from gptcli.runs.train_tokenizer import train_tokenizer as run
 
-    how["vocab_size"] = how["vocab_size"] or 8192
+    if how["vocab_size"] is None:
+        how["vocab_size"] = 8192
     report = console.ConsoleReport("train-tokenizer", quiet=quiet)
     facts = run(inputs, output, force=force, report=report, **how)
     if as_json:

@@ -8,7 +8,7 @@ the rounds (smallest..largest).
 
     gptcli       gptcli.train.train_step on the `modern` preset with default optimizer, bfloat16, as pretrain sets it up
     nanogpt      nanogpt.py in float32, which is nanoGPT's only precision on a CPU
-    huggingface  GPT2LMHeadModel under bfloat16 autocast, AdamW, clipping, no dropout
+    huggingface  GPT2LMHeadModel under bfloat16 autocast, fused AdamW (its Trainer's), clipping, no dropout
 
 Run:
     python tests/bench/pretrain_speed.py [--json]
@@ -165,7 +165,7 @@ def huggingface_step(shape: Shape, dtype: str) -> Callable[[], None]:
         eos_token_id=0,
     )
     model = GPT2LMHeadModel(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
 
     def step() -> None:
         ids = torch.randint(shape.vocab, (shape.batch, shape.context))
@@ -305,6 +305,7 @@ def main() -> None:
     sides = given.sides.split(",")
     if unknown := set(sides) - set(SIDES):
         parser.error(f"no side {', '.join(sorted(unknown))}; there are {', '.join(SIDES)}")
+    harness.warn_of_load()
     result = compare(shape, sides, given.rounds, given.seconds)
     if given.json:
         json.dump(result, sys.stdout, indent=2)
