@@ -358,7 +358,8 @@ def test_llama_has_the_logits_of_transformers(kv_heads: int) -> None:
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_modern_has_the_logits_of_nanochat_in_transformers(kv_heads: int) -> None:
+@pytest.mark.parametrize("cap", [0.0, 15.0])
+def test_modern_has_the_logits_of_nanochat_in_transformers(cap: float, kv_heads: int) -> None:
     from transformers import NanoChatConfig, NanoChatForCausalLM
 
     theirs = NanoChatForCausalLM(
@@ -370,7 +371,8 @@ def test_modern_has_the_logits_of_nanochat_in_transformers(kv_heads: int) -> Non
             num_attention_heads=4,
             num_key_value_heads=kv_heads,
             max_position_embeddings=32,
+            final_logit_softcapping=cap or None,
         )
     )
-    ours = make_model("modern", num_kv_heads=kv_heads)
+    ours = make_model("modern", num_kv_heads=kv_heads, logit_softcap=cap)
     assert_same_logits(theirs, ours, lambda weights: from_nanochat(weights, 2, ours.config.head_size))

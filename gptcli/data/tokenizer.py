@@ -206,7 +206,7 @@ def _without_specials(document: dict[str, Any]) -> dict[str, Any]:
     """The part of a tokenizer.json that encodes text: it yields no special, and cuts, pads and adds nothing."""
     specials = {token["content"] for token in document.get("added_tokens") or []}
     vocabulary = {token: index for token, index in document["model"]["vocab"].items() if token not in specials}
-    nothing = {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
+    nothing: dict[str, Any] = {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
     return {**document, **nothing, "model": {**document["model"], "vocab": vocabulary}}
 
 
