@@ -1,4 +1,4 @@
-"""The direction of imports, and what must not be there: commands -> runs -> loop, metrics, engine -> parts -> config."""
+"""The direction of imports, and what must not be there: commands -> runs -> loop, metrics, engine -> config."""
 
 import ast
 import subprocess

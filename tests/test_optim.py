@@ -68,11 +68,8 @@ def test_muon_orthogonalises_row_blocks_apart() -> None:
     muon([whole, blocked], {blocked: (8, 8, 16)}).step()
     for rows in (slice(0, 8), slice(8, 16), slice(16, 32)):
         torch.testing.assert_close(blocked[rows], -0.1 * orthogonalize(gradient[None, rows], MUON_ITERATIONS)[0])
-    assert torch.linalg.svdvals(blocked[:8]).min() > 0.05
-    torch.testing.assert_close(
-        whole, -0.1 * 2**0.5 * orthogonalize(gradient[None], MUON_ITERATIONS)[0]
-    )  # sqrt(32 rows / 16 columns)
-    assert torch.linalg.svdvals(whole[:8]).min() < 0.05
+    scale = 0.1 * 2**0.5  # rate x sqrt(32 rows / 16 columns)
+    torch.testing.assert_close(whole, -scale * orthogonalize(gradient[None], MUON_ITERATIONS)[0])
 
 
 def test_muon_decays_its_weights_apart_from_the_gradient() -> None:
