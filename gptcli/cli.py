@@ -94,7 +94,8 @@ def main() -> None:
     except BrokenPipeError:
         code = STDOUT_CLOSED
     except (OSError, ValueError) as error:
-        code = _say(_command_name(sys.argv[1:]), f"stdout: {getattr(error, 'strerror', None) or error}", 1)
+        if code == 0:  # else it was said, or something worse was
+            code = _say(_command_name(sys.argv[1:]), f"stdout: {getattr(error, 'strerror', None) or error}", 1)
     # Past this point only interpreter shutdown is left: skip the second or so that torch takes for it, and the flush
     # of a stdout that is gone.
     os._exit(code)

@@ -62,7 +62,7 @@ def write_facts(facts: Sequence[tuple[str, str]]) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in facts:
         table.add_row(Text(shown(name), style="bold"), Text(shown(value, 400)))
-    Console().print(table)
+    Console(color_system=None if os.environ.get("NO_COLOR") else "auto").print(table)
 
 
 def error_line(command: str, problem: str, kind: str = "error: ") -> None:

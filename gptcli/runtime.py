@@ -32,9 +32,8 @@ def make_runtime(config: RuntimeConfig, *, inference: bool = False) -> Runtime:
     a text does not depend on what else is in its batch.
     """
     device = _device(config.device)
-    threads = (
-        config.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = config.threads or cores
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     if config.dtype == "auto":

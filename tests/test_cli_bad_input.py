@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -248,7 +249,10 @@ def test_an_output_that_exists_is_replaced_by_force_only(corpus: Path, tmp_path:
     (data / "letter.txt").write_text("precious")
     command = ("prepare", corpus, "-t", output, "-o", data, "-q")
     run_cli(*command).error(5, "prepare", "data: exists", "--force")
+    run_cli(*command, "--force").error(5, "prepare", "data: holds other files than prepared ones")
     assert (data / "letter.txt").read_text() == "precious"
+    (data / "letter.txt").unlink()
+    assert run_cli(*command, "--force").code == 0
     assert run_cli(*command, "--force").code == 0
     assert (data / "index.json").is_file()
 
@@ -283,10 +287,8 @@ def test_a_reader_that_goes_away_ends_the_command_in_silence(tokenizer: Path, tm
 def test_a_closed_stdout_gives_no_traceback(tokenizer: Path, run_bash: RunCli) -> None:
     for command in (f"gptcli encode {tokenizer}", f"gptcli count {tokenizer}", "gptcli --version"):
         result = run_bash(f"echo text | {command} >&-")
-        assert result.code in (1, 141)
-        assert len(result.err.splitlines()) <= 1
-        assert "bug" not in result.err
-        assert "Traceback" not in result.err
+        assert result.code == 1
+        assert re.fullmatch(r"gptcli( encode| count)?: error: stdout: Bad file descriptor\n", result.err)
 
 
 def test_a_closed_stderr_stops_no_work(tokenizer: Path, run_bash: RunCli) -> None:

@@ -1,6 +1,7 @@
 """Generation: independent of batching, exact at stop strings and at the end of the context."""
 
 import codecs
+import copy
 import itertools
 import tracemalloc
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from gptcli.errors import DataError, NumericalError
 from gptcli.model import GPT
 from gptcli.runtime import Runtime
 
-CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32, threads=2)
+torch.set_num_threads(1)  # shapes so small that threads only wait for each other
+
+CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32, threads=1)
 WORDS = "the cat sat on the mat and the dog lay under the table while it rained all day — ça va, naïve façade? ☃"
 
 
@@ -93,6 +96,14 @@ def test_samples_and_seeds_differ(model: GPT, tokenizer: Tokenizer) -> None:
     assert len({tuple(c.ids) for c in make_engine(model, tokenizer).run(asked)}) == 9
 
 
+def test_the_repetition_penalty_counts_prompt_and_new_tokens(model: GPT, tokenizer: Tokenizer) -> None:
+    """So large a penalty leaves a seen token no logit above zero, and others have one."""
+    asked = requests(tokenizer, 10, max_tokens=15, temperature=0.0, repetition_penalty=1e6)
+    for completion in make_engine(model, tokenizer).run(asked):
+        assert len(set(completion.ids)) == len(completion.ids)
+        assert not set(completion.ids) & set(completion.request.prompt)
+
+
 @pytest.mark.parametrize("slots", [1, 3, 8])
 def test_results_come_in_the_order_of_the_requests(model: GPT, tokenizer: Tokenizer, slots: int) -> None:
     asked = requests(tokenizer, 20)
@@ -143,6 +154,7 @@ def test_max_tokens_ends_a_text(model: GPT, tokenizer: Tokenizer) -> None:
     for completion in make_engine(model, tokenizer).run(requests(tokenizer, 8, max_tokens=5, temperature=0.0)):
         assert completion.finish_reason == "length"
         assert len(completion.ids) == 5
+        assert completion.logprobs == []  # nobody asked for them
         assert completion.text == tokenizer.decode(completion.ids)
 
 
@@ -196,7 +208,7 @@ def test_logprobs_are_those_of_the_model_whatever_the_temperature(model: GPT, to
 
 
 def test_weights_that_are_not_finite_are_reported(model: GPT, tokenizer: Tokenizer) -> None:
-    damaged = GPT(model.config)
+    damaged = copy.deepcopy(model)
     with torch.no_grad():
         damaged.embedding.weight.fill_(float("nan"))
     with pytest.raises(NumericalError, match="non-finite logits at position 2"):

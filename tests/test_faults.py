@@ -157,19 +157,16 @@ def test_the_control_run_tells_of_every_step_once_and_keeps_the_newest_two_and_t
 
 def test_a_run_killed_ten_times_at_random_moments_reaches_the_weights_of_the_unbroken_run(tmp_path: Path) -> None:
     home = Home(tmp_path)
-    # A little wider, so that the run lasts long enough to be killed; and kills come from 2 s after the start on.
-    wider = ("-s", "model.hidden_size=64", "-s", "train.batch_size=16", "-s", "train.micro_batch_size=2")
-    longer = (*wider, "-s", "train.steps=250", "-s", "train.save_every_steps=3")
+    longer = ("-s", "train.steps=150", "-s", "train.batch_size=8")  # long enough to be killed ten times
     started = time.monotonic()
     home.run("control", *longer)
     seconds = time.monotonic() - started
     draw = random.Random(5)
     kills = 0
     for number in range(KILLS):
-        # What is left of the run is shared out, so that the last kill still finds it going.
         process = home.start("broken", "--resume", *longer)
         try:
-            process.wait(timeout=2 + draw.uniform(0, 1.6) * max(seconds - 2, 0.2) / KILLS)
+            process.wait(timeout=2 + draw.uniform(0, 1) * max(seconds - 2, 0.5) * 2 / KILLS)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             kills += 1
@@ -282,7 +279,7 @@ def test_the_same_bytes_as_text_and_as_records_are_prepared_apart(tmp_path: Path
     lines = "".join(json.dumps({"text": english(number, 20)}) + "\n" for number in range(40))
     for name in ("same.txt", "same.jsonl"):
         (tmp_path / name).write_text(lines)
-        home.run(name, "-s", f"data.train={name}", "-s", "train.steps=1")
+        home.run(f"run-{name}", "-s", f"data.train={name}", "-s", "train.steps=1")
     documents = {
         json.loads(path.read_text())["splits"]["train"]["documents"]
         for path in (tmp_path / "cache" / "gptcli" / "prepared").glob("*/index.json")

@@ -19,8 +19,10 @@ from gptcli.optim import Optimizers
 from gptcli.runtime import Runtime
 from gptcli.train import train_step
 
+torch.set_num_threads(1)  # shapes so small that threads only wait for each other
+
 CAPS = [0.0, 2.0, 15.0]
-CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32, threads=2)
+CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32, threads=1)
 
 
 def make_case(rows: tuple[int, ...] = (3, 7), C: int = 16, V: int = 50, ignored: float = 0.3) -> tuple[Tensor, ...]:
@@ -121,7 +123,9 @@ def test_the_three_losses_agree(cap: float, ignored: float, chunk: int) -> None:
 
 
 def make_state() -> TrainState:
-    model = GPT(ModelConfig(num_layers=2, num_heads=2, hidden_size=32, context_length=16, vocab_size=40))
+    model = GPT(
+        ModelConfig(num_layers=2, num_heads=2, hidden_size=32, context_length=16, vocab_size=40, logit_softcap=15.0)
+    )
     model.initialize(torch.Generator().manual_seed(1))
     # eps so large that the update is smooth in the gradient: near zero, Adam follows the sign of rounding errors.
     optim = OptimConfig.from_preset("classic", learning_rate=0.01, eps=0.01)
@@ -151,6 +155,16 @@ def test_masked_micro_batches_make_the_step_of_one_batch(micro_batch: int, clip:
         assert norm_of_parts == pytest.approx(norm, rel=1e-4)
     for ours, theirs in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_a_step_learns_the_loss_of_the_models_logits() -> None:
+    state, batch = make_state(), make_batch(8)
+    with torch.no_grad():
+        state.model.head.weight.mul_(5000)  # logits far above the cap
+    nats, count = cross_entropy(state.model(batch.inputs), batch.targets)
+    gradients = torch.autograd.grad(nats / count, list(state.model.parameters()))
+    found = train_step(state, [batch], 0.0, CPU, seed=1)
+    assert found == pytest.approx((nats.item(), int(count), torch.nn.utils.get_total_norm(gradients).item()), rel=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:

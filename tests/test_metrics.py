@@ -1,7 +1,9 @@
 """Scores of documents: every token once, as a loop over single tokens would find them."""
 
+import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,9 @@ from gptcli.metrics import TextScore, score_documents, spans
 from gptcli.model import GPT
 from gptcli.runtime import Runtime
 
-CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32, threads=2)
+torch.set_num_threads(1)  # shapes so small that threads only wait for each other
+
+CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32, threads=1)
 WINDOW = 12
 TEXTS = ["a cat", "", "the cat sat on the mat, and then the cat sat on the naïve dog ☃", "x", "dogs and cats and dogs"]
 
@@ -29,12 +33,19 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> GPT:
     shape = {"num_layers": 2, "num_heads": 2, "hidden_size": 16, "context_length": WINDOW}
-    model = GPT(ModelConfig(**shape, vocab_size=tokenizer.vocab_size))
+    model = GPT(ModelConfig(**shape, vocab_size=tokenizer.vocab_size, logit_softcap=3.0))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
             weight.normal_(0.0, 0.5, generator=generator)
     return model.eval()
+
+
+def small_model(tokenizer: Tokenizer, **changes: Any) -> GPT:
+    shape = {"num_layers": 1, "hidden_size": 16, "context_length": 8, "vocab_size": tokenizer.vocab_size}
+    model = GPT(ModelConfig(**shape, **changes))
+    model.initialize(torch.Generator().manual_seed(1))
+    return model
 
 
 def scores_of(
@@ -119,7 +130,7 @@ def test_scores_come_in_the_order_of_the_documents(model: GPT, tokenizer: Tokeni
 
 
 def test_a_model_without_knowledge_has_the_loss_of_the_uniform_distribution(tokenizer: Tokenizer) -> None:
-    model = GPT(ModelConfig(num_layers=1, hidden_size=16, context_length=8, vocab_size=tokenizer.vocab_size))
+    model = small_model(tokenizer)
     with torch.no_grad():
         model.head.weight.zero_()
     (score,) = scores_of(model, tokenizer, [tokenizer.encode(TEXTS[2])])
@@ -135,15 +146,14 @@ def test_progress_counts_scored_tokens(model: GPT, tokenizer: Tokenizer) -> None
 
 
 def test_a_model_in_training_is_scored_without_dropout_and_goes_on_in_training(tokenizer: Tokenizer) -> None:
-    shape = {"num_layers": 1, "hidden_size": 16, "context_length": 8, "vocab_size": tokenizer.vocab_size}
-    model = GPT(ModelConfig(**shape, dropout=0.5)).train()
+    model = small_model(tokenizer, dropout=0.5).train()
     documents = tokenizer.encode_batch(TEXTS)
     assert scores_of(model, tokenizer, documents) == scores_of(model, tokenizer, documents)
     assert model.training
 
 
 def test_a_loss_that_is_not_finite_is_reported(model: GPT, tokenizer: Tokenizer) -> None:
-    damaged = GPT(model.config)
+    damaged = copy.deepcopy(model)
     with torch.no_grad():
         damaged.embedding.weight.fill_(float("inf"))
     with pytest.raises(NumericalError, match="non-finite loss"):

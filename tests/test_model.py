@@ -15,6 +15,8 @@ from gptcli.config import ModelConfig
 from gptcli.functional import relu_squared, rotate
 from gptcli.model import GPT, KVCache, Norm, Window, rotary_tables, softcap
 
+torch.set_num_threads(1)  # shapes so small that threads only wait for each other
+
 SMALL = {"num_layers": 2, "num_heads": 4, "hidden_size": 64, "context_length": 32, "vocab_size": 512}
 PRESETS = ["modern", "gpt2", "gpt3-125m", "llama"]
 SHAPES = [*((preset, None) for preset in PRESETS), ("modern", 2), ("llama", 1)]  # preset, key/value heads

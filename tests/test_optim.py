@@ -16,6 +16,8 @@ from gptcli.loss import head_cross_entropy
 from gptcli.model import GPT
 from gptcli.optim import MUON_ITERATIONS, Muon, Optimizers, learning_rate_factor, orthogonalize
 
+torch.set_num_threads(1)  # shapes so small that threads only wait for each other
+
 # ---------------------------------------------------------------------------------------------------------- Muon
 
 
