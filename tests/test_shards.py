@@ -285,12 +285,13 @@ def test_a_preparation_that_fails_at_once_leaves_nothing(tmp_path: Path, tokeniz
     with pytest.raises(ConfigError):
         prepare(DataConfig(train=(str(tmp_path / "none.txt"),)), tokenizer, tmp_path / "out", report=Report())
     (tmp_path / "one.jsonl").write_text('{"text": "a"}\n')
-    data = DataConfig(train=(str(tmp_path / "one.jsonl"),), validation=(), validation_fraction=0.99)
-    prepare(data, tokenizer, tmp_path / "one", report=Report())
+    data = DataConfig(train=(str(tmp_path / "one.jsonl"),), validation_fraction=0.99)
+    with pytest.raises(DataError, match="no training text is left"):
+        prepare(data, tokenizer, tmp_path / "out", report=Report())
     (tmp_path / "empty.txt").touch()
     with pytest.raises(DataError):
         prepare(DataConfig(train=(str(tmp_path / "empty.txt"),)), tokenizer, tmp_path / "out", report=Report())
-    assert {path.name for path in tmp_path.iterdir()} == {"one.jsonl", "one", "empty.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"one.jsonl", "empty.txt"}
 
 
 SLOW_PREPARE = """
@@ -325,7 +326,7 @@ def test_a_preparation_killed_again_and_again_ends_with_the_bytes_of_an_unbroken
     journal = tmp_path / ".partial-broken" / "journal.json"
     draw = random.Random(3)
     reached = [0]
-    for _ in range(4):
+    for _ in range(3):
         process = slow_prepare(tmp_path, "broken", 0.1)
         deadline = time.monotonic() + 30
         while process.poll() is None and time.monotonic() < deadline:
