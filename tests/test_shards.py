@@ -219,6 +219,14 @@ def test_the_document_split_is_stable_and_takes_about_its_share(tmp_path: Path) 
     assert longer[: len(held_out)] == held_out
 
 
+def test_the_same_bytes_as_text_and_as_records_are_another_corpus(tmp_path: Path) -> None:
+    keys = set()
+    for name in ("same.jsonl", "same.txt", "other.txt"):
+        path = records(tmp_path / name, 5)
+        keys.add(survey(DataConfig(train=(str(path),)), tmp_path / "spool", Report()).key())
+    assert len(keys) == 2
+
+
 def test_given_validation_inputs_leave_the_training_text_whole(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "train.txt").write_text(english(1, 100))
     (tmp_path / "held.txt").write_text(english(2, 50))
