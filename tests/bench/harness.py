@@ -17,7 +17,8 @@ from pathlib import Path
 
 BENCH = Path(__file__).resolve().parent
 
-# The comparisons are made on the CPU, and nothing may be looked up on a network.
+# The comparisons are made on the CPU, and nothing may be looked up on a network. gptcli takes its threads from its run
+# file and the peers take theirs from OMP_NUM_THREADS, so that one that is set already would hold for the peers only.
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 
@@ -33,7 +34,8 @@ class Finished:
 
 def run(command: Sequence[str | Path], *, cwd: Path | None = None, code: int = 0, **environment: str) -> Finished:
     """Run a command to its end; SystemExit with what it said where its exit code is not `code`."""
-    env = {**os.environ, **ENVIRONMENT, **environment}
+    kept = {name: text for name, text in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    env = {**kept, **ENVIRONMENT, **environment}
     arguments = [os.fspath(part) for part in command]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started = time.perf_counter()

@@ -12,6 +12,8 @@ Run:
     python tests/bench/nanogpt.py check CHECKOUT             # this against a checkout of the original
 
 Learnt:
+  - From one seed this and the original give the same losses, digit for digit: 8 steps of 6 layers, 384 wide (`check`),
+    and the recipe's evaluations at steps 0 and 250 (validation 4.1649 and 2.4447 nats on Shakespeare).
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Shape:
 # ------------------------------------------------------------------------ the sides, each in a process of its own
 
 
-def gptcli_step(shape: Shape, dtype: str) -> Callable[[], None]:
+def gptcli_step(shape: Shape, dtype: str, threads: int | None) -> Callable[[], None]:
     import numpy as np
 
     from gptcli.config import DataConfig, ModelConfig, PretrainConfig, RuntimeConfig, TrainConfig
@@ -103,7 +103,7 @@ def gptcli_step(shape: Shape, dtype: str) -> Callable[[], None]:
             vocab_size=shape.vocab,
         ),
         train=TrainConfig(batch_size=shape.batch),
-        runtime=RuntimeConfig(device="cpu", dtype=dtype),
+        runtime=RuntimeConfig(device="cpu", dtype=dtype, threads=threads),
     )
     runtime = make_runtime(config.runtime)
     keep_freed_memory()
@@ -128,7 +128,7 @@ def gptcli_step(shape: Shape, dtype: str) -> Callable[[], None]:
     return step
 
 
-def nanogpt_step(shape: Shape, dtype: str) -> Callable[[], None]:
+def nanogpt_step(shape: Shape, dtype: str, _threads: int | None) -> Callable[[], None]:
     import nanogpt
     import numpy as np
     import torch
@@ -146,7 +146,7 @@ def nanogpt_step(shape: Shape, dtype: str) -> Callable[[], None]:
     return step
 
 
-def huggingface_step(shape: Shape, dtype: str) -> Callable[[], None]:
+def huggingface_step(shape: Shape, dtype: str, _threads: int | None) -> Callable[[], None]:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -180,14 +180,14 @@ def huggingface_step(shape: Shape, dtype: str) -> Callable[[], None]:
     return step
 
 
-def measure_step(side: str, shape: Shape, seconds: float) -> dict[str, float]:
+def measure_step(side: str, shape: Shape, seconds: float, threads: int | None) -> dict[str, float]:
     """Median step time of one side in this process."""
     make, default = {
         "gptcli": (gptcli_step, "bfloat16"),
         "nanogpt": (nanogpt_step, "float32"),
         "huggingface": (huggingface_step, "bfloat16"),
     }[side.partition("-")[0]]
-    step = make(shape, side.partition("-")[2] or default)
+    step = make(shape, side.partition("-")[2] or default, threads)
     times: list[float] = []
     end = float("inf")
     while len(times) < 5 or time.perf_counter() < end:
@@ -218,16 +218,20 @@ def measure_peak() -> dict[str, object]:
 # ----------------------------------------------------------------------------------------------- the comparison
 
 
-def compare(shape: Shape, sides: list[str], rounds: int, seconds: float) -> dict[str, object]:
+def compare(shape: Shape, sides: list[str], rounds: int, seconds: float, threads: int | None) -> dict[str, object]:
     options = [f"--{name}={size}" for name, size in dataclasses.asdict(shape).items()]
+    environment = {}
+    if threads:
+        options.append(f"--threads={threads}")
+        environment["OMP_NUM_THREADS"] = str(threads)
     peaks: list[dict[str, float]] = []
     steps: dict[str, list[float]] = {side: [] for side in sides}
     memory: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(rounds):
-        peaks.append(json.loads(harness.run(harness.program("pretrain_speed.py", "--side=peak")).stdout))
+        peaks.append(json.loads(harness.run(harness.program("pretrain_speed.py", "--side=peak"), **environment).stdout))
         for side in sides:
             command = harness.program("pretrain_speed.py", f"--side={side}", f"--seconds={seconds}", *options)
-            done = harness.run(command)
+            done = harness.run(command, **environment)
             steps[side].append(json.loads(done.stdout)["step_seconds"])
             memory[side].append(done.peak_bytes)
             harness.note(f"round {number + 1}: {side} {shape.tokens / steps[side][-1]:,.0f} tokens/s")
@@ -295,18 +299,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="of steps, for each side and round; 3 at least")
     parser.add_argument("--sides", default=",".join(DEFAULT_SIDES), help=f"of {', '.join(SIDES)}; first: the measure")
+    parser.add_argument("--threads", type=int, help="of every side; default: each side's own choice")
     parser.add_argument("--side", choices=("peak", *SIDES), help="only this one, once, in this process")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     shape = Shape(**{field.name: getattr(given, field.name) for field in dataclasses.fields(Shape)})
     if given.side:
-        print(json.dumps(measure_peak() if given.side == "peak" else measure_step(given.side, shape, given.seconds)))
+        print(
+            json.dumps(
+                measure_peak()
+                if given.side == "peak"
+                else measure_step(given.side, shape, given.seconds, given.threads)
+            )
+        )
         return
     sides = given.sides.split(",")
     if unknown := set(sides) - set(SIDES):
         parser.error(f"no side {', '.join(sorted(unknown))}; there are {', '.join(SIDES)}")
     harness.warn_of_load()
-    result = compare(shape, sides, given.rounds, given.seconds)
+    result = compare(shape, sides, given.rounds, given.seconds, given.threads)
     if given.json:
         json.dump(result, sys.stdout, indent=2)
         print()

@@ -8,6 +8,8 @@ Run:
     python tests/bench/startup.py [RUN] [--rounds 10] [--json]      # RUN: a run directory or a checkpoint
 
 Learnt:
+  - gptcli ends its process without the interpreter's shutdown, and `import torch` alone pays for that, too: the
+    difference between the two may come out near nothing, or below.
 """
 
 from __future__ import annotations

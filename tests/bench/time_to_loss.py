@@ -17,7 +17,9 @@ Run:
     python tests/bench/time_to_loss.py TEXT --rounds 1 -s train.steps=200   # a trial; overrides as of gptcli pretrain
 
 Learnt:
-  - nanoGPT's own figure of 20 random batches is noisy: at step 250 it says 2.445 nats where all bytes give 2.465.
+  - nanoGPT's own figure of 20 random batches is noisy: at step 250 it says 2.445 nats where all bytes give 2.465, and at
+    its end 1.873 where all bytes give 1.863.
+  - Beside another process a single thread is the steadier measure (--threads 1): two wait for each other.
 """
 
 from __future__ import annotations
@@ -73,9 +75,10 @@ def training_seconds(metrics: Path) -> float:
     return total
 
 
-def peer(text: Path, seed: int) -> dict[str, float]:
+def peer(text: Path, seed: int, threads: int | None) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
-        done = harness.run(harness.program("nanogpt.py", "train", text.resolve(), "--out", name, "--seed", str(seed)))
+        command = harness.program("nanogpt.py", "train", text.resolve(), "--out", name, "--seed", str(seed))
+        done = harness.run(command, **({"OMP_NUM_THREADS": str(threads)} if threads else {}))
         checkpoint = Path(name) / "ckpt.pt"
         scored = harness.run(harness.program("nanogpt.py", "evaluate", checkpoint, text.resolve()))
         nats = json.loads(done.stdout)["validation_nats"]
@@ -104,8 +107,11 @@ def main() -> None:
     parser.add_argument("--peer", action="store_true", help="run nanoGPT's recipe, too: two to three minutes a round")
     parser.add_argument("--run-file", type=Path, default=harness.BENCH / "shakespeare.yaml")
     parser.add_argument("-s", "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--threads", type=int, help="of both sides; default: each side's own choice")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    if given.threads:
+        given.overrides.append(f"runtime.threads={given.threads}")
     if given.peer and not given.text.read_bytes().isascii():
         parser.error("--peer counts a character as a byte: TEXT must be ASCII")
     harness.warn_of_load()
@@ -113,7 +119,7 @@ def main() -> None:
     for seed in range(1, given.rounds + 1):
         rounds["gptcli"].append(ours(given.run_file, given.text, seed, given.overrides))
         if given.peer:
-            rounds["nanogpt"].append(peer(given.text, seed))
+            rounds["nanogpt"].append(peer(given.text, seed, given.threads))
         for side, found in rounds.items():
             if found:
                 harness.note(
