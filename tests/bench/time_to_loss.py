@@ -17,7 +17,7 @@ Run:
     python tests/bench/time_to_loss.py TEXT --rounds 1 -s train.steps=200   # a trial; overrides as of gptcli pretrain
 
 Learnt:
-  - nanoGPT's own figure of 20 random batches is noisy: at step 250 it says 2.445 nats where all bytes give 2.465, and at
+  - nanoGPT's own figure, of 20 random batches, is noisy: at step 250 it says 2.445 nats where all bytes give 2.465, at
     its end 1.873 where all bytes give 1.863.
   - Beside another process a single thread is the steadier measure (--threads 1): two wait for each other.
 """
