@@ -17,7 +17,11 @@ Run:
 
 Learnt:
   - Figures drift by 10 to 20 % from run to run, and by a factor of four where another process has one of the cores:
-    two threads wait for each other at every operation. Quote the ratios of one run on an idle machine.
+    two threads wait for each other at every operation. Quote the ratios of one run on an idle machine; where there is
+    none, --threads 1 is steadier.
+  - The formula leaves the optimizer out. Muon adds 5 x (4 R C + 2 R^2) x R FLOPs a matrix to a step whatever its batch:
+    40 % of the formula's at the default shape, 140 % for GPT-2 124M with 1,024 tokens a step, where it makes gptcli
+    slower than its peers. --optim classic has the peers' optimizer.
 """
 
 from __future__ import annotations
@@ -69,10 +73,10 @@ class Shape:
 # ------------------------------------------------------------------------ the sides, each in a process of its own
 
 
-def gptcli_step(shape: Shape, dtype: str, threads: int | None) -> Callable[[], None]:
+def gptcli_step(shape: Shape, dtype: str, threads: int | None, optim: str) -> Callable[[], None]:
     import numpy as np
 
-    from gptcli.config import DataConfig, ModelConfig, PretrainConfig, RuntimeConfig, TrainConfig
+    from gptcli.config import DataConfig, ModelConfig, OptimConfig, PretrainConfig, RuntimeConfig, TrainConfig
     from gptcli.data.batches import TokenBatches
     from gptcli.runs.pretrain import new_state
     from gptcli.runtime import keep_freed_memory, make_runtime
@@ -102,6 +106,7 @@ def gptcli_step(shape: Shape, dtype: str, threads: int | None) -> Callable[[], N
             context_length=shape.context,
             vocab_size=shape.vocab,
         ),
+        optim=OptimConfig.from_preset(optim),
         train=TrainConfig(batch_size=shape.batch),
         runtime=RuntimeConfig(device="cpu", dtype=dtype, threads=threads),
     )
@@ -128,7 +133,7 @@ def gptcli_step(shape: Shape, dtype: str, threads: int | None) -> Callable[[], N
     return step
 
 
-def nanogpt_step(shape: Shape, dtype: str, _threads: int | None) -> Callable[[], None]:
+def nanogpt_step(shape: Shape, dtype: str, *_: object) -> Callable[[], None]:
     import nanogpt
     import numpy as np
     import torch
@@ -146,7 +151,7 @@ def nanogpt_step(shape: Shape, dtype: str, _threads: int | None) -> Callable[[],
     return step
 
 
-def huggingface_step(shape: Shape, dtype: str, _threads: int | None) -> Callable[[], None]:
+def huggingface_step(shape: Shape, dtype: str, *_: object) -> Callable[[], None]:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -180,14 +185,14 @@ def huggingface_step(shape: Shape, dtype: str, _threads: int | None) -> Callable
     return step
 
 
-def measure_step(side: str, shape: Shape, seconds: float, threads: int | None) -> dict[str, float]:
+def measure_step(side: str, shape: Shape, seconds: float, threads: int | None, optim: str) -> dict[str, float]:
     """Median step time of one side in this process."""
     make, default = {
         "gptcli": (gptcli_step, "bfloat16"),
         "nanogpt": (nanogpt_step, "float32"),
         "huggingface": (huggingface_step, "bfloat16"),
     }[side.partition("-")[0]]
-    step = make(shape, side.partition("-")[2] or default, threads)
+    step = make(shape, side.partition("-")[2] or default, threads, optim)
     times: list[float] = []
     end = float("inf")
     while len(times) < 5 or time.perf_counter() < end:
@@ -218,8 +223,11 @@ def measure_peak() -> dict[str, object]:
 # ----------------------------------------------------------------------------------------------- the comparison
 
 
-def compare(shape: Shape, sides: list[str], rounds: int, seconds: float, threads: int | None) -> dict[str, object]:
+def compare(
+    shape: Shape, sides: list[str], rounds: int, seconds: float, threads: int | None, optim: str
+) -> dict[str, object]:
     options = [f"--{name}={size}" for name, size in dataclasses.asdict(shape).items()]
+    options.append(f"--optim={optim}")
     environment = {}
     if threads:
         options.append(f"--threads={threads}")
@@ -239,6 +247,7 @@ def compare(shape: Shape, sides: list[str], rounds: int, seconds: float, threads
         "shape": dataclasses.asdict(shape),
         "flops_per_token": shape.flops_per_token,
         "rounds": rounds,
+        "optim": optim,
         "torch": peaks[0]["torch"],
         "threads": peaks[0]["threads"],
         "peak_flops_per_second": {
@@ -269,7 +278,7 @@ def compare(shape: Shape, sides: list[str], rounds: int, seconds: float, threads
 def report(result: dict, first: str) -> None:
     shape, peaks = result["shape"], result["peak_flops_per_second"]
     print(", ".join(f"{name} {size}" for name, size in shape.items()))
-    print(f"torch {result['torch']}, {result['threads']} threads, rounds: {result['rounds']}")
+    print(f"torch {result['torch']}, {result['threads']} threads, optim {result['optim']}, rounds: {result['rounds']}")
     for dtype, peak in peaks.items():
         print(f"{dtype} matmul peak, n = 2048: {harness.show(peak, scale=1e-9)} GFLOP/s")
     rows = [("", "tokens/s", "GFLOP/s", "of bf16 peak", "peak memory, GB")]
@@ -300,6 +309,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of steps, for each side and round; 3 at least")
     parser.add_argument("--sides", default=",".join(DEFAULT_SIDES), help=f"of {', '.join(SIDES)}; first: the measure")
     parser.add_argument("--threads", type=int, help="of every side; default: each side's own choice")
+    parser.add_argument("--optim", choices=("modern", "classic"), default="modern", help="preset of the gptcli sides")
     parser.add_argument("--side", choices=("peak", *SIDES), help="only this one, once, in this process")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -309,7 +319,7 @@ def main() -> None:
             json.dumps(
                 measure_peak()
                 if given.side == "peak"
-                else measure_step(given.side, shape, given.seconds, given.threads)
+                else measure_step(given.side, shape, given.seconds, given.threads, given.optim)
             )
         )
         return
@@ -317,7 +327,7 @@ def main() -> None:
     if unknown := set(sides) - set(SIDES):
         parser.error(f"no side {', '.join(sorted(unknown))}; there are {', '.join(SIDES)}")
     harness.warn_of_load()
-    result = compare(shape, sides, given.rounds, given.seconds, given.threads)
+    result = compare(shape, sides, given.rounds, given.seconds, given.threads, given.optim)
     if given.json:
         json.dump(result, sys.stdout, indent=2)
         print()
