@@ -1,6 +1,8 @@
-"""Attention by the device: one function for whole windows, one for new tokens against a cache."""
+"""Attention by the device: for whole windows, for sequences packed end to end, for new tokens against a cache."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -37,3 +39,50 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     """New queries (B, H, T, D) against cached k and v (B, K, N, D); visible (B, 1, T, N) -> (B, H, T, D)."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=q.shape[1] != k.shape[1])
+
+
+GROUP_FILL = 0.75  # sequences share a padded group down to this share of the longest
+
+
+class Packed:
+    """Sequences laid end to end in one row of N tokens: none sees another, and no padding passes through the matrices.
+
+    `positions` (1, N) count from 0 in each sequence. Only attention itself works on padded groups of similar lengths.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, device: torch.device | None = None) -> None:
+        self.lengths = list(lengths)
+        sizes = torch.tensor(self.lengths)
+        starts = sizes.cumsum(0) - sizes
+        self.positions = (torch.arange(int(sizes.sum())) - starts.repeat_interleave(sizes))[None].to(device)
+        self.groups: list[tuple[Tensor, Tensor]] = []  # (token of each place (S, L), the places that are real (n,))
+        order = sorted(range(len(self.lengths)), key=self.lengths.__getitem__, reverse=True)
+        while order:
+            longest = self.lengths[order[0]]
+            members = [index for index in order if self.lengths[index] >= GROUP_FILL * longest]
+            order = order[len(members) :]
+            offsets = torch.arange(longest)
+            # Places beyond a sequence's end repeat its last token: causality hides them from the real ones.
+            tokens = starts[members, None] + torch.minimum(offsets, sizes[members, None] - 1)
+            real = (offsets < sizes[members, None]).flatten().nonzero().squeeze(1)
+            self.groups.append((tokens.to(device), real.to(device)))
+        tokens_in_order = torch.cat([tokens.flatten()[real] for tokens, real in self.groups])
+        self.unsort = tokens_in_order.argsort()
+
+    @property
+    def last(self) -> Tensor:
+        """Where each sequence has its last token, (number of sequences,)."""
+        return torch.tensor(self.lengths, device=self.positions.device).cumsum(0) - 1
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:  # noqa: ARG002
+        """Causal attention inside each sequence; q (1, H, N, D), k and v (1, K, N, D) -> (1, H, N, D)."""
+        parts = []
+        for tokens, real in self.groups:
+            # (1, heads, N, D) -> (S, heads, L, D)
+            padded = [heads[0].transpose(0, 1)[tokens].transpose(1, 2) for heads in (q, k, v)]
+            y = causal_attention(padded[0], padded[1], padded[2], dropout=dropout)
+            parts.append(y.transpose(1, 2).flatten(0, 1)[real])  # (n, H, D)
+        return torch.cat(parts)[self.unsort].transpose(0, 1)[None]
+
+    def commit(self) -> None:
+        """Nothing is kept."""

@@ -32,6 +32,7 @@ class Request:
     prompt: list[int]  # ids, without the token that begins every window
     options: GenerateOptions
     sample: int = 0
+    stop_ids: frozenset[int] = frozenset()  # control tokens that end the text, beside <|endoftext|>
 
 
 @dataclass
@@ -83,7 +84,7 @@ class _Row:
         self.buffer = TextBuffer(options.stop)
         self.generator = torch.Generator().manual_seed(derived_seed(options.seed, completion.request.sample))
         self.token_bytes = tokenizer.token_bytes
-        self.end = tokenizer.end_of_text
+        self.ends = completion.request.stop_ids | {tokenizer.end_of_text}
         self.room = min(options.max_tokens, window_tokens)
         self.seen = dict.fromkeys(completion.request.prompt)
 
@@ -100,7 +101,7 @@ class _Row:
             penalized = penalize(logits, torch.tensor(list(self.seen)), self.options.repetition_penalty)
         token = draw(penalized, self.options, self.generator)
         self.seen[token] = None
-        if token == self.end:
+        if token in self.ends:
             self._finish("stop")
             return token
         completion.ids.append(token)
@@ -198,7 +199,7 @@ class Engine:
         """Logits (B, V), float32 on the CPU, after the last of ids (B, T), which rows first_row.. of the cache take."""
         batch = torch.tensor(ids, device=self.runtime.device)
         window = Window(cache, first_row, *batch.shape)
-        hidden = self.model.hidden(batch, dtype=self.runtime.dtype, window=window)
+        hidden = self.model.hidden(batch, dtype=self.runtime.dtype, layout=window)
         logits = self.model.logits(hidden[:, -1]).cpu()
         return logits[:, : self.tokenizer.vocab_size]  # rows of the embedding beyond the tokenizer are padding
 

@@ -11,6 +11,7 @@ cast when it is used (on a CPU under 1 % of a step; autocast casts as often and 
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,21 @@ class Norm(nn.Module):
         return F.layer_norm(x, (self.size,), weight, bias, self.eps)
 
 
+class Layout(Protocol):
+    """What the tokens of a forward pass are to each other, where they are not whole windows that begin at position 0:
+    new tokens of a KV cache (Window), or sequences packed end to end (attention.Packed)."""
+
+    @property
+    def positions(self) -> Tensor:
+        """The position of every token in its sequence, (B, T)."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
+        """Attention of a layer: q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D)."""
+
+    def commit(self) -> None:
+        """The tokens have passed all layers."""
+
+
 class KVCache:
     """Keys and values of up to S sequences, so that a token is computed once.
 
@@ -98,12 +114,12 @@ class Window:
         self.visible = (torch.arange(self.end, device=device) <= self.positions[:, :, None])[:, None]
         self.row_index = torch.arange(first_row, first_row + batch, device=device)[:, None]
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, D) of one layer; return all keys and values (B, K, end, D) held so far."""
-        all_keys, all_values = self.cache.keys[layer], self.cache.values[layer]
-        all_keys[self.row_index, :, self.positions] = keys.transpose(1, 2)
-        all_values[self.row_index, :, self.positions] = values.transpose(1, 2)
-        return all_keys[self.rows, :, : self.end], all_values[self.rows, :, : self.end]
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:  # noqa: ARG002
+        """Store k and v (B, K, T, D) of one layer; q (B, H, T, D) against all that is held so far -> (B, H, T, D)."""
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys[self.row_index, :, self.positions] = k.transpose(1, 2)
+        values[self.row_index, :, self.positions] = v.transpose(1, 2)
+        return cached_attention(q, keys[self.rows, :, : self.end], values[self.rows, :, : self.end], self.visible)
 
     def commit(self) -> None:
         self.cache.lengths[self.rows] += self.positions.shape[1]
@@ -119,7 +135,7 @@ class Attention(nn.Module):
         self.qkv = Linear(config.hidden_size, (H + 2 * K) * D, bias=config.bias)
         self.projection = Linear(H * D, config.hidden_size, bias=config.bias)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, window: Window | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, layout: Layout | None) -> Tensor:
         config = self.config
         B, T, _ = x.shape
         H, K, D = config.num_heads, config.kv_heads, config.head_size
@@ -129,10 +145,11 @@ class Attention(nn.Module):
         if rotation is not None:
             q_and_k = rotate(q_and_k, *rotation)
         q, k, v = (heads.transpose(1, 2) for heads in (*q_and_k.split((H, K), dim=2), v))  # each (B, heads, T, D)
-        if window is None:
-            y = causal_attention(q, k, v, dropout=config.dropout if self.training else 0.0)
+        dropout = config.dropout if self.training else 0.0
+        if layout is None:
+            y = causal_attention(q, k, v, dropout=dropout)
         else:
-            y = cached_attention(q, *window.append(self.layer, k, v), window.visible)
+            y = layout.attend(self.layer, q, k, v, dropout=dropout)
         return self.projection(y.transpose(1, 2).reshape(B, T, H * D))
 
 
@@ -168,8 +185,8 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp = Norm(config), MLP(config)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, window: Window | None) -> Tensor:
-        x = x + self.drop(self.attention(self.attention_norm(x), rotation, window))
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, layout: Layout | None) -> Tensor:
+        x = x + self.drop(self.attention(self.attention_norm(x), rotation, layout))
         return x + self.drop(self.mlp(self.mlp_norm(x)))
 
     def drop(self, x: Tensor) -> Tensor:
@@ -204,13 +221,13 @@ class GPT(nn.Module):
         self.register_buffer("rotary_cos", cos, persistent=False)
         self.register_buffer("rotary_sin", sin, persistent=False)
 
-    def hidden(self, ids: Tensor, *, dtype: torch.dtype | None = None, window: Window | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, *, dtype: torch.dtype | None = None, layout: Layout | None = None) -> Tensor:
         """Ids (B, T) -> the head's input (B, T, C) in `dtype` (default: the embedding's)."""
         config = self.config
         T = ids.shape[1]
-        if window is None and config.context_length < T:
+        if layout is None and config.context_length < T:
             raise ValueError(f"{T} tokens do not fit a context of {config.context_length}")
-        positions = slice(T) if window is None else window.positions
+        positions = slice(T) if layout is None else layout.positions
         x = self.embedding(ids).to(dtype or self.embedding.weight.dtype)
         if config.position == "learned":
             x = x + self.position_embedding.weight[positions].to(x.dtype)
@@ -222,9 +239,9 @@ class GPT(nn.Module):
         if config.dropout:
             x = F.dropout(x, config.dropout, self.training)
         for block in self.blocks:
-            x = block(x, rotation, window)
-        if window is not None:
-            window.commit()
+            x = block(x, rotation, layout)
+        if layout is not None:
+            layout.commit()
         return self.final_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

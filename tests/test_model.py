@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gptcli.attention import QUERY_BLOCK, causal_attention
+from gptcli.attention import QUERY_BLOCK, Packed, causal_attention
 from gptcli.config import ModelConfig
 from gptcli.functional import relu_squared, rotate
 from gptcli.model import GPT, KVCache, Norm, Window, rotary_tables, softcap
@@ -113,7 +113,7 @@ def test_cached_logits_equal_those_of_the_whole_window(preset: str, kv_heads: in
     whole = [model(text[None])[0] for text in texts]
 
     def append(ids: Tensor, first_row: int) -> Tensor:
-        return model.logits(model.hidden(ids, window=Window(cache, first_row, *ids.shape)))
+        return model.logits(model.hidden(ids, layout=Window(cache, first_row, *ids.shape)))
 
     lengths = [3, 11, 1, 6]
     for row, length in enumerate(lengths):
@@ -140,6 +140,32 @@ def test_a_cache_refuses_more_tokens_than_it_holds() -> None:
 def test_the_model_refuses_more_tokens_than_its_context() -> None:
     with pytest.raises(ValueError, match="33 tokens do not fit a context of 32"):
         make_model("gpt2")(random_ids(1, 33))
+
+
+# -------------------------------------------------------------------------------------------------------- packing
+
+
+@pytest.mark.parametrize(("preset", "kv_heads"), SHAPES)
+@given(lengths=st.lists(st.integers(1, 16), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_packed_sequences_have_the_states_and_gradients_of_each_alone(
+    preset: str, kv_heads: int | None, lengths: list[int]
+) -> None:
+    model = make_model(preset, num_kv_heads=kv_heads)
+    alone = [random_ids(1, length, seed=number) for number, length in enumerate(lengths)]
+    packed = Packed(lengths)
+    hidden = model.hidden(torch.cat(alone, 1), layout=packed)
+    apart = torch.cat([model.hidden(ids) for ids in alone], 1)
+    torch.testing.assert_close(hidden, apart, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(hidden[0, packed.last[-1]], hidden[0, -1])
+    towards = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
+    weights = [weight for name, weight in model.named_parameters() if name != "head.weight"]
+    for gradient, wanted in zip(
+        torch.autograd.grad((hidden * towards).sum(), weights),
+        torch.autograd.grad((apart * towards).sum(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, wanted, atol=1e-4, rtol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------------- the parts
