@@ -219,6 +219,8 @@ def _compose(text: str) -> yaml.Node:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: "\U00110000", in PyYAML without libyaml
         context, mark = getattr(error, "context", None), getattr(error, "problem_mark", None)
         message = f"not YAML: {f'{context}, ' if context else ''}{getattr(error, 'problem', None) or error}"
+        if "maximum nesting depth" in message:  # libyaml's own limit: its scanner reads ahead of the events
+            message = f"nested deeper than {MAX_DEPTH} levels"
         if mark is None:
             raise _Misfit(None, message) from None
         lines = text.removesuffix("\n").split("\n")
