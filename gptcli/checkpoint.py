@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save_file
 
 from gptcli import fsio
 from gptcli.config import ModelConfig
@@ -30,6 +27,7 @@ from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError, GptcliError
 from gptcli.model import GPT
 from gptcli.optim import Optimizers
+from gptcli.tensors import check_finite, read_tensors, tensor_shapes, write_tensors
 
 FORMAT, VERSION = "gptcli-checkpoint", 1
 STEP_NAME = re.compile(r"step-(\d{6,})")
@@ -59,11 +57,12 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 
 def save(state: TrainState, run_dir: Path, tokenizer: Tokenizer, run_file: dict[str, Any]) -> Path:
-    """Write the checkpoint of state.step; it appears whole or not at all."""
+    """Write the checkpoint of state.step; it appears whole or not at all. NumericalError for what is not finite."""
     path = step_directory(run_dir, state.step)
+    check_finite(stored_weights(state.model) | state.optimizers.tensors(), f"step {state.step}")
     with fsio.new_directory(path) as directory:
         save_model(state.model, tokenizer, directory, step=state.step)
-        _save_tensors(state.optimizers.tensors(), directory / "training.safetensors")
+        write_tensors(state.optimizers.tensors(), directory / "training.safetensors")
         training = {
             "step": state.step,
             "tokens": state.tokens,
@@ -79,22 +78,10 @@ def save(state: TrainState, run_dir: Path, tokenizer: Tokenizer, run_file: dict[
 
 def save_model(model: GPT, tokenizer: Tokenizer, directory: Path, *, step: int) -> None:
     """The part of a checkpoint that `load` needs. A tied head is stored once, as the embedding."""
-    weights = dict(model.state_dict())
-    if model.config.tie_embeddings:
-        del weights["head.weight"]
-    _save_tensors(weights, directory / "model.safetensors")
+    write_tensors(stored_weights(model), directory / "model.safetensors")
     fsio.write_file(directory / "tokenizer.json", tokenizer.content)
     config = {"format": FORMAT, "version": VERSION, "step": step, "model": dataclasses.asdict(model.config)}
     fsio.write_json(directory / "config.json", config)
-
-
-def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-    except safetensors.SafetensorError as error:  # a full disk, for one, comes as text
-        if code := re.search(r"\(os error (\d+)\)", str(error)):
-            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
-        raise
 
 
 def resolve(path: str | Path) -> Path:
@@ -118,7 +105,8 @@ def load(
 ) -> tuple[GPT, Tokenizer]:
     """Model (in eval mode, weights in `dtype`, default as stored) and tokenizer of a run or checkpoint.
 
-    Names, shapes and sizes are checked before any weight is taken; DataError says what does not fit.
+    Names, shapes and sizes are checked before any weight is taken; DataError says what does not fit, NumericalError
+    which weight is not finite.
     """
     directory = resolve(path)
     config = read_config(directory)
@@ -134,7 +122,9 @@ def load(
         )
     with torch.device("meta"):
         model = GPT(config)
-    weights = read_tensors(directory / "model.safetensors", {k: v.shape for k, v in stored_weights(model).items()})
+    weights_path = directory / "model.safetensors"
+    weights = read_tensors(weights_path, {name: weight.shape for name, weight in stored_weights(model).items()})
+    check_finite(weights, shown(str(weights_path)))
     model.load_state_dict(weights, assign=True, strict=False)
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
@@ -165,24 +155,6 @@ def read_config(directory: Path) -> ModelConfig:
     return config
 
 
-def read_tensors(path: Path, wanted: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, memory-mapped; DataError unless names and shapes are those wanted."""
-    if not path.is_file():
-        raise DataError(f"{shown(str(path))}: missing; the checkpoint is damaged")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            have = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        for name in sorted(set(wanted) | set(have)):
-            if wanted.get(name) != have.get(name):
-                sizes = [tuple(shape) if shape is not None else "none" for shape in (have.get(name), wanted.get(name))]
-                raise DataError(f"{shown(str(path))}: tensor {shown(name)} has shape {sizes[0]}, want {sizes[1]}")
-        return load_file(path)
-    except safetensors.SafetensorError as error:
-        raise DataError(
-            f"{shown(str(path))}: not a safetensors file ({shown(str(error))}); it is cut or damaged"
-        ) from None
-
-
 def restore(state: TrainState, directory: Path) -> dict[str, Any]:
     """Bring `state` to a verified checkpoint; returns its training.json. DataError where it does not fit."""
     training: dict[str, Any] = fsio.read_json(directory / "training.json")
@@ -204,12 +176,34 @@ def restore(state: TrainState, directory: Path) -> dict[str, Any]:
     return training
 
 
+def verify(directory: Path) -> None:
+    """Check all of a checkpoint: sizes and hashes, names and shapes of the tensors, and that their values are finite.
+
+    DataError or NumericalError names the first file or tensor that is wrong.
+    """
+    described = fsio.verify(directory)
+    if missing := {"config.json", "model.safetensors", "tokenizer.json"} - described:
+        raise DataError(f"{shown(str(directory / fsio.MANIFEST))}: says nothing of {min(missing)}; it is damaged")
+    config = read_config(directory)
+    Tokenizer.load(directory)
+    with torch.device("meta"):
+        shapes = {name: weight.shape for name, weight in stored_weights(GPT(config)).items()}
+    weights_path, training_path = directory / "model.safetensors", directory / "training.safetensors"
+    check_finite(read_tensors(weights_path, shapes), shown(str(weights_path)))
+    if training_path.name in described:
+        slots = tensor_shapes(training_path)
+        for name, shape in slots.items():
+            if len(shape) and shape != shapes.get(name.partition(".")[2]):
+                raise DataError(f"{shown(str(training_path))}: {shown(name)} fits no weight of the model")
+        check_finite(read_tensors(training_path, slots), shown(str(training_path)))
+
+
 def newest_verified(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that is whole, or None where there is none at all; DataError where all are damaged."""
     tried: list[str] = []
     for path in checkpoints(run_dir):
         try:
-            fsio.verify(path)
+            verify(path)
         except (GptcliError, OSError) as error:
             tried.append(str(error))
             continue
@@ -239,4 +233,4 @@ def keep(run_dir: Path, state: TrainState, count: int) -> None:
         if path != best:
             fsio.delete(path)
     if not (run_dir / "best").exists():
-        (run_dir / "best").unlink(missing_ok=True)
+        fsio.remove_file(run_dir / "best")

@@ -21,6 +21,7 @@ FORBIDDEN = {
     "config": {"configfile", "console", "data", "model", "runs", "commands"},
     "configfile": {"console", "data", "model", "runs", "commands", "train"},
     "fsio": {"config", "console", "data", "model", "runs"},
+    "tensors": {"config", "model", "optim", "checkpoint", "train", "runs", "console"},
     "attention": {"model", "data", "runs", "console"},
     "model": {"data", "optim", "loss", "train", "checkpoint", "runs", "console", "engine"},
     "optim": {"model", "data", "train", "runs", "console"},

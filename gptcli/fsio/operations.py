@@ -1,0 +1,124 @@
+"""The operations that change the file system, each a function; all other durable writing is made of these.
+
+They all go through `perform`. A test puts a function of its own there, to count operations, to end the process before
+or after the n-th, to let one fail as on a full disk, or to record them and replay what a power loss would have left.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+
+def _directly(name: str, arguments: tuple[Any, ...], act: Callable[[], Any]) -> Any:  # noqa: ARG001
+    return act()
+
+
+perform: Callable[[str, tuple[Any, ...], Callable[[], Any]], Any] = _directly
+
+
+class _File(io.RawIOBase):
+    """A file being written; every block that reaches the kernel is an operation."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self.descriptor, self.path = descriptor, path
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def write(self, block: Any, /) -> int:
+        view = memoryview(block).cast("B")
+        return cast(int, perform("write", (self.path, view), lambda: os.write(self.descriptor, view)))
+
+    def close(self) -> None:
+        if not self.closed:
+            try:
+                super().close()
+            finally:
+                os.close(self.descriptor)
+
+
+def create(path: Path) -> BinaryIO:
+    """A new file, open for writing."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = perform("create", (path,), lambda: os.open(path, flags, 0o666))
+    return cast(BinaryIO, io.BufferedWriter(_File(descriptor, path), 1 << 20))
+
+
+def create_temporary(directory: Path, prefix: str) -> tuple[BinaryIO, Path]:
+    """A new file of an unused name, open for writing."""
+    descriptor, name = perform("create", (directory / prefix,), lambda: tempfile.mkstemp(prefix=prefix, dir=directory))
+    return cast(BinaryIO, io.BufferedWriter(_File(descriptor, Path(name)), 1 << 20)), Path(name)
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """A file open for writing at its end, made where it is not there; unbuffered."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    return cast(BinaryIO, _File(perform("open", (path,), lambda: os.open(path, flags, 0o666)), path))
+
+
+def sync(path: Path, descriptor: int) -> None:
+    """Make the content of an open file durable."""
+    perform("sync", (path,), lambda: os.fsync(descriptor))
+
+
+def sync_directory(directory: Path) -> None:
+    """Make names in `directory` durable (POSIX wants its own fsync for that)."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        perform("sync directory", (directory,), lambda: os.fsync(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def grant(path: Path, mode: int) -> None:
+    """Give `path` the permissions of `mode` that the umask leaves."""
+    mask = os.umask(0)
+    os.umask(mask)
+    perform("chmod", (path,), lambda: os.chmod(path, mode & ~mask))
+
+
+def rename(source: Path, target: Path) -> None:
+    perform("rename", (source, target), lambda: os.rename(source, target))
+
+
+def link(target: str, path: Path) -> None:
+    """A symbolic link at `path` that names `target`."""
+    perform("link", (target, path), lambda: os.symlink(target, path))
+
+
+def unlink(path: Path) -> None:
+    """Remove a file or link that may be gone already."""
+    with suppress(FileNotFoundError):
+        perform("unlink", (path,), lambda: os.unlink(path))
+
+
+def make_temporary_directory(directory: Path, prefix: str) -> Path:
+    return Path(perform("mkdir", (directory / prefix,), lambda: tempfile.mkdtemp(prefix=prefix, dir=directory)))
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory, and those above it, durably, where they are not there."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    with suppress(FileExistsError):  # another process made it meanwhile, or it is a file, which the next write tells
+        perform("mkdir", (path,), lambda: os.mkdir(path))
+    sync_directory(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and what is below it, or a file; what cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        perform("remove", (path,), lambda: shutil.rmtree(path, ignore_errors=True))
+    else:
+        unlink(path)
