@@ -15,6 +15,7 @@ import click
 
 from gptcli import __version__
 from gptcli.commands import (
+    checkpoint,
     config,
     evaluate,
     generate,
@@ -68,6 +69,7 @@ for command in (
     prepare.prepare,
     config.config,
     pretrain.pretrain,
+    checkpoint.checkpoint,
     evaluate.evaluate,
     score.score,
     generate.generate,

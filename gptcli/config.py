@@ -249,7 +249,7 @@ class OptimConfig(Section):
     beta2: float = number(0.99, "AdamW", ge=0, lt=1)
     eps: float = number(1e-10, "AdamW", gt=0, le=1)
     weight_decay: float = number(0.0, "decoupled decay of matrices (vectors and embeddings have none)", ge=0, le=10)
-    grad_clip_norm: float = number(0.0, "clip the gradient's global L2 norm; 0 is off", ge=0)
+    grad_clip_norm: float = number(0.0, "clip the gradient's global L2 norm; 0 is off", ge=0, le=1e9)
     schedule: Literal["linear", "cosine", "constant"] = value("linear", "form of the decay after warm-up")
     warmup_steps: int = number(0, "linear rise from zero", ge=0)
     decay_fraction: float = number(0.7, "last part of the run in which the rate decays", ge=0, le=1)
@@ -341,7 +341,9 @@ class GenerateOptions(Section):
     top_k: int | None = number(None, "only the k most likely tokens", ge=1)
     top_p: float = number(1.0, "only the fewest tokens whose probabilities reach p (nucleus)", gt=0, le=1)
     min_p: float = number(0.0, "only tokens at least min_p times as likely as the likeliest", ge=0, le=1)
-    repetition_penalty: float = number(1.0, "divides positive logits of tokens already seen (Keskar et al. 2019)", gt=0)
+    repetition_penalty: float = number(
+        1.0, "divides positive logits of tokens already seen (Keskar et al. 2019)", ge=0.01, le=100
+    )
     seed: int = number(0, "same seed, same text, alone or in any batch", ge=0, lt=1 << 63)
     n: int = number(1, "samples per prompt", ge=1, le=1 << 20)
     stop: tuple[str, ...] = value((), "end before the first of these strings")
