@@ -15,6 +15,7 @@ import click
 
 from gptcli import __version__
 from gptcli.commands import (
+    bench,
     checkpoint,
     config,
     evaluate,
@@ -73,6 +74,7 @@ for command in (
     evaluate.evaluate,
     score.score,
     generate.generate,
+    bench.bench,
 ):
     cli.add_command(command)
 

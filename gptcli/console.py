@@ -65,6 +65,23 @@ def write_facts(facts: Sequence[tuple[str, str]]) -> None:
     Console(color_system=None if os.environ.get("NO_COLOR") else "auto").print(table)
 
 
+def write_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows on stdout under a header: a table on a terminal, tab-separated lines in a pipe."""
+    if not is_terminal(sys.stdout):
+        write("".join("\t".join(map(shown, row)) + "\n" for row in (header, *rows)))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in header:
+        table.add_column(Text(shown(name), style="bold"))
+    for row in rows:
+        table.add_row(*(Text(shown(cell)) for cell in row))
+    Console(color_system=None if os.environ.get("NO_COLOR") else "auto").print(table)
+
+
 def error_line(command: str, problem: str, kind: str = "error: ") -> None:
     """The one form of an error: `gptcli COMMAND: error: PLACE: what is wrong; what to do`."""
     _to_stderr(f"gptcli{' ' if command else ''}{command}: {kind}{shown_lines(problem)}\n")

@@ -6,16 +6,14 @@ import ctypes
 import os
 import platform
 import sys
-import time
 from dataclasses import dataclass
 
 import torch
 
+from gptcli import accelerators
 from gptcli.config import RuntimeConfig
 from gptcli.errors import ConfigError
-
-# Dense bfloat16 peaks of the makers' data sheets, FLOP/s.
-ACCELERATOR_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12}
+from gptcli.machine import matmul_peak
 
 
 @dataclass(frozen=True)
@@ -72,18 +70,11 @@ def _cpu_has_bfloat16() -> bool:
 def matmul_flops_per_second(runtime: Runtime) -> float | None:
     """The device's peak in the run's dtype: of the data sheet on known accelerators, measured on a CPU (50 ms)."""
     if runtime.device.type == "cuda":
-        name = torch.cuda.get_device_name(runtime.device)
-        return next((peak for key, peak in ACCELERATOR_PEAKS.items() if key in name), None)
+        known = accelerators.find(torch.cuda.get_device_name(runtime.device))
+        return known.flops_per_second if known else None
     if runtime.device.type != "cpu":
         return None
-    size = 1024
-    a = torch.ones(size, size, dtype=runtime.dtype)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times)
+    return matmul_peak(runtime.device, runtime.dtype, seconds=0.025)
 
 
 def keep_freed_memory() -> None:

@@ -16,6 +16,8 @@ FORBIDDEN = {
     "display": {""},
     "report": {""},
     "functional": {""},
+    "accelerators": {""},
+    "machine": {"config", "model", "data", "runs", "console", "runtime"},
     "loss": {""},
     "sample": {"model", "data", "console", "runs", "train", "engine"},
     "config": {"configfile", "console", "data", "model", "runs", "commands"},

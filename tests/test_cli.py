@@ -14,9 +14,27 @@ import pytest
 from conftest import GPTCLI, Result, RunCli, Tiny, english, environment
 
 COMMANDS = [
-    "quickstart", "train-tokenizer", "encode", "decode", "count", "prepare", "config", "pretrain", "checkpoint",
-    "evaluate", "score", "generate",
-]  # fmt: skip
+    "quickstart",
+    "train-tokenizer",
+    "encode",
+    "decode",
+    "count",
+    "prepare",
+    "config",
+    "pretrain",
+    "checkpoint",
+    "evaluate",
+    "score",
+    "generate",
+    "bench",
+]
+SUBCOMMANDS = [
+    "config show",
+    "config check",
+    "checkpoint list",
+    "checkpoint verify",
+    "bench machine",
+]
 AWKWARD = (
     "na\u00efve \u65e5\u672c\u8a9e \U0001f468\u200d\U0001f469\u200d\U0001f467 e\u0301\r\n\t  \x1b[31m \u202e"
     " <|endoftext|>\u2028\n\n \ufeff "
@@ -69,7 +87,7 @@ def test_help_lists_the_commands_in_the_order_of_the_work(run_cli: RunCli) -> No
     assert [line.split()[0] for line in listed] == COMMANDS
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "config show", "config check", "checkpoint list", "checkpoint verify"])
+@pytest.mark.parametrize("command", [*COMMANDS, *SUBCOMMANDS])
 def test_every_command_has_help(command: str, run_cli: RunCli) -> None:
     result = run_cli(*command.split(), "--help")
     assert (result.code, result.err) == (0, "")

@@ -1,0 +1,30 @@
+"""Numbers for a person: three digits and a prefix. Standard library only."""
+
+from __future__ import annotations
+
+PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
+
+
+def amount(number: float, unit: str = "") -> str:
+    """`1.23 GFLOP/s` for 1.234e9 and FLOP/s: powers of 1000, three digits."""
+    power = 0
+    while abs(number) >= 999.5 and power < len(PREFIXES) - 1:
+        number /= 1000
+        power += 1
+    digits = f"{number:.3g}"
+    return f"{digits} {PREFIXES[power]}{unit}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """`250 ms`, `12.3 s`, `2 h 5 min`, `3.1 days`, `2.4 years`."""
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    days = seconds / 86400
+    return f"{days:,.3g} days" if days < 730 else f"{days / 365.25:,.0f} years"
