@@ -67,7 +67,7 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
     writer = runs.Writer(run, **how)
     if jsonl:
         failed = 0
-        for record in writer.records(runs.read_items(console.stdin_lines(), chosen)):
+        for record in writer.records(runs.read_items(console.stdin_lines(), chosen, runs.text_prompt)):
             console.write_json(record)
             failed += "error" in record
         if failed:

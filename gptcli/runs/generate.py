@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from gptcli import checkpoint
 from gptcli.config import GenerateOptions, RuntimeConfig
@@ -21,11 +21,14 @@ OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(GenerateOpti
 MAX_TEXT_BYTES = 16 << 20  # of one prompt
 
 
+Prompt = TypeVar("Prompt")
+
+
 @dataclass
-class Item:
+class Item(Generic[Prompt]):
     """One prompt with its options and the fields to pass on, or why it cannot be written."""
 
-    prompt: str
+    prompt: Prompt | None  # None where there is a problem
     options: GenerateOptions
     fields: dict[str, Any]
     problem: str | None = None
@@ -62,33 +65,16 @@ class Writer:
         requests = (Request(ids, options, sample) for sample in range(options.n))
         return self.engine.run(requests, capacity=self._capacity(ids, options))
 
-    def records(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
+    def records(self, items: Iterable[Item[str]]) -> Iterator[dict[str, Any]]:
         """A record for every sample of every item, in order; one with `error` where an item has a problem."""
-        failed: dict[int, list[dict[str, Any]]] = {}  # requests before it -> error records that come then
-        owners: dict[int, Item] = {}
-        count = 0
 
-        def requests() -> Iterator[Request]:
-            nonlocal count
-            for item in items:
-                try:
-                    if item.problem is not None:
-                        raise DataError(item.problem)
-                    ids = self._fit(item.prompt, item.options)
-                except GptcliError as error:
-                    failed.setdefault(count, []).append({**item.fields, "error": str(error)})
-                    continue
-                for sample in range(item.options.n):
-                    owners[count] = item
-                    count += 1
-                    yield Request(ids, item.options, sample)
+        def requests(prompt: str, options: GenerateOptions) -> Iterator[Request]:
+            ids = self._fit(prompt, options)
+            return (Request(ids, options, sample) for sample in range(options.n))
 
-        for completion in self.engine.run(requests()):
-            yield from failed.pop(completion.number, [])
-            item = owners.pop(completion.number)
-            yield {**item.fields, **self.record(completion)}
-        for number in sorted(failed):
-            yield from failed[number]
+        for item, completion in in_order(self.engine, items, requests):
+            what = {"error": item.problem} if completion is None else self.record(completion)
+            yield {**item.fields, **what}
 
     def record(self, completion: Completion) -> dict[str, Any]:
         """A completion as JSON."""
@@ -119,8 +105,53 @@ class Writer:
         return len(ids) + options.max_tokens + 1
 
 
-def read_items(lines: Iterable[bytes], defaults: GenerateOptions) -> Iterator[Item]:
-    """Records {"prompt": ..., options..., other fields...}; a bad line becomes an item with a problem."""
+def in_order(
+    engine: Engine,
+    items: Iterable[Item[Prompt]],
+    requests: Callable[[Prompt, GenerateOptions], Iterable[Request]],
+) -> Iterator[tuple[Item[Prompt], Completion | None]]:
+    """Every item with each completion of its requests, in order, written as the engine has room; an item with a
+    problem, found here or before, with None."""
+    failed: dict[int, list[Item[Prompt]]] = {}  # requests before them -> items that come then
+    owners: dict[int, Item[Prompt]] = {}
+    count = 0
+
+    def all_requests() -> Iterator[Request]:
+        nonlocal count
+        for item in items:
+            if item.prompt is not None:
+                try:
+                    made = requests(item.prompt, item.options)
+                except GptcliError as error:
+                    item.problem = str(error)
+                else:
+                    for request in made:
+                        owners[count] = item
+                        count += 1
+                        yield request
+                    continue
+            failed.setdefault(count, []).append(item)
+
+    for completion in engine.run(all_requests()):
+        yield from ((item, None) for item in failed.pop(completion.number, []))
+        yield owners.pop(completion.number), completion
+    for number in sorted(failed):
+        yield from ((item, None) for item in failed[number])
+
+
+def text_prompt(line: str, place: str) -> tuple[str, dict[str, Any]]:
+    """The prompt of a record {"prompt": ...} and its other fields."""
+    record = parse_record(line, place, "prompt")
+    return record.pop("prompt"), record
+
+
+def read_items(
+    lines: Iterable[bytes],
+    defaults: GenerateOptions,
+    parse: Callable[[str, str], tuple[Prompt, dict[str, Any]]],
+) -> Iterator[Item[Prompt]]:
+    """Records of a prompt, which `parse` takes out of a line, options and other fields; a bad line becomes an item
+    with a problem."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -131,14 +162,13 @@ def read_items(lines: Iterable[bytes], defaults: GenerateOptions) -> Iterator[It
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise DataError(f"{place}: byte 0x{line[error.start]:02x} is not UTF-8") from None
-            record = parse_record(text, place, "prompt")
-            prompt = record.pop("prompt")
+            prompt, record = parse(text, place)
             fields = {name: value for name, value in record.items() if name not in OPTION_NAMES}
             given = {name: value for name, value in record.items() if name in OPTION_NAMES}
             yield Item(prompt, options_of(defaults, given, place), fields)
         except GptcliError as error:
             fields = fields or salvage(line)
-            yield Item("", defaults, fields, problem="; ".join(error.problems))
+            yield Item(None, defaults, fields, problem="; ".join(error.problems))
 
 
 def salvage(line: bytes) -> dict[str, Any]:

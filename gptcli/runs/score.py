@@ -64,12 +64,7 @@ def read_records(lines: Iterable[bytes], *, jsonl: bool, field: str) -> Iterator
 
 def parse_record(line: str, place: str, field: str) -> dict[str, Any]:
     """A JSON object with text in `field`; DataError names the place."""
-    try:
-        record = json.loads(line, parse_constant=lambda _: None)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not JSON ({shown(str(error))})") from None
-    if not isinstance(record, dict):
-        raise DataError(f"{place}: not a JSON object")
+    record = parse_object(line, place)
     if field not in record:
         raise DataError(f"{place}: no field {shown(field)!r}; it has {shown(', '.join(map(repr, record)))}")
     if not isinstance(record[field], str):
@@ -78,4 +73,15 @@ def parse_record(line: str, place: str, field: str) -> dict[str, Any]:
         record[field].encode()
     except UnicodeEncodeError:
         raise DataError(f"{place}: field {shown(field)!r} has a lone surrogate, which is not text") from None
+    return record
+
+
+def parse_object(line: str, place: str) -> dict[str, Any]:
+    """A JSON object; DataError names the place."""
+    try:
+        record = json.loads(line, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: not JSON ({shown(str(error))})") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{place}: not a JSON object")
     return record
