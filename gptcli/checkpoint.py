@@ -1,6 +1,6 @@
 """A checkpoint is a directory that stands alone: weights, config, tokenizer, and what training needs to go on.
 
-config.json           {format, version, step, model}
+config.json           {format, version, step, model}, and `labels` of a classifier, `conversation` of a chat model
 model.safetensors     weights by their names in model.GPT
 tokenizer.json
 training.safetensors  optimizer state: `KIND.PARAMETER`
@@ -27,6 +27,7 @@ from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError, GptcliError
 from gptcli.model import GPT
 from gptcli.optim import Optimizers
+from gptcli.tasks.conversation import Conversation
 from gptcli.tensors import check_finite, read_tensors, tensor_shapes, write_tensors
 
 FORMAT, VERSION = "gptcli-checkpoint", 1
@@ -41,8 +42,21 @@ class TrainState:
     optimizers: Optimizers
     step: int = 0
     tokens: int = 0
-    best_bits_per_byte: float = math.inf
+    best_score: float = math.inf  # of the validation that decides, lower is better: bits per byte, or 1 - F1
     best_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What a model was tuned for beside text: the labels of its classification head, the form of its conversations."""
+
+    labels: tuple[str, ...] = ()
+    conversation: Conversation | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The part of config.json that holds it; empty for a model of text."""
+        given: dict[str, Any] = {"labels": list(self.labels)} if self.labels else {}
+        return given if self.conversation is None else {**given, "conversation": self.conversation.as_json()}
 
 
 def step_directory(run_dir: Path, step: int) -> Path:
@@ -56,17 +70,19 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return [path for _, path in sorted(named, reverse=True)]
 
 
-def save(state: TrainState, run_dir: Path, tokenizer: Tokenizer, run_file: dict[str, Any]) -> Path:
+def save(
+    state: TrainState, run_dir: Path, tokenizer: Tokenizer, run_file: dict[str, Any], purpose: Purpose | None = None
+) -> Path:
     """Write the checkpoint of state.step; it appears whole or not at all. NumericalError for what is not finite."""
     path = step_directory(run_dir, state.step)
     check_finite(stored_weights(state.model) | state.optimizers.tensors(), f"step {state.step}")
     with fsio.new_directory(path) as directory:
-        save_model(state.model, tokenizer, directory, step=state.step)
+        save_model(state.model, tokenizer, directory, step=state.step, purpose=purpose)
         write_tensors(state.optimizers.tensors(), directory / "training.safetensors")
         training = {
             "step": state.step,
             "tokens": state.tokens,
-            "best_bits_per_byte": None if state.best_step is None else state.best_bits_per_byte,
+            "best_score": None if state.best_step is None else state.best_score,
             "best_step": state.best_step,
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
@@ -76,12 +92,12 @@ def save(state: TrainState, run_dir: Path, tokenizer: Tokenizer, run_file: dict[
     return path
 
 
-def save_model(model: GPT, tokenizer: Tokenizer, directory: Path, *, step: int) -> None:
+def save_model(model: GPT, tokenizer: Tokenizer, directory: Path, *, step: int, purpose: Purpose | None = None) -> None:
     """The part of a checkpoint that `load` needs. A tied head is stored once, as the embedding."""
     write_tensors(stored_weights(model), directory / "model.safetensors")
     fsio.write_file(directory / "tokenizer.json", tokenizer.content)
     config = {"format": FORMAT, "version": VERSION, "step": step, "model": dataclasses.asdict(model.config)}
-    fsio.write_json(directory / "config.json", config)
+    fsio.write_json(directory / "config.json", config | (purpose or Purpose()).as_json())
 
 
 def resolve(path: str | Path) -> Path:
@@ -121,7 +137,7 @@ def load(
             "it is another model's tokenizer"
         )
     with torch.device("meta"):
-        model = GPT(config)
+        model = GPT(config, labels=len(read_purpose(directory).labels))
     weights_path = directory / "model.safetensors"
     weights = read_tensors(weights_path, {name: weight.shape for name, weight in stored_weights(model).items()})
     check_finite(weights, shown(str(weights_path)))
@@ -138,6 +154,29 @@ def stored_weights(model: GPT) -> dict[str, torch.Tensor]:
 
 def read_config(directory: Path) -> ModelConfig:
     """The model config of a checkpoint directory."""
+    document = _read_document(directory)
+    try:
+        config = ModelConfig(**document["model"])
+        if type(config.vocab_size) is not int:
+            raise TypeError("vocab_size is missing")
+    except (KeyError, TypeError, ConfigError) as error:
+        raise _damaged(directory / "config.json", error) from None
+    return config
+
+
+def read_purpose(directory: Path) -> Purpose:
+    """What the model of a checkpoint directory was tuned for."""
+    document = _read_document(directory)
+    labels, conversation = document.get("labels", []), document.get("conversation")
+    try:
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError("labels must be a list of names")
+        return Purpose(tuple(labels), None if conversation is None else Conversation.from_json(conversation))
+    except ValueError as error:
+        raise _damaged(directory / "config.json", error) from None
+
+
+def _read_document(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     document = fsio.read_json(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
@@ -146,13 +185,11 @@ def read_config(directory: Path) -> ModelConfig:
         raise DataError(
             f"{shown(str(path))}: version {shown(str(document.get('version')))}; this gptcli reads {VERSION}"
         )
-    try:
-        config = ModelConfig(**document["model"])
-        if type(config.vocab_size) is not int:
-            raise TypeError("vocab_size is missing")
-    except (KeyError, TypeError, ConfigError) as error:
-        raise DataError(f"{shown(str(path))}: {shown(str(error))}; the checkpoint is damaged") from None
-    return config
+    return document
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{shown(str(path))}: {shown(str(error))}; the checkpoint is damaged")
 
 
 def restore(state: TrainState, directory: Path) -> dict[str, Any]:
@@ -167,8 +204,8 @@ def restore(state: TrainState, directory: Path) -> dict[str, Any]:
     try:
         state.step, state.tokens = int(training["step"]), int(training["tokens"])
         if training["best_step"] is not None:
-            state.best_bits_per_byte, state.best_step = (
-                float(training["best_bits_per_byte"]),
+            state.best_score, state.best_step = (
+                float(training["best_score"]),
                 int(training["best_step"]),
             )
     except (KeyError, TypeError, ValueError) as error:

@@ -10,6 +10,7 @@ cast when it is used (on a CPU under 1 % of a step; autocast casts as often and 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Protocol
 
@@ -203,7 +204,8 @@ class GPT(nn.Module):
     rotary_cos: Tensor
     rotary_sin: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, labels: int = 0) -> None:
+        """`labels`: rows of a classification head beside the language model's, which reads the last token."""
         super().__init__()
         if config.vocab_size is None:
             raise ValueError("a model needs config.vocab_size")
@@ -217,6 +219,7 @@ class GPT(nn.Module):
         self.head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
+        self.label_head = Linear(config.hidden_size, labels, bias=False) if labels else None
         cos, sin = rotary_tables(self.config) if self.config.position == "rope" else (torch.empty(0, device="cpu"),) * 2
         self.register_buffer("rotary_cos", cos, persistent=False)
         self.register_buffer("rotary_sin", sin, persistent=False)
@@ -276,6 +279,21 @@ class GPT(nn.Module):
             else:
                 bound = math.sqrt(3.0 / weight.shape[1])
                 weight.uniform_(-bound, bound, generator=generator)
+
+    @torch.no_grad()
+    def grow(self, vocab_size: int) -> None:
+        """Make room for new tokens: each begins as the mean of those there are, as likely as an average one."""
+        have = self.config.vocab_size
+        assert have is not None
+        if vocab_size <= have:
+            return
+        self.config = dataclasses.replace(self.config, vocab_size=vocab_size)
+        for layer in (self.embedding, self.head):
+            rows = layer.weight.mean(0, keepdim=True).expand(vocab_size - have, -1)
+            layer.weight = nn.Parameter(torch.cat((layer.weight, rows)))
+        if self.config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.embedding.num_embeddings = self.head.out_features = vocab_size
 
     def num_parameters(self) -> int:
         """Parameters, a tied head counted once."""

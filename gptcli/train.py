@@ -13,16 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from gptcli.attention import Packed
 from gptcli.checkpoint import TrainState
 from gptcli.config import OptimConfig, TrainConfig
 from gptcli.data.batches import Batch, derived_seed
 from gptcli.errors import NumericalError
 from gptcli.loss import IGNORE, head_cross_entropy
+from gptcli.model import GPT
 from gptcli.optim import learning_rate_factor
 from gptcli.runtime import Runtime, memory_bytes
 
 Record = dict[str, Any]  # one line of metrics.jsonl
+Objective = Callable[[GPT, Batch, Runtime], Tensor]  # what is minimised, summed over the targets of a batch
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ def train(
     seed: int,
     flops_per_token: float,
     peak_flops: float | None,
+    objective: Objective,
 ) -> bool:
     """Run optimizer steps until config.steps; True if all were done, False if `hooks.stop` ended the run early.
 
@@ -59,7 +64,9 @@ def train(
     while state.step < config.steps and not hooks.stop():
         factor = learning_rate_factor(state.step, config.steps, optim)
         state.optimizers.set_factor(factor)
-        nats, targets, grad_norm = train_step(state, batches(state.step), optim.grad_clip_norm, runtime, seed=seed)
+        nats, targets, grad_norm = train_step(
+            state, batches(state.step), optim.grad_clip_norm, runtime, seed=seed, objective=objective
+        )
         state.step += 1
         state.tokens += targets
         steps_since += 1
@@ -97,8 +104,22 @@ def train(
     return state.step >= config.steps
 
 
+def next_token_nats(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
+    """Summed cross-entropy of the batch's targets, a float32 scalar."""
+    layout = None if batch.lengths is None else Packed(batch.lengths, device=runtime.device)
+    hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype, layout=layout)
+    targets = batch.targets.to(runtime.device)
+    return head_cross_entropy(hidden, model.head.weight, targets, cap=model.config.logit_softcap)
+
+
 def train_step(
-    state: TrainState, micro_batches: Sequence[Batch], grad_clip_norm: float, runtime: Runtime, *, seed: int
+    state: TrainState,
+    micro_batches: Sequence[Batch],
+    grad_clip_norm: float,
+    runtime: Runtime,
+    *,
+    seed: int,
+    objective: Objective = next_token_nats,
 ) -> tuple[float, int, float]:
     """One update; -> (summed nats, number of targets, L2 norm of the gradient before clipping)."""
     model = state.model
@@ -107,9 +128,7 @@ def train_step(
     for number, batch in enumerate(micro_batches):
         if model.config.dropout:
             torch.manual_seed(derived_seed(seed, "dropout", state.step, number))
-        hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype)
-        wanted = batch.targets.to(runtime.device)
-        loss = head_cross_entropy(hidden, model.head.weight, wanted, cap=model.config.logit_softcap)
+        loss = objective(model, batch, runtime)
         torch.autograd.backward(loss / targets)
         nats += float(loss.detach())
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]

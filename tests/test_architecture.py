@@ -28,6 +28,7 @@ FORBIDDEN = {
     "model": {"data", "optim", "loss", "train", "checkpoint", "runs", "console", "engine"},
     "optim": {"model", "data", "train", "runs", "console"},
     "data": {"model", "train", "optim", "runs", "console", "checkpoint", "engine"},
+    "tasks": {"model", "train", "optim", "runs", "console", "checkpoint", "engine"},
     "checkpoint": {"train", "runs", "console", "engine"},
     "metrics": {"train", "runs", "console"},
     "engine": {"train", "runs", "console"},

@@ -25,6 +25,7 @@ class Batch(NamedTuple):
     inputs: Tensor  # (B, T) int64
     targets: Tensor  # (B, T) int64
     place: str  # where the first row lies, for messages
+    lengths: tuple[int, ...] | None = None  # of sequences laid end to end in one row; None: rows are whole windows
 
 
 def derived_seed(*numbers: int | str) -> int:

@@ -453,6 +453,15 @@ def read_pieces(source: Source, options: TextOptions) -> Iterator[Piece]:
         yield Piece("", False, owed_bytes)
 
 
+def read_lines(source: Source, options: TextOptions) -> Iterator[str]:
+    """The lines of a source with their newline, in order; DataError where one is too long to be a record."""
+    for number, (line, line_bytes) in enumerate(_parts(_decoded_blocks(source, options), _split_lines), start=1):
+        if line_bytes > MAX_LINE_BYTES:
+            raise DataError(f"{source.name}:{number}: line is longer than {MAX_LINE_BYTES >> 20} MiB; split the record")
+        if line:
+            yield line
+
+
 def _text_parts(blocks: Iterable[tuple[str, int]]) -> Iterator[Piece]:
     """The pieces of a text file, an empty one where a part has no text."""
     for index, (text, part_bytes) in enumerate(_parts(blocks, lambda text: split_text(text, PIECE_BYTES))):

@@ -66,6 +66,16 @@ class Tokenizer:
             raise ConfigError(f"{shown(str(path))}: no such file; make one with gptcli train-tokenizer")
         return cls(path.read_bytes(), name=str(path))
 
+    def with_specials(self, names: Sequence[str]) -> Tokenizer:
+        """The same tokenizer with more control tokens, their ids after all others; those it has already stay."""
+        document = json.loads(self.content)
+        new = [name for name in names if name not in self.specials]
+        if taken := [name for name in new if name in document["model"]["vocab"]]:
+            raise DataError(f"{shown(taken[0])} is an ordinary token; it cannot become a control token")
+        added = [_special(self.vocab_size + index, name) for index, name in enumerate(new)]
+        document["added_tokens"] = [*(document.get("added_tokens") or []), *added]
+        return Tokenizer(_written(document))
+
     @functools.cached_property
     def sha256(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
@@ -116,19 +126,18 @@ def learn_merges(
     ordinary = document["model"]["vocab"]
     if taken := [name for name in names if name in ordinary]:
         raise ConfigError(f"--special: {shown(taken[0])} is an ordinary token too; choose a form like <|name|>")
-    document["added_tokens"] = [
-        {
-            "id": len(ordinary) + index,
-            "content": name,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-        for index, name in enumerate(names)
-    ]
-    return Tokenizer(json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode())
+    document["added_tokens"] = [_special(len(ordinary) + index, name) for index, name in enumerate(names)]
+    return Tokenizer(_written(document))
+
+
+def _special(index: int, name: str) -> dict[str, Any]:
+    """A control token in the form of tokenizer.json."""
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": index, "content": name, **plain, "special": True}
+
+
+def _written(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def check_vocabulary(vocab_size: int, specials: Sequence[str]) -> list[str]:

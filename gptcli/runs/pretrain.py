@@ -1,19 +1,11 @@
-"""A run file -> a run directory with checkpoints.
-
-runs/demo/
-  run.yaml  metrics.jsonl  lock
-  checkpoints/step-000500/ ...
-  latest -> checkpoints/...   best -> checkpoints/...
-"""
+"""A run file -> a run directory with checkpoints of a model trained from scratch."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,45 +13,23 @@ from typing import Any
 
 import torch
 
-from gptcli import checkpoint, configfile, fsio
+from gptcli import fsio
 from gptcli.checkpoint import TrainState
-from gptcli.config import GenerateOptions, ModelConfig, PretrainConfig
+from gptcli.config import ModelConfig, PretrainConfig
 from gptcli.data.batches import TokenBatches, derived_seed
 from gptcli.data.corpus import cache_directory, read_corpus, survey
 from gptcli.data.shards import SPLITS, TokenArray, is_prepared, read_index
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
-from gptcli.engine import Engine, Request
-from gptcli.errors import ConfigError, DataError, NumericalError, RefusedError
-from gptcli.interrupt import stop_on_signals
-from gptcli.metrics import TextScore, score_documents
+from gptcli.errors import ConfigError, DataError
 from gptcli.model import GPT
 from gptcli.optim import Optimizers
 from gptcli.report import Report
 from gptcli.runs.prepare import encode_corpus, finish
 from gptcli.runs.train_tokenizer import learn_tokenizer
-from gptcli.runtime import Runtime, keep_freed_memory, make_runtime, matmul_flops_per_second
-from gptcli.train import Hooks, Record, train
-
-# What may differ between a run and its resumption without making it another run.
-FREE_TO_CHANGE = {
-    "run_dir",
-    "data.cache_dir",
-    "train.steps",
-    "train.micro_batch_size",
-    "train.log_every_steps",
-    "train.eval_every_steps",
-    "train.eval_tokens",
-    "train.save_every_steps",
-    "train.keep_checkpoints",
-    "train.sample_every_steps",
-    "train.sample_prompt",
-    "train.sample_tokens",
-    "runtime.device",
-    "runtime.threads",
-    "runtime.compile",
-}
-
+from gptcli.runs.training import Job, Training, check_vacant, clear, validate_text, write_sample
+from gptcli.runtime import Runtime, keep_freed_memory, make_runtime
+from gptcli.train import next_token_nats
 
 ABANDONED_SECONDS = 7 * 24 * 3600  # what a killed preparation left is kept so long, to go on with
 
@@ -83,38 +53,18 @@ def pretrain(config: PretrainConfig, *, resume: bool = False, force: bool = Fals
     run_dir = Path(config.run_dir)
     fsio.check_writable(run_dir / "run.yaml", force=True)
     with fsio.locked(run_dir):
-        _check_vacant(run_dir, resume=resume, force=force)
+        check_vacant(run_dir, resume=resume, force=force)
         runtime = make_runtime(config.runtime)
         if runtime.device.type == "cpu":
             keep_freed_memory()
         tokenizer, prepared = prepare_data(config, report)
-        run = _Run(config, run_dir, tokenizer, prepared, runtime, report)
+        job = _job(config, tokenizer, prepared, runtime, report)
+        model_config = _model_config(config, tokenizer)
         if force and not resume:
-            _clear(run_dir)
-        return run.go(resume=resume)
-
-
-def _check_vacant(run_dir: Path, *, resume: bool, force: bool) -> None:
-    """A directory with checkpoints is gone on with or begun again only when the user says which."""
-    fsio.sweep(run_dir)
-    if (run_dir / "checkpoints").is_dir():
-        fsio.sweep(run_dir / "checkpoints")
-    found = checkpoint.checkpoints(run_dir)
-    if resume or not found:
-        return
-    if not force:
-        raise RefusedError(
-            f"{shown(str(run_dir))}: holds a run ({found[0].name}); pass --resume to go on with it, "
-            "--force to begin again, or name another run_dir"
-        )
-
-
-def _clear(run_dir: Path) -> None:
-    """Make room for a run that begins again; only when it is known that it can begin."""
-    if (run_dir / "checkpoints").exists():
-        fsio.delete(run_dir / "checkpoints")
-    for link in ("latest", "best"):
-        (run_dir / link).unlink(missing_ok=True)
+            clear(run_dir)
+        outcome = Training(job, runtime, report).go(new_state(model_config, config, runtime), resume=resume)
+    bits_per_byte = None if outcome.validation is None else outcome.validation.score
+    return PretrainResult(run_dir, outcome.step, outcome.finished, outcome.exit_code, bits_per_byte)
 
 
 def prepare_data(config: PretrainConfig, report: Report) -> tuple[Tokenizer, Path]:
@@ -204,197 +154,61 @@ def _cached_tokenizer(config: PretrainConfig, key: str, cache: Path, corpus: Any
     return tokenizer
 
 
-class _Run:
-    """The parts of one run, wired together."""
+def _job(config: PretrainConfig, tokenizer: Tokenizer, prepared: Path, runtime: Runtime, report: Report) -> Job:
+    """Pretraining as a job; ConfigError or DataError where its parts do not fit."""
+    index = read_index(prepared)
+    if index["tokenizer_sha256"] != tokenizer.sha256:
+        raise DataError(f"{shown(str(prepared))}: its tokenizer.json has changed; run gptcli prepare again")
+    if tokenizer.end_of_text is None:
+        raise DataError("the tokenizer has no <|endoftext|>; train it with gptcli train-tokenizer")
+    tokens = TokenArray(prepared, "train")
+    batch_size, context_length = config.train.batch_size, config.model.context_length
+    batches = TokenBatches(
+        tokens,
+        context_length=context_length,
+        batch_size=batch_size,
+        micro_batch_size=config.train.micro_batch,
+        first_token=tokenizer.end_of_text,
+        seed=config.runtime.seed,
+    )
+    epochs = config.train.steps * batch_size / batches.rows
+    content = {"tokenizer": tokenizer.sha256, "inputs": [fact["sha256"] for fact in index["inputs"]]}
+    held_out = _validation_ids(prepared, config, report)
+    return Job(
+        command="pretrain",
+        origin="from scratch",
+        config=config,
+        run_file={**dataclasses.asdict(config), "content": content},
+        run_dir=Path(config.run_dir),
+        optim=config.optim,
+        train=config.train,
+        seed=config.runtime.seed,
+        tokenizer=tokenizer,
+        batches=batches,
+        objective=next_token_nats,
+        validate=lambda model: validate_text(model, tokenizer, held_out, runtime),
+        sample=lambda model: write_sample(model, tokenizer, runtime, config.train, seed=config.runtime.seed),
+        description=(
+            f"{len(tokens):,} training tokens, {config.train.steps:,} steps of {batch_size * context_length:,} tokens "
+            f"({epochs:.2g} epochs)"
+        ),
+    )
 
-    def __init__(
-        self,
-        config: PretrainConfig,
-        run_dir: Path,
-        tokenizer: Tokenizer,
-        prepared: Path,
-        runtime: Runtime,
-        report: Report,
-    ) -> None:
-        self.config, self.run_dir, self.tokenizer = config, run_dir, tokenizer
-        self.runtime, self.report = runtime, report
-        self.index = read_index(prepared)
-        if self.index["tokenizer_sha256"] != tokenizer.sha256:
-            raise DataError(f"{shown(str(prepared))}: its tokenizer.json has changed; run gptcli prepare again")
-        self.first_token = tokenizer.end_of_text
-        if self.first_token is None:
-            raise DataError("the tokenizer has no <|endoftext|>; train it with gptcli train-tokenizer")
-        vocab_size = config.model.vocab_size or tokenizer.vocab_size
-        if vocab_size < tokenizer.vocab_size:
-            raise ConfigError(f"model.vocab_size: {vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}")
-        self.model_config = dataclasses.replace(config.model, vocab_size=vocab_size)
-        self.tokens = TokenArray(prepared, "train")
-        self.validation = self._validation_ids(prepared)
-        train_config = config.train
-        self.batches = TokenBatches(
-            self.tokens,
-            context_length=config.model.context_length,
-            batch_size=train_config.batch_size,
-            micro_batch_size=train_config.micro_batch,
-            first_token=self.first_token,
-            seed=config.runtime.seed,
-        )
-        self.metrics_path = run_dir / "metrics.jsonl"
-        self.last_bits_per_byte: float | None = None
-        self.validated_step = -1
-        # What identifies the run: a checkpoint carries it, and resuming compares it.
-        self.run_file = {
-            **dataclasses.asdict(config),
-            "content": {"tokenizer": tokenizer.sha256, "inputs": [fact["sha256"] for fact in self.index["inputs"]]},
-        }
 
-    def _validation_ids(self, prepared: Path) -> list[int]:
-        tokens = TokenArray(prepared, "validation")
-        count = min(len(tokens), self.config.train.eval_tokens or len(tokens))
-        if len(tokens) == 0:
-            self.report.warning("the validation split is empty; there will be no validation loss")
-        return [int(token) for token in tokens.read(0, count)]
+def _validation_ids(prepared: Path, config: PretrainConfig, report: Report) -> list[int]:
+    tokens = TokenArray(prepared, "validation")
+    count = min(len(tokens), config.train.eval_tokens or len(tokens))
+    if len(tokens) == 0:
+        report.warning("the validation split is empty; there will be no validation loss")
+    return [int(token) for token in tokens.read(0, count)]
 
-    def go(self, *, resume: bool) -> PretrainResult:
-        config = self.config
-        state = new_state(self.model_config, config, self.runtime)
-        found = checkpoint.newest_verified(self.run_dir, self.report.warning) if resume else None
-        if found is not None:
-            self._restore(state, found)
-        self._trim_metrics(state.step)
-        fsio.write_file(self.run_dir / "run.yaml", configfile.dump(config))
-        self._describe(state, resumed=found is not None)
-        if state.step >= config.train.steps:
-            self.report.message(f"already done at step {state.step}; raise train.steps to go on")
-            return PretrainResult(self.run_dir, state.step, True, 0, None)
-        again = f"gptcli pretrain {self.run_dir / 'run.yaml'} --resume"
 
-        def announce() -> None:
-            self.report.message("stopping after this step and saving; once more to stop at once")
-
-        with stop_on_signals(announce) as stop, self.metrics_path.open("a", encoding="utf-8") as metrics:
-            hooks = Hooks(
-                evaluate=lambda state: self._evaluate(state, self._writer(metrics)),
-                save=self._save,
-                sample=lambda state: self._sample(state, self._writer(metrics)),
-                report=self._writer(metrics),
-                stop=stop,
-            )
-            model = state.model
-            try:
-                finished = train(
-                    state,
-                    self.batches,
-                    config.train,
-                    config.optim,
-                    self.runtime,
-                    hooks,
-                    seed=config.runtime.seed,
-                    flops_per_token=model.train_flops_per_token(config.model.context_length),
-                    peak_flops=matmul_flops_per_second(self.runtime),
-                )
-            except NumericalError as error:
-                last = checkpoint.checkpoints(self.run_dir)
-                kept = f"the last good checkpoint is {last[0].name}" if last else "no checkpoint was written yet"
-                raise NumericalError(f"{error}; {kept}") from None
-        if not finished:
-            self.report.message(f"stopped and saved at step {state.step}; go on with: {again}")
-        exit_code = 0 if finished else stop.exit_code
-        return PretrainResult(self.run_dir, state.step, finished, exit_code, self.last_bits_per_byte)
-
-    def _restore(self, state: TrainState, directory: Path) -> None:
-        training = fsio.read_json(directory / "training.json")
-        changed = sorted(_differences(training.get("run", {}), json.loads(json.dumps(self.run_file))) - FREE_TO_CHANGE)
-        if changed:
-            raise DataError(
-                f"{shown(str(self.run_dir))}: cannot resume, {', '.join(changed)} differ from the run's; "
-                "restore them or name another run_dir"
-            )
-        if training.get("threads") != torch.get_num_threads() or training.get("torch") != torch.__version__:
-            self.report.warning(
-                f"the run used torch {training.get('torch')} with {training.get('threads')} threads, this is "
-                f"{torch.__version__} with {torch.get_num_threads()}: the result may differ in the last bits"
-            )
-        checkpoint.restore(state, directory)
-
-    def _describe(self, state: TrainState, *, resumed: bool) -> None:
-        model, config = state.model, self.config
-        epochs = config.train.steps * config.train.batch_size / self.batches.rows
-        how = f"resumed at step {state.step}" if resumed else "from scratch"
-        self.report.message(
-            f"{how}: {model.num_parameters():,} parameters, {len(self.tokens):,} training tokens, "
-            f"{config.train.steps:,} steps of {config.train.batch_size * config.model.context_length:,} tokens "
-            f"({epochs:.2g} epochs), {self.runtime.device} {str(self.runtime.dtype).removeprefix('torch.')}, "
-            f"{self.runtime.threads} threads"
-        )
-
-    def _trim_metrics(self, step: int) -> None:
-        """Drop the lines of steps that will be done again, and half a line that a kill left."""
-        if not self.metrics_path.exists():
-            return
-        kept = []
-        for line in self.metrics_path.read_bytes().splitlines(keepends=True):
-            try:
-                if json.loads(line)["step"] > step or not line.endswith(b"\n"):
-                    continue
-            except (ValueError, KeyError, TypeError):
-                continue
-            kept.append(line)
-        fsio.write_file(self.metrics_path, b"".join(kept) if step else b"")
-
-    def _writer(self, file: Any) -> Callable[[Record], None]:
-        def write(record: Record) -> None:
-            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-            file.write(json.dumps(finite, allow_nan=False, ensure_ascii=False) + "\n")
-            file.flush()
-            if record["kind"] == "train":
-                note = f"loss {record['loss_nats']:.3f}  {record['tokens_per_second']:,.0f} tokens/s"
-                if self.last_bits_per_byte is not None:
-                    note += f"  validation {self.last_bits_per_byte:.3f} bits/byte"
-                self.report.progress("train", record["step"], self.config.train.steps, note)
-
-        return write
-
-    def _evaluate(self, state: TrainState, write: Callable[[Record], None]) -> None:
-        if not self.validation:
-            return
-        # Without overlap: as many forward passes as tokens need, the same measure at every step of every run.
-        stride = self.config.model.context_length
-        (score,) = score_documents(state.model, self.tokenizer, [self.validation], self.runtime, stride=stride)
-        assert isinstance(score, TextScore)
-        self.last_bits_per_byte, self.validated_step = score.bits_per_byte, state.step
-        write(
-            {
-                "kind": "validation",
-                "step": state.step,
-                "loss_nats": score.loss_nats,
-                "perplexity": score.perplexity,
-                "bits_per_byte": score.bits_per_byte,
-            }
-        )
-        self.report.message(
-            f"step {state.step}: validation loss {score.loss_nats:.4f} nats, {score.bits_per_byte:.4f} bits per byte"
-        )
-
-    def _sample(self, state: TrainState, write: Callable[[Record], None]) -> None:
-        config = self.config.train
-        state.model.eval()
-        engine = Engine(state.model, self.tokenizer, self.runtime, slots=1)
-        options = GenerateOptions(max_tokens=config.sample_tokens, seed=self.config.runtime.seed, truncate="left")
-        prompt = engine.fit(self.tokenizer.encode(config.sample_prompt), options)
-        capacity = len(prompt) + 1 + config.sample_tokens
-        (completion,) = engine.run([Request(prompt, options)], capacity=capacity)
-        state.model.train()
-        text = config.sample_prompt + completion.text
-        write({"kind": "sample", "step": state.step, "text": text})
-        self.report.message(f"step {state.step}: {shown(text, 300)}")
-
-    def _save(self, state: TrainState) -> None:
-        bits_per_byte = self.last_bits_per_byte
-        if bits_per_byte is not None and self.validated_step == state.step and bits_per_byte < state.best_bits_per_byte:
-            state.best_bits_per_byte, state.best_step = bits_per_byte, state.step  # the best of those that are saved
-        checkpoint.save(state, self.run_dir, self.tokenizer, self.run_file)
-        checkpoint.keep(self.run_dir, state, self.config.train.keep_checkpoints)
+def _model_config(config: PretrainConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The model with its vocabulary; ConfigError where the tokenizer does not fit in."""
+    vocab_size = config.model.vocab_size or tokenizer.vocab_size
+    if vocab_size < tokenizer.vocab_size:
+        raise ConfigError(f"model.vocab_size: {vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}")
+    return dataclasses.replace(config.model, vocab_size=vocab_size)
 
 
 def new_state(model_config: ModelConfig, config: PretrainConfig, runtime: Runtime) -> TrainState:
@@ -407,11 +221,3 @@ def new_state(model_config: ModelConfig, config: PretrainConfig, runtime: Runtim
             block.compile(dynamic=False)
     optimizers = Optimizers(model.named_parameters(), config.optim, row_blocks=model.row_blocks(), dtype=runtime.dtype)
     return TrainState(model, optimizers)
-
-
-def _differences(old: Any, new: Any, prefix: str = "") -> set[str]:
-    """Dotted names of the values that differ."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return set() if old == new else {prefix}
-    names = {f"{prefix}.{key}".lstrip("."): key for key in old.keys() | new.keys()}
-    return set().union(*(_differences(old.get(key), new.get(key), name) for name, key in names.items()))

@@ -1,0 +1,290 @@
+"""What all training shares, pretraining and fine-tuning alike: a run directory, resuming, metrics, stopping.
+
+runs/demo/
+  run.yaml  metrics.jsonl  lock
+  checkpoints/step-000500/ ...
+  latest -> checkpoints/...   best -> checkpoints/...
+
+A kind of training is a Job: its batches, what it minimises, how it is validated and sampled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from gptcli import checkpoint, configfile, fsio
+from gptcli.checkpoint import Purpose, TrainState
+from gptcli.config import GenerateOptions, OptimConfig, Section, TrainConfig
+from gptcli.data.batches import Batch
+from gptcli.data.tokenizer import Tokenizer
+from gptcli.display import shown
+from gptcli.engine import Engine, Request
+from gptcli.errors import DataError, NumericalError, RefusedError
+from gptcli.interrupt import stop_on_signals
+from gptcli.metrics import score_documents
+from gptcli.model import GPT
+from gptcli.report import Report
+from gptcli.runtime import Runtime, matmul_flops_per_second
+from gptcli.train import Hooks, Objective, Record, train
+
+# What may differ between a run and its resumption without making it another run.
+FREE_TO_CHANGE = {
+    "run_dir",
+    "data.cache_dir",
+    "train.steps",
+    "train.epochs",
+    "train.micro_batch_size",
+    "train.log_every_steps",
+    "train.eval_every_steps",
+    "train.eval_tokens",
+    "train.save_every_steps",
+    "train.keep_checkpoints",
+    "train.sample_every_steps",
+    "train.sample_prompt",
+    "train.sample_tokens",
+    "runtime.device",
+    "runtime.threads",
+    "runtime.compile",
+}
+
+
+class Validation(NamedTuple):
+    """A measurement on held-out data."""
+
+    score: float  # decides which checkpoint is the best: the lowest
+    record: dict[str, Any]  # fields of its line in metrics.jsonl
+    text: str  # for a person
+    note: str  # the same in a few words, for the progress line
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a kind of training brings."""
+
+    command: str  # of the command line, to say how to go on
+    origin: str  # what the weights are at step 0
+    config: Section  # the whole run file
+    run_file: dict[str, Any]  # the same and hashes of what the run reads: they identify it
+    run_dir: Path
+    optim: OptimConfig
+    train: TrainConfig
+    seed: int
+    tokenizer: Tokenizer
+    batches: Callable[[int], Sequence[Batch]]
+    objective: Objective
+    validate: Callable[[GPT], Validation | None]
+    sample: Callable[[GPT], str]
+    description: str  # of the data and the steps, for the first message
+    purpose: Purpose = field(default_factory=Purpose)
+    patience: int | None = None  # stop after so many validations without a better one
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    finished: bool
+    exit_code: int  # 0, or 130/143 where a signal ended it
+    validation: Validation | None  # the last
+
+
+def check_vacant(run_dir: Path, *, resume: bool, force: bool) -> None:
+    """A directory with checkpoints is gone on with or begun again only when the user says which."""
+    fsio.sweep(run_dir)
+    if (run_dir / "checkpoints").is_dir():
+        fsio.sweep(run_dir / "checkpoints")
+    found = checkpoint.checkpoints(run_dir)
+    if resume or not found:
+        return
+    if not force:
+        raise RefusedError(
+            f"{shown(str(run_dir))}: holds a run ({found[0].name}); pass --resume to go on with it, "
+            "--force to begin again, or name another run_dir"
+        )
+
+
+def clear(run_dir: Path) -> None:
+    """Make room for a run that begins again; only when it is known that it can begin."""
+    if (run_dir / "checkpoints").exists():
+        fsio.delete(run_dir / "checkpoints")
+    for link in ("latest", "best"):
+        (run_dir / link).unlink(missing_ok=True)
+
+
+class Training:
+    """A job under way, in a directory that the caller holds locked."""
+
+    def __init__(self, job: Job, runtime: Runtime, report: Report) -> None:
+        self.job, self.runtime, self.report = job, runtime, report
+        self.run_dir = job.run_dir
+        self.metrics_path = job.run_dir / "metrics.jsonl"
+        self.validation: Validation | None = None
+        self.validated_step = -1
+        self.exhausted = False  # no better validation for as long as the job's patience lasts
+
+    def go(self, state: TrainState, *, resume: bool) -> Outcome:
+        """From `state`, or from the newest whole checkpoint of the directory, to the last step or to a signal."""
+        job = self.job
+        found = checkpoint.newest_verified(self.run_dir, self.report.warning) if resume else None
+        if found is not None:
+            self._restore(state, found)
+        self._trim_metrics(state.step)
+        fsio.write_file(self.run_dir / "run.yaml", configfile.dump(job.config))
+        self._describe(state, resumed=found is not None)
+        self._check_patience(state)
+        if state.step >= job.train.steps or self.exhausted:
+            self.report.message(f"already done at step {state.step}; raise train.steps or train.epochs to go on")
+            return Outcome(state.step, True, 0, None)
+        again = f"gptcli {job.command} {self.run_dir / 'run.yaml'} --resume"
+
+        def announce() -> None:
+            self.report.message("stopping after this step and saving; once more to stop at once")
+
+        with stop_on_signals(announce) as stop, self.metrics_path.open("a", encoding="utf-8") as metrics:
+            write = self._writer(metrics)
+            hooks = Hooks(
+                evaluate=lambda state: self._evaluate(state, write),
+                save=self._save,
+                sample=lambda state: self._sample(state, write),
+                report=write,
+                stop=lambda: stop() or self.exhausted,
+            )
+            try:
+                finished = train(
+                    state,
+                    job.batches,
+                    job.train,
+                    job.optim,
+                    self.runtime,
+                    hooks,
+                    seed=job.seed,
+                    flops_per_token=state.model.train_flops_per_token(state.model.config.context_length),
+                    peak_flops=matmul_flops_per_second(self.runtime),
+                    objective=job.objective,
+                )
+            except NumericalError as error:
+                last = checkpoint.checkpoints(self.run_dir)
+                kept = f"the last good checkpoint is {last[0].name}" if last else "no checkpoint was written yet"
+                raise NumericalError(f"{error}; {kept}") from None
+        finished = finished or self.exhausted
+        if not finished:
+            self.report.message(f"stopped and saved at step {state.step}; go on with: {again}")
+        return Outcome(state.step, finished, 0 if finished else stop.exit_code, self.validation)
+
+    def _restore(self, state: TrainState, directory: Path) -> None:
+        training = fsio.read_json(directory / "training.json")
+        run_file = json.loads(json.dumps(self.job.run_file))
+        changed = sorted(_differences(training.get("run", {}), run_file) - FREE_TO_CHANGE)
+        if changed:
+            raise DataError(
+                f"{shown(str(self.run_dir))}: cannot resume, {', '.join(changed)} differ from the run's; "
+                "restore them or name another run_dir"
+            )
+        if training.get("threads") != torch.get_num_threads() or training.get("torch") != torch.__version__:
+            self.report.warning(
+                f"the run used torch {training.get('torch')} with {training.get('threads')} threads, this is "
+                f"{torch.__version__} with {torch.get_num_threads()}: the result may differ in the last bits"
+            )
+        checkpoint.restore(state, directory)
+
+    def _describe(self, state: TrainState, *, resumed: bool) -> None:
+        how = f"resumed at step {state.step}" if resumed else self.job.origin
+        self.report.message(
+            f"{how}: {state.model.num_parameters():,} parameters, {self.job.description}, "
+            f"{self.runtime.device} {str(self.runtime.dtype).removeprefix('torch.')}, {self.runtime.threads} threads"
+        )
+
+    def _trim_metrics(self, step: int) -> None:
+        """Drop the lines of steps that will be done again, and half a line that a kill left."""
+        if not self.metrics_path.exists():
+            return
+        kept = []
+        for line in self.metrics_path.read_bytes().splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] > step or not line.endswith(b"\n"):
+                    continue
+            except (ValueError, KeyError, TypeError):
+                continue
+            kept.append(line)
+        fsio.write_file(self.metrics_path, b"".join(kept) if step else b"")
+
+    def _writer(self, file: Any) -> Callable[[Record], None]:
+        def write(record: Record) -> None:
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+            file.write(json.dumps(finite, allow_nan=False, ensure_ascii=False) + "\n")
+            file.flush()
+            if record["kind"] == "train":
+                note = f"loss {record['loss_nats']:.3f}  {record['tokens_per_second']:,.0f} tokens/s"
+                if self.validation is not None:
+                    note += f"  {self.validation.note}"
+                self.report.progress("train", record["step"], self.job.train.steps, note)
+
+        return write
+
+    def _evaluate(self, state: TrainState, write: Callable[[Record], None]) -> None:
+        found = self.job.validate(state.model)
+        if found is None:
+            return
+        self.validation, self.validated_step = found, state.step
+        write({"kind": "validation", "step": state.step, **found.record})
+        self.report.message(f"step {state.step}: {found.text}")
+
+    def _sample(self, state: TrainState, write: Callable[[Record], None]) -> None:
+        state.model.eval()
+        text = self.job.sample(state.model)
+        state.model.train()
+        write({"kind": "sample", "step": state.step, "text": text})
+        self.report.message(f"step {state.step}: {shown(text, 300)}")
+
+    def _save(self, state: TrainState) -> None:
+        found = self.validation
+        if found is not None and self.validated_step == state.step and found.score < state.best_score:
+            state.best_score, state.best_step = found.score, state.step  # the best of those that are saved
+        checkpoint.save(state, self.run_dir, self.job.tokenizer, self.job.run_file, self.job.purpose)
+        checkpoint.keep(self.run_dir, state, self.job.train.keep_checkpoints)
+        self._check_patience(state)
+
+    def _check_patience(self, state: TrainState) -> None:
+        """A pure function of the step and the best one, so that a resumed run stops where an unbroken one does."""
+        if self.job.patience is not None and state.best_step is not None:
+            since = (state.step - state.best_step) // self.job.train.eval_every_steps
+            self.exhausted = since >= self.job.patience
+
+
+def validate_text(model: GPT, tokenizer: Tokenizer, ids: list[int], runtime: Runtime) -> Validation | None:
+    """Loss on held-out text, None where there is none.
+
+    Without overlap: as many forward passes as tokens need, the same measure at every step of every run.
+    """
+    if not ids:
+        return None
+    (score,) = score_documents(model, tokenizer, [ids], runtime, stride=model.config.context_length)
+    record = {"loss_nats": score.loss_nats, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
+    text = f"validation loss {score.loss_nats:.4f} nats, {score.bits_per_byte:.4f} bits per byte"
+    return Validation(score.bits_per_byte, record, text, f"validation {score.bits_per_byte:.3f} bits/byte")
+
+
+def write_sample(model: GPT, tokenizer: Tokenizer, runtime: Runtime, config: TrainConfig, *, seed: int) -> str:
+    """What the model makes of the run's sample prompt, the prompt included."""
+    engine = Engine(model, tokenizer, runtime, slots=1)
+    options = GenerateOptions(max_tokens=config.sample_tokens, seed=seed, truncate="left")
+    prompt = engine.fit(tokenizer.encode(config.sample_prompt), options)
+    capacity = len(prompt) + 1 + config.sample_tokens
+    (completion,) = engine.run([Request(prompt, options)], capacity=capacity)
+    return config.sample_prompt + completion.text
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> set[str]:
+    """Dotted names of the values that differ."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return set() if old == new else {prefix}
+    names = {f"{prefix}.{key}".lstrip("."): key for key in old.keys() | new.keys()}
+    return set().union(*(_differences(old.get(key), new.get(key), name) for name, key in names.items()))
