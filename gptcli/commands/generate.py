@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -12,29 +10,14 @@ from gptcli.commands import options
 from gptcli.config import GenerateOptions
 from gptcli.errors import ConfigError, DataError
 
-DEFAULT = {field.name: field.default for field in dataclasses.fields(GenerateOptions)}
-
-
-def draw_option(flag: str, kind: Any, text: str) -> Callable[[options.F], options.F]:
-    """A flag for a field of GenerateOptions; the default is the field's, and its bounds are checked there."""
-    default = DEFAULT[flag.removeprefix("--").replace("-", "_")]
-    shown = "" if default is None else f"  [default: {default}]"
-    return click.option(flag, type=kind, help=text + shown)
-
 
 @click.command(no_args_is_help=True)
 @click.argument("run")
 @click.argument("prompt", required=False)
-@draw_option("--max-tokens", int, "New tokens at most.")
-@draw_option("--temperature", float, "Divides the logits; 0 takes the most likely token.")
-@draw_option("--top-k", int, "Only the K most likely tokens.")
-@draw_option("--top-p", float, "Only the fewest tokens whose probabilities reach P.")
-@draw_option("--min-p", float, "Only tokens at least P times as likely as the likeliest.")
-@draw_option("--repetition-penalty", float, "Divides positive logits of tokens already seen.")
-@draw_option("--seed", int, "Same seed, same text, alone or in any batch.")
-@draw_option("--n", int, "Samples per prompt.")
+@options.drawing
+@options.draw_option("--n", int, "Samples per prompt.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
-@draw_option(
+@options.draw_option(
     "--truncate", click.Choice(["error", "left"]), "A prompt longer than the context: refuse, or keep its end."
 )
 @click.option("--logprobs", is_flag=True, default=None, help="With --json or --jsonl: log-probability of each token.")
@@ -58,8 +41,7 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
     """
     from gptcli import console
 
-    given = {name: how.pop(name) for name in DEFAULT}
-    chosen = GenerateOptions(**{name: value for name, value in given.items() if value not in (None, ())})
+    chosen = options.take_drawing(how)
     check_usage(prompt, chosen, jsonl=jsonl, as_json=as_json, stream=stream)
     text = "" if jsonl else console.prompt_text(prompt)
     from gptcli.runs import generate as runs

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+
+from gptcli.config import GenerateOptions
+
+DRAW_DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerateOptions)}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,6 +46,34 @@ def text_input(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def draw_option(flag: str, kind: Any, text: str) -> Callable[[F], F]:
+    """A flag for a field of GenerateOptions; the default is the field's, and its bounds are checked there."""
+    default = DRAW_DEFAULTS[flag.removeprefix("--").replace("-", "_")]
+    shown = "" if default is None else f"  [default: {default}]"
+    return click.option(flag, type=kind, help=text + shown)
+
+
+def drawing(command: F) -> F:
+    """How the next token is drawn, and how many are."""
+    for option in (
+        draw_option("--seed", int, "Same seed, same text, alone or in any batch."),
+        draw_option("--repetition-penalty", float, "Divides positive logits of tokens already seen."),
+        draw_option("--min-p", float, "Only tokens at least P times as likely as the likeliest."),
+        draw_option("--top-p", float, "Only the fewest tokens whose probabilities reach P."),
+        draw_option("--top-k", int, "Only the K most likely tokens."),
+        draw_option("--temperature", float, "Divides the logits; 0 takes the most likely token."),
+        draw_option("--max-tokens", int, "New tokens at most."),
+    ):
+        command = option(command)
+    return command
+
+
+def take_drawing(how: dict[str, Any]) -> GenerateOptions:
+    """The options of drawing, taken out of those that a command was given."""
+    given = {name: how.pop(name) for name in DRAW_DEFAULTS if name in how}
+    return GenerateOptions(**{name: value for name, value in given.items() if value not in (None, ())})
 
 
 def on_device(command: F) -> F:
