@@ -5,6 +5,7 @@ Nothing here or in commands/ imports torch before a command needs it, so that he
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -27,7 +28,7 @@ from gptcli.commands import (
     tokens,
     train_tokenizer,
 )
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, is_out_of_memory
 
 STDOUT_CLOSED, INTERNAL = 141, 70
 
@@ -116,10 +117,10 @@ def run(arguments: list[str]) -> int:
     except BaseException as error:
         if "--debug" in arguments[:1] or os.environ.get("GPTCLI_DEBUG"):
             traceback.print_exc()
-        return _explain(name, error)
+        return _explain(name, error, arguments)
 
 
-def _explain(name: str, error: BaseException) -> int:
+def _explain(name: str, error: BaseException, arguments: list[str]) -> int:
     match error:
         case GptcliError():
             for problem in error.problems:
@@ -144,14 +145,32 @@ def _explain(name: str, error: BaseException) -> int:
             from gptcli.display import shown
 
             place = shown(str(error.filename)) if error.filename else "stdout"
-            return _say(name, f"{place}: {error.strerror or error}", 1)
-        case MemoryError():
-            return _say(name, "out of memory; lower train.micro_batch_size or the model's size", 1)
-        case RuntimeError() if "out of memory" in str(error) or "not enough memory" in str(error):
-            return _say(name, "out of memory; lower train.micro_batch_size or the model's size", 1)
+            return _say(name, f"{place}: {error.strerror or error}{_advice(error)}", 1)
+        case MemoryError() | RuntimeError() if is_out_of_memory(error):
+            return _say(name, "out of memory; lower --batch-size or the length of the text, or use a smaller model", 1)
         case _:
-            what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            return _say(name, f"{what}; this is a bug in gptcli, GPTCLI_DEBUG=1 shows where", INTERNAL)
+            return _report_crash(name, error, arguments)
+
+
+def _advice(error: OSError) -> str:
+    """What to do about a failed system call, where that is known."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return "; make room and run the command again"
+        case errno.EROFS | errno.EACCES | errno.EPERM:
+            return "; name a place where you may write"
+    return ""
+
+
+def _report_crash(name: str, error: BaseException, arguments: list[str]) -> int:
+    """One line, and a file that says all: this should not have happened."""
+    from gptcli.crash import write_report
+    from gptcli.display import shown
+
+    what = shown(f"{type(error).__name__}: {' '.join(str(error).split())}", 200)
+    path = write_report(arguments, error)
+    where = f"please report it with {shown(str(path), 1000)}" if path else "GPTCLI_DEBUG=1 shows where"
+    return _say(name, f"{what}; this is a bug in gptcli, {where}", INTERNAL)
 
 
 def _say(name: str, problem: str, code: int, kind: str = "error: ") -> int:

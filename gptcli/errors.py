@@ -52,3 +52,9 @@ class InterruptedRun(GptcliError):
     def __init__(self, problem: str, *, exit_code: int) -> None:
         super().__init__(problem)
         self.exit_code = exit_code
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, PyTorch's CPU allocator or an accelerator has run out of memory."""
+    texts = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(t in str(error) for t in texts))

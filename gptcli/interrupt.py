@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """A signal came while work was in hand that can be given up."""
 
 
 class Stop:
@@ -16,6 +23,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.raises = False
 
     def __call__(self) -> bool:
         return self.signal is not None
@@ -23,6 +31,17 @@ class Stop:
     @property
     def exit_code(self) -> int:
         return 128 + (self.signal or 0)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block, which must change nothing that lasts, a signal raises Stopped and does not wait."""
+        if self():
+            raise Stopped
+        self.raises = True
+        try:
+            yield
+        finally:
+            self.raises = False
 
 
 @contextmanager
@@ -35,6 +54,8 @@ def stop_on_signals(announce: Callable[[], None]) -> Iterator[Stop]:
             os._exit(128 + number)
         stop.signal = number
         announce()
+        if stop.raises:
+            raise Stopped
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
@@ -42,3 +63,26 @@ def stop_on_signals(announce: Callable[[], None]) -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def interruptible(work: Callable[[], T]) -> T:
+    """What `work` gives, done in a thread of its own: a call that is long in foreign code does not hold up a signal.
+
+    After one the thread goes on until the process ends, which must be soon.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+    if errors:
+        raise errors[0]
+    return results[0]

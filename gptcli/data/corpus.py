@@ -63,7 +63,7 @@ def survey(data: DataConfig, spool_dir: Path, report: Report) -> Corpus:
     report.progress("read inputs", len(found), len(found))
     corpus = Corpus(data, tuple(sources), tuple(facts))
     if corpus.total_bytes == 0:
-        raise DataError(f"{', '.join(fact['name'] for fact in facts)}: no text; the corpus is empty")
+        raise DataError(f"{', '.join(fact['name'] for fact in facts)}: no text; name inputs that hold some")
     return corpus
 
 

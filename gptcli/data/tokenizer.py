@@ -18,6 +18,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
+from gptcli.interrupt import interruptible
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -121,7 +122,7 @@ def learn_merges(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    encoder.train_from_iterator(texts, trainer=trainer)
+    interruptible(lambda: encoder.train_from_iterator(texts, trainer=trainer))
     document = json.loads(encoder.to_str())
     ordinary = document["model"]["vocab"]
     if taken := [name for name in names if name in ordinary]:
@@ -170,6 +171,9 @@ def sample_evenly(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
         while kept_bytes > max_bytes and len(kept) > 1:
             kept, stride = kept[::2], stride * 2
             kept_bytes = sum(len(text.encode()) for text in kept)
+        if kept_bytes > max_bytes:  # one text, too long by itself
+            kept = [kept[0].encode()[:max_bytes].decode(errors="ignore")]
+            kept_bytes = len(kept[0].encode())
     yield from kept
 
 

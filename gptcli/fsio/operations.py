@@ -23,6 +23,21 @@ def _directly(name: str, arguments: tuple[Any, ...], act: Callable[[], Any]) -> 
 perform: Callable[[str, tuple[Any, ...], Callable[[], Any]], Any] = _directly
 
 
+def _do(name: str, arguments: tuple[Any, ...], act: Callable[[], Any]) -> Any:
+    """Perform an operation; an OSError names the path that the user knows, not the temporary one."""
+    try:
+        return perform(name, arguments, act)
+    except OSError as error:
+        place = error.filename or next(argument for argument in arguments if isinstance(argument, Path))
+        raise OSError(error.errno, error.strerror, str(_final(Path(place)))) from None
+
+
+def _final(path: Path) -> Path:
+    """What a temporary path is to become: `runs/.tmp-step-000005-ab12/x` is `runs/step-000005/x`."""
+    names = (name[5:].rpartition("-")[0] or name if name.startswith(".tmp-") else name for name in path.parts)
+    return Path(*names)
+
+
 class _File(io.RawIOBase):
     """A file being written; every block that reaches the kernel is an operation."""
 
@@ -37,7 +52,7 @@ class _File(io.RawIOBase):
 
     def write(self, block: Any, /) -> int:
         view = memoryview(block).cast("B")
-        return cast(int, perform("write", (self.path, view), lambda: os.write(self.descriptor, view)))
+        return cast(int, _do("write", (self.path, view), lambda: os.write(self.descriptor, view)))
 
     def close(self) -> None:
         if not self.closed:
@@ -50,32 +65,32 @@ class _File(io.RawIOBase):
 def create(path: Path) -> BinaryIO:
     """A new file, open for writing."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    descriptor = perform("create", (path,), lambda: os.open(path, flags, 0o666))
+    descriptor = _do("create", (path,), lambda: os.open(path, flags, 0o666))
     return cast(BinaryIO, io.BufferedWriter(_File(descriptor, path), 1 << 20))
 
 
 def create_temporary(directory: Path, prefix: str) -> tuple[BinaryIO, Path]:
     """A new file of an unused name, open for writing."""
-    descriptor, name = perform("create", (directory / prefix,), lambda: tempfile.mkstemp(prefix=prefix, dir=directory))
+    descriptor, name = _do("create", (directory / prefix,), lambda: tempfile.mkstemp(prefix=prefix, dir=directory))
     return cast(BinaryIO, io.BufferedWriter(_File(descriptor, Path(name)), 1 << 20)), Path(name)
 
 
 def open_to_append(path: Path) -> BinaryIO:
     """A file open for writing at its end, made where it is not there; unbuffered."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-    return cast(BinaryIO, _File(perform("open", (path,), lambda: os.open(path, flags, 0o666)), path))
+    return cast(BinaryIO, _File(_do("open", (path,), lambda: os.open(path, flags, 0o666)), path))
 
 
 def sync(path: Path, descriptor: int) -> None:
     """Make the content of an open file durable."""
-    perform("sync", (path,), lambda: os.fsync(descriptor))
+    _do("sync", (path,), lambda: os.fsync(descriptor))
 
 
 def sync_directory(directory: Path) -> None:
     """Make names in `directory` durable (POSIX wants its own fsync for that)."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        perform("sync directory", (directory,), lambda: os.fsync(descriptor))
+        _do("sync directory", (directory,), lambda: os.fsync(descriptor))
     finally:
         os.close(descriptor)
 
@@ -84,26 +99,26 @@ def grant(path: Path, mode: int) -> None:
     """Give `path` the permissions of `mode` that the umask leaves."""
     mask = os.umask(0)
     os.umask(mask)
-    perform("chmod", (path,), lambda: os.chmod(path, mode & ~mask))
+    _do("chmod", (path,), lambda: os.chmod(path, mode & ~mask))
 
 
 def rename(source: Path, target: Path) -> None:
-    perform("rename", (source, target), lambda: os.rename(source, target))
+    _do("rename", (source, target), lambda: os.rename(source, target))
 
 
 def link(target: str, path: Path) -> None:
     """A symbolic link at `path` that names `target`."""
-    perform("link", (target, path), lambda: os.symlink(target, path))
+    _do("link", (target, path), lambda: os.symlink(target, path))
 
 
 def unlink(path: Path) -> None:
     """Remove a file or link that may be gone already."""
     with suppress(FileNotFoundError):
-        perform("unlink", (path,), lambda: os.unlink(path))
+        _do("unlink", (path,), lambda: os.unlink(path))
 
 
 def make_temporary_directory(directory: Path, prefix: str) -> Path:
-    return Path(perform("mkdir", (directory / prefix,), lambda: tempfile.mkdtemp(prefix=prefix, dir=directory)))
+    return Path(_do("mkdir", (directory / prefix,), lambda: tempfile.mkdtemp(prefix=prefix, dir=directory)))
 
 
 def make_directory(path: Path) -> None:
@@ -112,13 +127,13 @@ def make_directory(path: Path) -> None:
         return
     make_directory(path.parent)
     with suppress(FileExistsError):  # another process made it meanwhile, or it is a file, which the next write tells
-        perform("mkdir", (path,), lambda: os.mkdir(path))
+        _do("mkdir", (path,), lambda: os.mkdir(path))
     sync_directory(path.parent)
 
 
 def remove_tree(path: Path) -> None:
     """Remove a directory and what is below it, or a file; what cannot be removed stays."""
     if path.is_dir() and not path.is_symlink():
-        perform("remove", (path,), lambda: shutil.rmtree(path, ignore_errors=True))
+        _do("remove", (path,), lambda: shutil.rmtree(path, ignore_errors=True))
     else:
         unlink(path)

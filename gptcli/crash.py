@@ -1,0 +1,51 @@
+"""A report of an error that nobody expected: what helps to mend it, in a file. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+from gptcli import __version__
+
+PACKAGES = ("torch", "tokenizers", "safetensors", "numpy", "click", "rich", "tqdm", "pyyaml")
+RUN_FILE_BYTES = 1 << 16
+
+
+def write_report(arguments: Sequence[str], error: BaseException) -> Path | None:
+    """Write versions, command line, run file and traceback to a new file; None where no directory takes one."""
+    versions = [f"gptcli {__version__}", f"Python {platform.python_version()} on {platform.platform()}"]
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions.append(f"{package} {metadata.version(package)}")
+    parts = [
+        "\n".join(versions),
+        f"command line: {list(arguments)}",
+        *_run_files(arguments),
+        "".join(traceback.format_exception(error)),
+    ]
+    content = "\n\n".join(parts).encode("utf-8", "backslashreplace")
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    for directory in (Path(cache) / "gptcli" / "crashes", Path(tempfile.gettempdir())):
+        with suppress(OSError):
+            directory.mkdir(parents=True, exist_ok=True)
+            path = directory / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+            path.write_bytes(content)
+            return path
+    return None
+
+
+def _run_files(arguments: Sequence[str]) -> list[str]:
+    """The run files that the command line names."""
+    found = []
+    for argument in arguments:
+        if argument.endswith((".yaml", ".yml")):
+            with suppress(OSError, ValueError), open(argument, "rb") as file:
+                found.append(f"{argument}:\n{file.read(RUN_FILE_BYTES).decode('utf-8', 'backslashreplace')}")
+    return found

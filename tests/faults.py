@@ -1,0 +1,247 @@
+"""What the proofs of reliability share: trials in forked processes, and faults at the n-th file operation.
+
+A server imports torch once and forks a process for every trial, which then costs what its work costs. A trial runs
+`gptcli.cli.main` as the real command does: its own process, files for stdout and stderr, real signals.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SECONDS = 120  # no trial takes so long
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["faults_preload"])
+
+
+# --------------------------------------------------------------------------------------------------------------- faults
+
+
+@dataclass
+class Fault:
+    """Stands in `fsio.operations.perform`. Operations are counted from 1 in the order in which they begin."""
+
+    at: int = 0  # the operation to end before, after or in the middle of, or to let fail; 0: none
+    how: str = "before"  # before, after, middle (of a write), or the name of an errno
+    only: str = ""  # count operations of this name only
+    log: str = ""  # a file to which every operation is appended, pickled
+    count: int = 0
+
+    def __call__(self, name: str, arguments: tuple[Any, ...], act: Callable[[], Any]) -> Any:
+        if self.only and name != self.only:
+            return act()
+        self.count += 1
+        here = self.count == self.at
+        if here and self.how.startswith("E"):
+            code = getattr(errno, self.how)
+            raise OSError(code, os.strerror(code))
+        if here and self.how in ("before", "middle"):
+            if self.how == "middle" and name == "write":
+                path, block = arguments
+                with open(path, "ab", buffering=0) as file:
+                    file.write(block[: len(block) // 2])
+            os._exit(137)
+        result = act()
+        if self.log:
+            self._record(name, arguments, result)
+        if here:
+            os._exit(137)
+        return result
+
+    def _record(self, name: str, arguments: tuple[Any, ...], result: Any) -> None:
+        if name == "create" and isinstance(result, tuple):
+            arguments = (Path(result[1]),)
+        if name == "mkdir" and isinstance(result, str):
+            arguments = (Path(result),)
+        if name == "write":
+            arguments = (arguments[0], bytes(arguments[1][:result]))
+        with open(self.log, "ab") as file:
+            pickle.dump((name, tuple(map(_absolute, arguments))), file)
+
+
+def _absolute(argument: Any) -> Any:
+    return Path(os.path.abspath(argument)) if isinstance(argument, Path) else argument
+
+
+def read_log(path: Path) -> list[tuple[str, tuple[Any, ...]]]:
+    """The operations that a Fault recorded."""
+    found = []
+    with path.open("rb") as file, suppress(EOFError):
+        while True:
+            found.append(pickle.load(file))
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------- trials
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a trial ended."""
+
+    code: int  # of the exit, or minus the signal
+    out: bytes
+    err: str
+    seconds: float
+
+
+@dataclass
+class Trial:
+    """A gptcli command under way in a forked process."""
+
+    arguments: list[str]
+    cwd: Path
+    env: dict[str, str] = field(default_factory=dict)
+    fault: Fault | None = None
+    input: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="trial-"))
+        (self.directory / "in").write_bytes(self.input)
+        self.started = time.monotonic()
+        arguments = (self.arguments, str(self.cwd), self.env, self.fault, str(self.directory))
+        self.process = CONTEXT.Process(target=_child, args=arguments)
+        self.process.start()
+
+    @property
+    def err(self) -> str:
+        with suppress(FileNotFoundError):
+            return (self.directory / "e").read_text(errors="replace")
+        return ""
+
+    def signal(self, number: int) -> None:
+        assert self.process.pid is not None
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+
+    def end(self, seconds: float = SECONDS) -> Ended:
+        """Wait for the end; a trial that does not come to one is killed, and fails."""
+        self.process.join(seconds)
+        hung = self.process.exitcode is None
+        if hung:
+            self.process.kill()
+            self.process.join()
+        took = time.monotonic() - self.started
+        out, err = ((self.directory / name).read_bytes() if (self.directory / name).exists() else b"" for name in "oe")
+        shutil.rmtree(self.directory)
+        assert not hung, f"{self.arguments} did not end in {seconds} s: {err.decode(errors='replace')}"
+        assert self.process.exitcode is not None
+        return Ended(self.process.exitcode, out, err.decode(errors="replace"), took)
+
+
+def _child(arguments: list[str], cwd: str, env: dict[str, str], fault: Fault | None, directory: str) -> None:
+    from gptcli import cli
+    from gptcli.fsio import operations
+
+    os.chdir(cwd)
+    os.environ.update(env)
+    for number, (name, flags) in enumerate(
+        (("in", os.O_RDONLY), ("o", os.O_WRONLY | os.O_CREAT), ("e", os.O_WRONLY | os.O_CREAT))
+    ):
+        os.dup2(os.open(os.path.join(directory, name), flags, 0o600), number)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if fault is not None:
+        operations.perform = fault
+    sys.argv = ["gptcli", *arguments]
+    cli.main()
+
+
+# ----------------------------------------------------------------------------------------------------------------- runs
+
+NOUNS = "river stone garden winter letter captain market window shadow engine forest teacher bridge song".split()
+VERBS = "finds crosses remembers paints follows hides carries opens leaves watches mends answers".split()
+WEIGHTS = ("model.safetensors", "training.safetensors")
+
+
+def english(seed: int, sentences: int) -> str:
+    draw = random.Random(seed)
+    noun, verb = lambda: draw.choice(NOUNS), lambda: draw.choice(VERBS)
+    return "".join(f"The {noun()} {verb()} the {noun()}, and a {noun()} {verb()} it. " for _ in range(sentences))
+
+
+class Home:
+    """A directory with a corpus, a cache and the run file of the proofs: dropout, accumulation, several epochs."""
+
+    def __init__(self, path: Path, *, steps: int = 20, save_every: int = 5, **train: Any) -> None:
+        self.path, self.steps = path, steps
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "corpus.txt").write_text(english(1, 400))
+        self.env = {"XDG_CACHE_HOME": str(path / "cache"), "CI": "1", "TERM": "dumb"}
+        document = {
+            "run_dir": "run",
+            "data": {"train": ["corpus.txt"]},
+            "tokenizer": {"vocab_size": 300},
+            "model": {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "context_length": 32, "dropout": 0.1},
+            "train": {
+                "steps": steps,
+                "batch_size": 4,
+                "micro_batch_size": 2,
+                "log_every_steps": 1,
+                "eval_every_steps": 7,
+                "eval_tokens": 320,
+                "save_every_steps": save_every,
+                "sample_every_steps": 0,
+                **train,
+            },
+            "runtime": {"device": "cpu", "threads": 1},
+        }
+        (path / "run.yaml").write_text(yaml.safe_dump(document))
+
+    def start(self, run: str, *more: str, fault: Fault | None = None) -> Trial:
+        return Trial(["pretrain", "run.yaml", "-s", f"run_dir={run}", *more], self.path, self.env, fault)
+
+    def run(self, run: str, *more: str, code: int = 0, fault: Fault | None = None) -> Ended:
+        """Runs to the end, which must be of that code, with a line for every error and no traceback."""
+        ended = self.start(run, *more, fault=fault).end()
+        assert ended.code == code, (ended, more)
+        assert "Traceback" not in ended.err
+        return ended
+
+    def newest(self, run: str) -> Path:
+        return sorted((self.path / run / "checkpoints").glob("step-*"))[-1]
+
+    def copy(self, run: str, name: str) -> Path:
+        return Path(shutil.copytree(self.path / run, self.path / name, symlinks=True))
+
+    def same_end(self, run: str, control: str = "control") -> bool:
+        """Whether a run ended with the weights, optimizer state and metrics of another."""
+        return (
+            self.newest(run).name == self.newest(control).name
+            and digests(self.newest(run)) == digests(self.newest(control))
+            and metrics(self.path / run) == metrics(self.path / control)
+        )
+
+
+def digests(checkpoint: Path) -> list[str]:
+    return [hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() for name in WEIGHTS]
+
+
+def metrics(run: Path) -> list[tuple[str, int, float]]:
+    """What a metrics.jsonl says, without its times."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(record["kind"], record["step"], record["loss_nats"]) for record in records]
+
+
+def leftovers(directory: Path) -> list[str]:
+    """Names of temporary and half-deleted files below a directory."""
+    return [str(path) for path in directory.rglob("*") if path.name.startswith((".tmp-", ".trash-", ".partial-"))]
