@@ -148,10 +148,13 @@ class ModelConfig(Section):
     embedding_norm: bool = value(True, "normalise the embeddings before the first block")
     position: Literal["rope", "learned"] = value("rope", "rotary (Su et al. 2021) or learned absolute positions")
     rope_theta: float = number(10000.0, "base of the rotary frequencies", gt=1, le=1e9)
-    activation: Literal["relu2", "gelu", "swiglu"] = value("relu2", "MLP: squared ReLU, GELU (tanh form) or SwiGLU")
+    activation: Literal["relu2", "gelu", "gelu_erf", "swiglu"] = value(
+        "relu2", "MLP: squared ReLU, GELU (tanh form, or exact) or SwiGLU"
+    )
     bias: bool = value(False, "biases in linear layers and LayerNorm")
     tie_embeddings: bool = value(False, "the head shares the embedding matrix")
-    qk_norm: bool = value(True, "RMSNorm without weights on queries and keys of each head")
+    qk_norm: bool = value(True, "RMSNorm on queries and keys of each head")
+    qk_norm_weight: bool = value(False, "learned scales in that norm, one for queries and one for keys, as in Qwen3")
     logit_softcap: float = number(0.0, "logits = cap x tanh(logits / cap); 0 is off", ge=0, le=1000)
     zero_init_projections: bool = value(True, "projections back into the residual stream start at zero")
     init_std: float | None = number(None, "std of every initial weight, null: 1/sqrt(fan-in) uniform", gt=0, le=10)
@@ -201,6 +204,8 @@ class ModelConfig(Section):
             yield "num_kv_heads", f"{self.kv_heads} does not divide num_heads {self.num_heads}"
         if self.norm == "layernorm" and self.norm_weight:
             yield "norm_weight", "is for rmsnorm; LayerNorm always has a weight; remove it"
+        if self.qk_norm_weight and not self.qk_norm:
+            yield "qk_norm_weight", "needs qk_norm; set that too or remove it"
 
 
 # ----------------------------------------------------------------------------------------------- data and tokenizer

@@ -60,6 +60,14 @@ class Norm(nn.Module):
         return F.layer_norm(x, (self.size,), weight, bias, self.eps)
 
 
+class Scale(nn.Module):
+    """The learned weight (D,) of an RMSNorm that is computed elsewhere."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+
 class Layout(Protocol):
     """What the tokens of a forward pass are to each other, where they are not whole windows that begin at position 0:
     new tokens of a KV cache (Window), or sequences packed end to end (attention.Packed)."""
@@ -135,6 +143,8 @@ class Attention(nn.Module):
         H, K, D = config.num_heads, config.kv_heads, config.head_size
         self.qkv = Linear(config.hidden_size, (H + 2 * K) * D, bias=config.bias)
         self.projection = Linear(H * D, config.hidden_size, bias=config.bias)
+        if config.qk_norm_weight:
+            self.query_norm, self.key_norm = Scale(D), Scale(D)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, layout: Layout | None) -> Tensor:
         config = self.config
@@ -143,6 +153,9 @@ class Attention(nn.Module):
         q_and_k, v = self.qkv(x).view(B, T, H + 2 * K, D).split((H + K, K), dim=2)  # (B, T, H+K, D), (B, T, K, D)
         if config.qk_norm:
             q_and_k = F.rms_norm(q_and_k, (D,), eps=config.norm_eps)  # Henry et al. 2020
+        if config.qk_norm_weight:  # (H+K, D)
+            scales = torch.cat((self.query_norm.weight.expand(H, D), self.key_norm.weight.expand(K, D)))
+            q_and_k = q_and_k * scales.to(x.dtype)
         if rotation is not None:
             q_and_k = rotate(q_and_k, *rotation)
         q, k, v = (heads.transpose(1, 2) for heads in (*q_and_k.split((H, K), dim=2), v))  # each (B, heads, T, D)
@@ -171,6 +184,8 @@ class MLP(nn.Module):
                 x = relu_squared(x)
             case "gelu":
                 x = F.gelu(x, approximate="tanh")
+            case "gelu_erf":
+                x = F.gelu(x)
             case "swiglu":
                 gate, up = x.chunk(2, dim=-1)
                 x = F.silu(gate) * up

@@ -31,6 +31,7 @@ FORBIDDEN = {
     "tasks": {"model", "train", "optim", "runs", "console", "checkpoint", "engine"},
     "checkpoint": {"train", "runs", "console", "engine"},
     "metrics": {"train", "runs", "console"},
+    "interop": {"train", "engine", "metrics", "runs", "console"},
     "engine": {"train", "runs", "console"},
     "train": {"runs", "console", "commands", "engine"},
     "runs": {"console", "commands", "cli"},

@@ -21,6 +21,7 @@ from gptcli.errors import ConfigError, DataError
 from gptcli.interrupt import interruptible
 
 END_OF_TEXT = "<|endoftext|>"
+DOCUMENT_MARKS = (END_OF_TEXT, "<|bos|>")  # ours and GPT-2's name of the token between documents, and nanochat's
 
 # Split patterns by the name that llama.cpp knows them under; `gpt2` is built into ByteLevel.
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -84,7 +85,7 @@ class Tokenizer:
     @property
     def end_of_text(self) -> int | None:
         """Id of the token that begins every document and ends every answer, if the tokenizer has it."""
-        return self.specials.get(END_OF_TEXT)
+        return next((self.specials[name] for name in DOCUMENT_MARKS if name in self.specials), None)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, none of them special. Lone surrogates raise UnicodeEncodeError: they are not text."""
@@ -128,6 +129,21 @@ def learn_merges(
     if taken := [name for name in names if name in ordinary]:
         raise ConfigError(f"--special: {shown(taken[0])} is an ordinary token too; choose a form like <|name|>")
     document["added_tokens"] = [_special(len(ordinary) + index, name) for index, name in enumerate(names)]
+    return Tokenizer(_written(document))
+
+
+def from_merges(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], specials: dict[str, int], *, pattern: str = "gpt2"
+) -> Tokenizer:
+    """The tokenizer of a vocab.json and a merges.txt; DataError where they do not fit each other."""
+    try:
+        encoder = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+    except Exception as error:
+        raise DataError(f"vocab.json and merges.txt do not fit each other ({shown(str(error))})") from None
+    encoder.pre_tokenizer = _pre_tokenizer(pattern)
+    encoder.decoder = decoders.ByteLevel()
+    document = json.loads(encoder.to_str())
+    document["added_tokens"] = [_special(index, name) for index, name in sorted((i, n) for n, i in specials.items())]
     return Tokenizer(_written(document))
 
 
@@ -196,7 +212,8 @@ def _check(document: dict[str, Any]) -> None:
             raise _Unfit(f"model.{key} is set; gptcli reads plain byte-level BPE")
     parts = splitter.get("pretokenizers", [splitter])
     splits = [part for part in parts if part.get("type") == "Split"]
-    if parts[-1].get("type") != "ByteLevel" or len(parts) != len(splits) + 1:
+    digits = [part for part in parts if part.get("type") == "Digits" and part.get("individual_digits")]  # SmolLM
+    if parts[-1].get("type") != "ByteLevel" or len(parts) != len(splits) + len(digits) + 1:
         raise _Unfit("not byte-level BPE (its pre_tokenizer does not end in ByteLevel)")
     if parts[-1].get("add_prefix_space"):
         raise _Unfit("add_prefix_space changes the text; want false")

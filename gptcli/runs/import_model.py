@@ -1,0 +1,79 @@
+"""A directory of transformers -> a checkpoint of gptcli."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptcli import checkpoint, fsio
+from gptcli.display import shown
+from gptcli.errors import DataError, RefusedError
+from gptcli.interop.hf import read_document, read_model
+from gptcli.interop.vocabulary import read_tokenizer
+from gptcli.report import Report
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was imported, and how large it is."""
+
+    output: Path
+    architecture: str
+    parameters: int
+    layers: int
+    context_length: int
+    vocab_size: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "output": str(self.output)}
+
+    def lines(self) -> list[tuple[str, str]]:
+        return [
+            ("architecture", self.architecture),
+            ("parameters", f"{self.parameters:,}"),
+            ("layers", str(self.layers)),
+            ("context", f"{self.context_length:,} tokens"),
+            ("vocabulary", f"{self.vocab_size:,} tokens"),
+        ]
+
+
+def import_model(source: Path, output: Path, *, force: bool = False, report: Report) -> Imported:
+    """Make `output` a checkpoint with the model and the tokenizer of `source`."""
+    check_replaceable(output, force=force)
+    document = read_document(source)
+    if document.get("auto_map"):
+        report.warning(
+            f"{shown(str(source / 'config.json'))}: auto_map names code of the model's own, which is never run; "
+            "what is imported is the architecture as transformers has it"
+        )
+    tokenizer = read_tokenizer(source)
+    model = read_model(source, document)
+    config = model.config
+    assert config.vocab_size is not None
+    if tokenizer.vocab_size > config.vocab_size:
+        raise DataError(
+            f"{shown(str(source))}: the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}; "
+            "it is another model's tokenizer"
+        )
+    if tokenizer.end_of_text is None:
+        report.warning(
+            "the tokenizer has no <|endoftext|>: texts begin with nothing before them, and answers do not end"
+        )
+    with fsio.new_directory(output) as directory:
+        checkpoint.save_model(model, tokenizer, directory, step=0)
+    return Imported(
+        output,
+        document["architectures"][0] if document.get("architectures") else str(document.get("model_type")),
+        model.num_parameters(),
+        config.num_layers,
+        config.context_length,
+        config.vocab_size,
+    )
+
+
+def check_replaceable(output: Path, *, force: bool) -> None:
+    """Before any work: RefusedError where `output` exists without `force`, or is no directory of such a kind."""
+    fsio.check_writable(output, force=force)
+    if output.is_dir() and any(output.iterdir()) and not (output / fsio.MANIFEST).is_file():
+        raise RefusedError(f"{shown(str(output))}: holds other files than a checkpoint; name another output")

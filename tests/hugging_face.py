@@ -1,0 +1,152 @@
+"""Small models with random weights, and tokenizers, as transformers writes them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from gptcli.data.tokenizer import PATTERNS
+
+VOCABULARY = 384
+SHAPE: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "hidden_size": 48,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 64,
+    "vocab_size": VOCABULARY,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+}
+GPT2_SHAPE = {"n_layer": 2, "n_embd": 48, "n_head": 4, "n_positions": 64, "vocab_size": VOCABULARY}
+
+CONFIGS = {
+    "gpt2": transformers.GPT2Config(**GPT2_SHAPE),
+    "gpt2-erf-untied": transformers.GPT2Config(
+        **GPT2_SHAPE, activation_function="gelu", n_inner=100, tie_word_embeddings=False, layer_norm_epsilon=1e-3
+    ),
+    "llama": transformers.LlamaConfig(**SHAPE, rms_norm_eps=1e-5),
+    "llama-gqa-tied-theta": transformers.LlamaConfig(
+        **SHAPE,
+        num_key_value_heads=2,
+        head_dim=20,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+    ),
+    "llama-attention-bias": transformers.LlamaConfig(**SHAPE, attention_bias=True),
+    "llama-biases": transformers.LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
+    "qwen2": transformers.Qwen2Config(**SHAPE, num_key_value_heads=1),
+    "qwen3": transformers.Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True),
+    "nanochat": transformers.NanoChatConfig(**SHAPE, num_key_value_heads=2),
+    "nanochat-no-softcap": transformers.NanoChatConfig(**SHAPE, final_logit_softcapping=None, hidden_act="gelu"),
+}
+
+
+def random_model(config: Any) -> Any:
+    """Weights far from their initial values, norms and biases too, so that a swapped one shows."""
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1:
+                weight.copy_(torch.rand_like(weight) + (0.0 if name.endswith("bias") else 0.5))
+            else:
+                weight.normal_(0.0, 0.2)
+    return model.eval()
+
+
+def made_up_text(count: int, seed: int) -> list[str]:
+    """Strings of words, digits, spaces, marks and characters of many scripts."""
+    draw = random.Random(seed)
+    pieces = [
+        "the",
+        "The",
+        " lazy",
+        " dog's",
+        "n't",
+        "  ",
+        "\n",
+        "\n\n  ",
+        "\t",
+        "12",
+        "3456",
+        "7",
+        "...",
+        "!?",
+        " $",
+        "_",
+    ]
+    pieces += [
+        "é",
+        "e\u0301",
+        "ß",
+        "日本",
+        "語",
+        "🙂",
+        "👩‍👩‍👧",
+        "Ж",
+        "ж",
+        "\u00a0",
+        "\u200b",
+        "ﬁ",
+        "Ⅷ",
+        "½",
+        "\x00",
+        "#",
+        "'S",
+        "'re",
+    ]
+    return ["".join(draw.choice(pieces) for _ in range(draw.randint(0, 12))) for _ in range(count)]
+
+
+def made_tokenizer(pattern: str = "gpt2", *, normalizer: Any = None) -> tokenizers.Tokenizer:
+    """Byte-level BPE with <|endoftext|> as id 0, made by the tokenizers library alone."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern in ("gpt2", "digits"))
+    if pattern == "digits":
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    elif regex := PATTERNS[pattern]:
+        split = pre_tokenizers.Split(Regex(regex), behavior="isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    else:
+        tokenizer.pre_tokenizer = byte_level
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(made_up_text(2000, seed=1), trainer=trainer)
+    return tokenizer
+
+
+def hf_directory(path: Path, config: Any, tokenizer: tokenizers.Tokenizer | None = None, **how: Any) -> Any:
+    """Write a model and a tokenizer as transformers does; returns the model."""
+    model = random_model(config)
+    model.save_pretrained(path, **how)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer or made_tokenizer(), bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    )
+    fast.save_pretrained(path)
+    return model
+
+
+def edit_config(path: Path, **changes: Any) -> None:
+    """Change keys of a config.json; None removes one."""
+    document = json.loads((path / "config.json").read_text()) | changes
+    (path / "config.json").write_text(json.dumps({key: value for key, value in document.items() if value is not None}))
+
+
+def some_ids(count: int = 64) -> torch.Tensor:
+    return torch.randint(VOCABULARY, (2, count), generator=torch.Generator().manual_seed(2))
