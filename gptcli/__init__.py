@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
+
     from gptcli.data.tokenizer import Tokenizer
+    from gptcli.loss import Output
     from gptcli.model import GPT
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "forward", "load"]
 
 
 def load(path: str | Path) -> tuple[GPT, Tokenizer]:
@@ -25,3 +28,13 @@ def load(path: str | Path) -> tuple[GPT, Tokenizer]:
     from gptcli import checkpoint
 
     return checkpoint.load(path)
+
+
+def forward(model: GPT, ids: Tensor, *, labels: Tensor | None = None) -> Output:
+    """`.logits` (B, T, V) of ids (B, T) and, given `labels`, their mean `.loss` in nats.
+
+    Labels are as in Hugging Face: `labels=ids` learns every next token, -100 leaves one out.
+    """
+    from gptcli import loss
+
+    return loss.forward(model, ids, labels=labels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -81,3 +83,22 @@ def target_nats(hidden: Tensor, head_weight: Tensor, targets: Tensor, *, cap: fl
             logits = logits.div_(cap).tanh_().mul_(cap)
         parts.append(F.cross_entropy(logits, wanted[start : start + rows], ignore_index=IGNORE, reduction="none"))
     return torch.cat(parts).view(targets.shape)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What `forward` gives: logits (B, T, V), float32, and the mean loss in nats where there were labels."""
+
+    logits: Tensor
+    loss: Tensor | None
+
+
+def forward(model: Callable[[Tensor], Tensor], ids: Tensor, *, labels: Tensor | None = None) -> Output:
+    """Ids (B, T) through the model, and the loss of `labels` (B, T) as Hugging Face has them: not shifted, IGNORE
+    where nothing is learnt. Row t of the logits is for label t + 1; the loss is the mean over the labels that count,
+    0 where none does."""
+    logits = model(ids)
+    if labels is None:
+        return Output(logits, None)
+    nats, targets = cross_entropy(logits[:, :-1], labels[:, 1:])
+    return Output(logits, nats / targets.clamp_min(1))
