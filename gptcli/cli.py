@@ -20,6 +20,7 @@ from gptcli.commands import (
     checkpoint,
     config,
     evaluate,
+    export_model,
     generate,
     import_model,
     prepare,
@@ -78,6 +79,7 @@ for command in (
     score.score,
     generate.generate,
     bench.bench,
+    export_model.export_model,
 ):
     cli.add_command(command)
 

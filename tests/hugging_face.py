@@ -12,7 +12,7 @@ import torch
 import transformers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from gptcli.data.tokenizer import PATTERNS
+from gptcli.data.tokenizer import PATTERNS, Tokenizer, learn_merges
 
 VOCABULARY = 384
 SHAPE: dict[str, Any] = {
@@ -150,3 +150,8 @@ def edit_config(path: Path, **changes: Any) -> None:
 
 def some_ids(count: int = 64) -> torch.Tensor:
     return torch.randint(VOCABULARY, (2, count), generator=torch.Generator().manual_seed(2))
+
+
+def made_text_tokenizer(pattern: str = "gpt2") -> Tokenizer:
+    """One of ours, learnt from made-up text, a little smaller than VOCABULARY."""
+    return learn_merges(made_up_text(2000, seed=1), vocab_size=VOCABULARY - 5, pattern=pattern)

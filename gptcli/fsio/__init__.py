@@ -11,6 +11,7 @@ are swept by the next writer of the same output, or by the next one that holds t
 
 from gptcli.fsio.directories import (
     MANIFEST,
+    check_replaceable,
     delete,
     new_directory,
     publish,
@@ -37,6 +38,7 @@ __all__ = [
     "LOCK",
     "MANIFEST",
     "appending",
+    "check_replaceable",
     "check_writable",
     "delete",
     "locked",

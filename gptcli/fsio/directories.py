@@ -12,7 +12,7 @@ from pathlib import Path
 from gptcli.display import shown
 from gptcli.errors import DataError, RefusedError
 from gptcli.fsio import operations
-from gptcli.fsio.files import read_json, sha256, write_json
+from gptcli.fsio.files import check_writable, read_json, sha256, write_json
 from gptcli.fsio.locks import LOCK, locked
 
 MANIFEST = "manifest.json"
@@ -35,6 +35,13 @@ def new_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         operations.remove_tree(temporary)
         raise
+
+
+def check_replaceable(path: Path, *, force: bool) -> None:
+    """Before any work: check_writable, and RefusedError where `path` is a directory of other things than ours."""
+    check_writable(path, force=force)
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise RefusedError(f"{shown(str(path))}: holds other files than gptcli makes there; name another output")
 
 
 def publish(temporary: Path, path: Path) -> None:

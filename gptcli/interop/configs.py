@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gptcli.config import ModelConfig
@@ -106,18 +106,19 @@ def _rope_theta(document: Mapping[str, Any]) -> float:
     return float(theta)
 
 
-def family_for(config: ModelConfig) -> Family:
-    """The class that can hold the model; DataError with what the nearest one cannot hold."""
-    tried = {name: list(problems(config, family)) for name, family in FAMILIES.items() if family.model_type != "qwen2"}
-    nearest = min(tried, key=lambda name: len(tried[name]))
-    if tried[nearest]:
-        raise DataError(*(f"model.{problem}" for problem in tried[nearest]))
-    return FAMILIES[nearest]
+def family_for(config: ModelConfig, families: Sequence[Family], form: str) -> Family:
+    """The family that can hold the model; DataError with what the nearest one cannot. `form` says whose class it is:
+    "{} of transformers"."""
+    tried = [(list(problems(config, family)), family) for family in families]
+    unheld, nearest = min(tried, key=lambda pair: len(pair[0]))
+    if unheld:
+        holder = form.format(nearest.architecture)
+        raise DataError(*(f"model.{problem}; {holder}, the nearest, cannot hold it" for problem in unheld))
+    return nearest
 
 
 def problems(config: ModelConfig, family: Family) -> Iterator[str]:
     """What of the config the class cannot hold. An option that no table names is held only where it is off."""
-    name = family.architecture
     for declared in dataclasses.fields(config):
         option, given = declared.name, getattr(config, declared.name)
         if option in family.keys or option in _TRAINING_ONLY:
@@ -136,9 +137,9 @@ def problems(config: ModelConfig, family: Family) -> Iterator[str]:
             case _:
                 fits = given in family.holds[option] if option in family.holds else not given
         if not fits:
-            yield f"{option} {given}: {name}, the nearest class of transformers, cannot hold it"
+            yield f"{option}: {given}"
     if family.rotary and config.hidden_size % config.num_heads:
-        yield f"num_heads {config.num_heads}: does not divide hidden_size {config.hidden_size}, as {name} wants"
+        yield f"num_heads: {config.num_heads} does not divide hidden_size {config.hidden_size}"
 
 
 def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:

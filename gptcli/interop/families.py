@@ -26,6 +26,7 @@ class Family:
     only: Mapping[str, Any]  # a key without a field of ours -> the one value that model.GPT can hold, its default
     names: Names
     prefix: str  # of the tensor names; some files have dropped it
+    classifier: str | None  # the class of the same body with a head on the last token
 
     @property
     def rotary(self) -> bool:
@@ -37,7 +38,7 @@ class Family:
 
 
 _LLAMA_NAMES = Names(
-    outside={"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"},
+    outside={"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head", "label_head": "score"},
     block="model.layers.{}.",
     inside={
         "attention_norm": ("input_layernorm",),
@@ -113,6 +114,7 @@ GPT2 = Family(
             "position_embedding": "transformer.wpe",
             "final_norm": "transformer.ln_f",
             "head": "lm_head",
+            "label_head": "score",
         },
         block="transformer.h.{}.",
         inside={
@@ -126,6 +128,7 @@ GPT2 = Family(
         transposed=True,
     ),
     prefix="transformer.",
+    classifier="GPT2ForSequenceClassification",
 )
 
 LLAMA = Family(
@@ -140,6 +143,7 @@ LLAMA = Family(
     only={},
     names=_LLAMA_NAMES,
     prefix="model.",
+    classifier="LlamaForSequenceClassification",
 )
 
 QWEN2 = dataclasses.replace(  # read only: as a Llama with biases it is exact, so that is how it goes out
@@ -164,6 +168,7 @@ QWEN3 = dataclasses.replace(
     keys={**QWEN2.keys, "head_dim": ("head_dim", 128)},
     holds={**_LLAMA_HOLDS, "qk_norm": (True,), "qk_norm_weight": (True, False)},
     biases=_ATTENTION_BIASES,
+    classifier="Qwen3ForSequenceClassification",
 )
 
 NANOCHAT = Family(
@@ -197,6 +202,7 @@ NANOCHAT = Family(
         rotation="swapped halves",
     ),
     prefix="model.",
+    classifier=None,
 )
 
 FAMILIES = {family.architecture: family for family in (GPT2, LLAMA, QWEN3, NANOCHAT, QWEN2)}

@@ -10,7 +10,7 @@ from gptcli import fsio
 from gptcli.data.tokenizer import END_OF_TEXT, Tokenizer, from_merges
 from gptcli.display import shown
 from gptcli.errors import DataError
-from gptcli.interop.hf import inside
+from gptcli.interop.hf_read import inside
 
 # Classes whose vocab.json and merges.txt are byte-level BPE -> the name of their split pattern.
 MERGES_CLASSES = {None: "gpt2", "GPT2Tokenizer": "gpt2", "GPT2TokenizerFast": "gpt2",

@@ -8,8 +8,8 @@ from typing import Any
 
 from gptcli import checkpoint, fsio
 from gptcli.display import shown
-from gptcli.errors import DataError, RefusedError
-from gptcli.interop.hf import read_document, read_model
+from gptcli.errors import DataError
+from gptcli.interop.hf_read import read_document, read_model
 from gptcli.interop.vocabulary import read_tokenizer
 from gptcli.report import Report
 
@@ -40,7 +40,7 @@ class Imported:
 
 def import_model(source: Path, output: Path, *, force: bool = False, report: Report) -> Imported:
     """Make `output` a checkpoint with the model and the tokenizer of `source`."""
-    check_replaceable(output, force=force)
+    fsio.check_replaceable(output, force=force)
     document = read_document(source)
     if document.get("auto_map"):
         report.warning(
@@ -70,10 +70,3 @@ def import_model(source: Path, output: Path, *, force: bool = False, report: Rep
         config.context_length,
         config.vocab_size,
     )
-
-
-def check_replaceable(output: Path, *, force: bool) -> None:
-    """Before any work: RefusedError where `output` exists without `force`, or is no directory of such a kind."""
-    fsio.check_writable(output, force=force)
-    if output.is_dir() and any(output.iterdir()) and not (output / fsio.MANIFEST).is_file():
-        raise RefusedError(f"{shown(str(output))}: holds other files than a checkpoint; name another output")

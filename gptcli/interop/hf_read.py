@@ -1,4 +1,4 @@
-"""A directory as transformers writes it: config.json and safetensors <-> GPT. Nothing of it is trusted."""
+"""A directory as transformers writes it: config.json and safetensors -> GPT. Nothing of it is trusted."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from torch import Tensor
 
 from gptcli import fsio
 from gptcli.checkpoint import stored_weights
-from gptcli.config import ModelConfig
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
 from gptcli.interop.configs import family_of, has_bias, read_config
 from gptcli.interop.families import Family
-from gptcli.interop.names import LINEARS, incoming, outgoing
+from gptcli.interop.names import LINEARS, incoming
 from gptcli.model import GPT
-from gptcli.tensors import check_finite, write_tensors
+from gptcli.tensors import check_finite
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_NAME = re.compile(r"[\w.-]+")
@@ -193,23 +192,3 @@ def _misfits(
             kinds = ", ".join(TENSOR_TYPES)
             yield f"{place}: tensor {shown(name)} has the type {shown(piece.get_dtype())}; gptcli reads {kinds}"
             return
-
-
-def complete_weights(model: GPT, whole: ModelConfig) -> dict[str, Tensor]:
-    """The weights of `model`, with scales of one and biases of zero where `whole` has such and the model none."""
-    ours = {name: tensor.detach() for name, tensor in stored_weights(model).items()}
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in stored_weights(GPT(whole)).items()}
-    return {
-        name: ours[name] if name in ours else torch.full(shape, float(not name.endswith("bias")))
-        for name, shape in shapes.items()
-    }
-
-
-def write_weights(model: GPT, family: Family, directory: Path, dtype: torch.dtype) -> None:
-    """model.safetensors of a directory for transformers."""
-    whole = family.whole(model.config)
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in complete_weights(model, whole).items():
-        tensors |= {theirs: piece.to(dtype) for theirs, piece in outgoing(name, tensor, whole, family.names)}
-    write_tensors(tensors, directory / SINGLE, metadata={"format": "pt"})

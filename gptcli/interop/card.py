@@ -1,0 +1,129 @@
+"""The README.md of an exported model: what it is, the figures that its run recorded, how to use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gptcli import fsio
+from gptcli.checkpoint import Purpose
+from gptcli.data.tokenizer import Tokenizer
+from gptcli.display import shown
+from gptcli.errors import DataError
+from gptcli.model import GPT
+
+_USE = {
+    "text": """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("DIR")
+model = AutoModelForCausalLM.from_pretrained("DIR")
+ids = tokenizer(BEGIN"Once upon a time", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, max_new_tokens=50, do_sample=True)[0]))
+```
+""",
+    "chat": """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("DIR")
+model = AutoModelForCausalLM.from_pretrained("DIR")
+messages = [{"role": "user", "content": "Are you open on Sunday?"}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
+```
+""",
+    "classify": """\
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("DIR")
+model = AutoModelForSequenceClassification.from_pretrained("DIR")
+ids = tokenizer(BEGIN"Some text", return_tensors="pt").input_ids
+print(model.config.id2label[int(model(ids).logits.argmax())])
+```
+""",
+    "gguf": """\
+```python
+from llama_cpp import Llama
+
+model = Llama("DIR/FILE", n_ctx=CONTEXT)
+print(model("Once upon a time", max_tokens=50)["choices"][0]["text"])
+```
+""",
+}
+
+
+def model_card(name: str, checkpoint: Path, model: GPT, tokenizer: Tokenizer, purpose: Purpose, *,
+               architecture: str, dtype: str, gguf: str | None = None) -> str:  # fmt: skip
+    """Markdown with front matter; figures are those of training.json and metrics.jsonl, where they are there."""
+    config = model.config
+    use = "gguf" if gguf else "classify" if purpose.labels else "chat" if purpose.conversation else "text"
+    task = "text-classification" if purpose.labels else "text-generation"
+    library = "gguf" if gguf else "transformers"
+    facts = {
+        "architecture": architecture,
+        "parameters": f"{model.num_parameters():,}",
+        "layers, width, heads": f"{config.num_layers}, {config.hidden_size}, {config.num_heads}",
+        "context": f"{config.context_length:,} tokens",
+        "vocabulary": f"{tokenizer.vocab_size:,} tokens, byte-level BPE",
+        "stored as": dtype,
+        **({"labels": ", ".join(map(shown, purpose.labels))} if purpose.labels else {}),
+        **recorded(checkpoint),
+    }
+    example = _USE[use].replace("FILE", gguf or "").replace("CONTEXT", str(config.context_length))
+    mark = None if tokenizer.end_of_text is None else tokenizer.decode([tokenizer.end_of_text])
+    return (
+        f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags: [gptcli]\n---\n"
+        f"# {shown(name)}\n\nMade with gptcli.\n\n| | |\n|---|---|\n"
+        + "".join(f"| {key} | {value} |\n" for key, value in facts.items())
+        + "\n## Use\n\n"
+        + example.replace("BEGIN", "tokenizer.bos_token + " if mark else "")
+        + (f"\n{_begins(mark, use)}\n" if mark else "")
+    )
+
+
+def _begins(mark: str, use: str) -> str:
+    every = f"In training every window began with `{mark}`"
+    match use:
+        case "chat":
+            return f"{every}; the chat template puts it there."
+        case "gguf":
+            return f"{every}; llama.cpp puts it there by itself (`add_bos_token`)."
+        case _:
+            return f"{every}. The tokenizer does not add it, so texts begin with `tokenizer.bos_token` as above."
+
+
+def recorded(checkpoint: Path) -> dict[str, str]:
+    """What a run wrote down of its training and of the validation of this checkpoint; empty for an imported model."""
+    path = checkpoint / "training.json"
+    training = fsio.read_json(path) if path.is_file() else None
+    if not isinstance(training, dict):
+        return {}
+    facts = {
+        f"training {name}": f"{training[name]:,}" for name in ("step", "tokens") if type(training.get(name)) is int
+    }
+    validation = _validation(checkpoint.resolve().parent.parent / "metrics.jsonl", training.get("step"))
+    return facts | {f"validation {name}": f"{value:.4g}" for name, value in validation.items()}
+
+
+def _validation(metrics: Path, step: Any) -> Mapping[str, float]:
+    """Numbers of the last validation record of that step."""
+    found: dict[str, float] = {}
+    if not metrics.is_file():
+        return found
+    for number, line in enumerate(metrics.read_bytes().splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            raise DataError(f"{shown(str(metrics))}:{number}: not JSON; the file is damaged") from None
+        if isinstance(record, dict) and (record.get("kind"), record.get("step")) == ("validation", step):
+            found = {
+                name.replace("_", " "): value
+                for name, value in record.items()
+                if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
+            }
+    return found

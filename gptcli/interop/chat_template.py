@@ -1,0 +1,42 @@
+"""The form of a conversation as a Jinja template, from which transformers makes the same ids."""
+
+from __future__ import annotations
+
+import json
+
+from gptcli.data.tokenizer import Tokenizer
+from gptcli.tasks.conversation import ASSISTANT, Conversation
+
+# Here text does become tokens again when the whole is encoded, so a message that spells a control token is refused.
+_TEMPLATE = """\
+{%- set roles = ROLES -%}
+BEGIN
+{%- for message in messages -%}
+{%- if message['role'] not in roles -%}
+{{- raise_exception("roles are " + roles | join(", ")) -}}
+{%- endif -%}
+{%- for control in CONTROLS -%}
+{%- if control in message['content'] -%}
+{{- raise_exception("the text of a message spells the control token " + control) -}}
+{%- endif -%}
+{%- endfor -%}
+{{- roles[message['role']] + message['content'] + END -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- ANSWER -}}
+{%- endif -%}
+"""
+
+
+def chat_template(conversation: Conversation, tokenizer: Tokenizer) -> str:
+    """The content of chat_template.jinja."""
+    values = {
+        "ROLES": dict(conversation.roles),
+        "CONTROLS": list(tokenizer.specials),
+        "END": conversation.end,
+        "ANSWER": conversation.roles[ASSISTANT],
+    }
+    text = _TEMPLATE.replace("BEGIN\n", "" if tokenizer.end_of_text is None else "{{- bos_token -}}\n")
+    for name, value in values.items():
+        text = text.replace(name, json.dumps(value, ensure_ascii=False))
+    return text
