@@ -1,0 +1,190 @@
+"""Where the memory of training and writing goes: bytes by part, from the shape of the model alone.
+
+The letters are those of model.GPT; N tokens of a micro-batch, `a` bytes of an activation. `activation_bytes` counts what
+autograd keeps, which tests/test_memory.py compares with what it does keep.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from gptcli.attention import QUERY_BLOCK
+from gptcli.config import ModelConfig, OptimConfig
+from gptcli.loss import CHUNK_LOGITS
+from gptcli.metrics import BATCH_TOKENS
+from gptcli.model import GPT
+
+# Of a pretraining process before it makes its model: Python, torch and the libraries (torch 2.13 on Linux).
+PROCESS_BYTES = 310 << 20
+# glibc's heap against the tensors that live in it at their most, which come and go in every order: measured 1.4 to 1.6.
+HEAP_FACTOR = 1.5
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One optimizer step as memory sees it."""
+
+    model: GPT  # may be on the meta device
+    optim: OptimConfig
+    micro_batch: int  # sequences in a forward pass
+    micro_steps: int
+    activation_size: int  # bytes: 4 for float32, 2 for bfloat16
+    on_cpu: bool
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by part at the moment when they are most."""
+
+    moment: str
+    parts: dict[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.parts.values())
+
+
+def training_memory(work: Workload) -> Memory:
+    """The peak of a run. On a CPU with the process and the slack of its heap; on an accelerator, of its tensors."""
+    weights, optimizer = weight_bytes(work), optimizer_bytes(work)
+    held = {"weights": weights, "optimizer state": optimizer}
+    gradients = weights if work.micro_steps > 1 else 0
+    activations = activation_bytes(work)
+    largest = max(weight.numel() for weight in work.model.parameters()) * 4
+    moments = (
+        Memory(
+            "loss", held | {"gradients": gradients, "activations": activations, "logits and head": head_bytes(work)}
+        ),
+        Memory(
+            "backward pass",
+            held
+            | {
+                "gradients": max(gradients, largest),
+                "activations": activations,
+                "backward of a block": backward_bytes(work),
+            },
+        ),
+        Memory(
+            "end of the backward pass",
+            held
+            | {"gradients": weights + (largest if gradients else 0), "activations": _block_bytes(work) * _tokens(work)},
+        ),
+        Memory("update", held | {"gradients": weights, "optimizer's own work": update_bytes(work)}),
+        Memory("validation", held | {"validation": validation_bytes(work)}),
+    )
+    peak = max(moments, key=lambda moment: moment.total_bytes)
+    if not work.on_cpu:
+        return peak
+    slack = round((HEAP_FACTOR - 1) * peak.total_bytes)
+    return Memory(peak.moment, peak.parts | {"heap slack": slack, "process": PROCESS_BYTES})
+
+
+def weight_bytes(work: Workload) -> int:
+    """Weights are float32 while training; so are their gradients."""
+    return 4 * work.model.num_parameters()
+
+
+def optimizer_bytes(work: Workload) -> int:
+    """Muon keeps one number a weight, AdamW two."""
+    muon = sum(_muon_shapes(work).values())
+    return 4 * (muon + 2 * (work.model.num_parameters() - muon))
+
+
+def update_bytes(work: Workload) -> int:
+    """Muon's updates of all matrices, and the largest group of one shape thrice while it is orthogonalised."""
+    shapes = _muon_shapes(work)
+    return 4 * (sum(shapes.values()) + 3 * max(shapes.values(), default=0))
+
+
+def _muon_shapes(work: Workload) -> Counter[tuple[int, ...]]:
+    """Weights in the matrices that Muon has, by shape as it orthogonalises them."""
+    shapes: Counter[tuple[int, ...]] = Counter()
+    if work.optim.name != "muon":
+        return shapes
+    row_blocks = work.model.row_blocks()
+    for name, weight in work.model.named_parameters():
+        if weight.ndim == 2 and name.startswith("blocks."):
+            for rows in row_blocks.get(name, (weight.shape[0],)):
+                shapes[rows, weight.shape[1]] += rows * weight.shape[1]
+    return shapes
+
+
+def _tokens(work: Workload) -> int:
+    return work.micro_batch * work.model.config.context_length
+
+
+def activation_bytes(work: Workload) -> int:
+    """All that the forward pass of a micro-batch keeps for its backward pass, but for the loss's own."""
+    config, a = work.model.config, work.activation_size
+    outside = 8 + (_norm_bytes(work) if config.embedding_norm else 0) + _norm_bytes(work) + a * config.hidden_size
+    outside += a * config.hidden_size if config.dropout else 0
+    copies = 0 if a == 4 else a * sum(w.numel() for name, w in work.model.named_parameters() if "blocks." in name)
+    return _tokens(work) * (config.num_layers * _block_bytes(work) + outside) + copies
+
+
+def _block_bytes(work: Workload) -> int:
+    """Kept a token and block: two norms with their outputs, attention, the MLP's hidden layer, and dropout's masks."""
+    config, a = work.model.config, work.activation_size
+    gates = {"relu2": 2, "gelu": 2, "swiglu": 4}[config.activation]
+    masks = 2 * a * config.hidden_size if config.dropout else 0
+    return (
+        2 * (_norm_bytes(work) + a * config.hidden_size) + _attention_bytes(work) + a * gates * config.mlp_size + masks
+    )
+
+
+def _norm_bytes(work: Workload) -> int:
+    """Kept by one norm a token. On a CPU, RMSNorm computes in float32 and keeps its input in that."""
+    config = work.model.config
+    if config.norm == "layernorm":
+        return work.activation_size * (config.hidden_size + 2)
+    if work.on_cpu:
+        return 4 * (config.hidden_size * (2 if config.norm_weight else 1) + 1)
+    return work.activation_size * config.hidden_size + 4
+
+
+def _attention_bytes(work: Workload) -> int:
+    """Kept by attention a token. On a CPU the weights of every block of queries; elsewhere none of them."""
+    config, a = work.model.config, work.activation_size
+    H, K, D, T = config.num_heads, config.kv_heads, config.head_size, config.context_length
+    output = a * H * D
+    if not work.on_cpu:
+        rotated = (H + K) * D if config.position == "rope" or config.qk_norm else 0
+        return output + a * ((H + 2 * K) * D + rotated) + 4 * H
+    normed = 4 * ((H + 2 * K) * D if a == 4 else (H + K) * D) + 4 * (H + K) if config.qk_norm else 0
+    starts = range(0, T, QUERY_BLOCK)
+    scores = sum((min(start + QUERY_BLOCK, T) - start) * min(start + QUERY_BLOCK, T) for start in starts)
+    copies = 3 if config.dropout else 1  # softmax, dropout's mask, their product
+    return output + normed + a * 3 * H * D + -(-copies * a * H * scores // T)
+
+
+def head_bytes(work: Workload) -> int:
+    """loss.head_cross_entropy: both gradients, and what a chunk of logits takes."""
+    config, a = work.model.config, work.activation_size
+    assert config.vocab_size is not None
+    matrix = config.vocab_size * config.hidden_size
+    chunk = config.vocab_size * max(1, min(CHUNK_LOGITS // config.vocab_size, _tokens(work)))
+    copies = 0 if a == 4 else a * matrix  # of the head, in the dtype of the activations
+    chunk_bytes = chunk * (a + 4 + (4 if config.logit_softcap else 0))
+    return a * _tokens(work) * config.hidden_size + 4 * matrix + copies + chunk_bytes + a * matrix
+
+
+def backward_bytes(work: Workload) -> int:
+    """What the backward pass of an MLP holds beside what was kept: gradients of its hidden layer and of its input."""
+    config = work.model.config
+    gates = 3 if config.activation == "swiglu" else 2
+    return work.activation_size * _tokens(work) * (gates * config.mlp_size + 3 * config.hidden_size)
+
+
+def validation_bytes(work: Workload) -> int:
+    """A forward pass of metrics.score_documents, which keeps nothing: the widest moment of a block, or the logits."""
+    config, a = work.model.config, work.activation_size
+    tokens = config.context_length * max(1, BATCH_TOKENS // config.context_length)
+    width = max(2 * config.mlp_size, (config.num_heads + 2 * config.kv_heads) * config.head_size * 2)
+    block = a * tokens * (width + 2 * config.hidden_size)
+    return max(block, a * tokens * config.hidden_size + CHUNK_LOGITS * (a + 4))
+
+
+def cache_bytes(config: ModelConfig, rows: int, tokens: int, *, activation_size: int) -> int:
+    """Keys and values that writing `rows` texts of `tokens` tokens keeps."""
+    return 2 * activation_size * config.num_layers * rows * config.kv_heads * tokens * config.head_size
