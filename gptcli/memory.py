@@ -1,7 +1,7 @@
 """Where the memory of training and writing goes: bytes by part, from the shape of the model alone.
 
-The letters are those of model.GPT; N tokens of a micro-batch, `a` bytes of an activation. `activation_bytes` counts what
-autograd keeps, which tests/test_memory.py compares with what it does keep.
+The letters are those of model.GPT; `a` is the bytes of an activation. `activation_bytes` counts what autograd keeps,
+which tests/test_memory.py compares with what it does keep.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import RunCli
+from conftest import RunCli, Tiny
 
 from gptcli import accelerators
 from gptcli.amounts import amount, duration
@@ -44,3 +44,31 @@ def test_amounts_have_three_digits_and_a_prefix() -> None:
     assert [duration(s) for s in (0.0123, 59.94, 600, 7500, 4e5, 1e9)] == [
         "12.3 ms", "59.9 s", "10 min", "2 h 5 min", "4.63 days", "32 years",
     ]  # fmt: skip
+
+
+def test_training_writing_and_the_machine_are_measured_with_a_run_file(tiny: Tiny, run_cli: RunCli) -> None:
+    result = run_cli("bench", tiny.run_file, "--json")
+    assert result.code == 0, result.err
+    facts = json.loads(result.out)
+    training, writing = facts["training"], facts["writing"]
+    assert training["tokens_per_step"] == 4 * 32
+    assert training["tokens_per_second"] == pytest.approx(128 / training["step_seconds"])
+    assert training["step_seconds_min"] <= training["step_seconds"] <= training["step_seconds_max"]
+    assert 0 < training["mfu"] < 1
+    assert training["memory_bytes"] > 100 << 20
+    assert writing["tokens_per_second"] == pytest.approx(1 / writing["token_seconds"])
+    assert 0 < writing["mbu"] < 1
+    assert facts["machine"]["threads"] == 1
+    assert 0 < facts["start_seconds"]["gptcli"] < facts["start_seconds"]["torch"] + 1
+
+
+def test_training_alone_is_a_table_of_tabs_in_a_pipe(tiny: Tiny, run_cli: RunCli) -> None:
+    result = run_cli("bench", "train", tiny.run_file, "-s", "train.batch_size=8")
+    assert (result.code, result.err) == (0, "")
+    facts = dict(line.split("\t") for line in result.text.splitlines())
+    assert facts["a step"].endswith("for 256 tokens")
+    assert list(facts) == ["training", "a step", "FLOP/s", "peak memory"]
+
+
+def test_a_word_that_is_no_command_of_bench_is_taken_for_a_run_file(run_cli: RunCli) -> None:
+    run_cli("bench", "nothing.yaml").error(2, "bench", "nothing.yaml: no such file")

@@ -21,6 +21,7 @@ COMMANDS = [
     "count",
     "prepare",
     "config",
+    "plan",
     "pretrain",
     "checkpoint",
     "evaluate",
@@ -34,6 +35,8 @@ SUBCOMMANDS = [
     "checkpoint list",
     "checkpoint verify",
     "bench machine",
+    "bench train",
+    "bench all",
 ]
 AWKWARD = (
     "na\u00efve \u65e5\u672c\u8a9e \U0001f468\u200d\U0001f469\u200d\U0001f467 e\u0301\r\n\t  \x1b[31m \u202e"

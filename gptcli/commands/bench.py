@@ -1,4 +1,4 @@
-"""gptcli bench [machine]"""
+"""gptcli bench [all|machine|train]"""
 
 from __future__ import annotations
 
@@ -7,9 +7,50 @@ import click
 from gptcli.commands import options
 
 
-@click.group()
+class DefaultAll(click.Group):
+    """A group whose command `all` need not be named: `bench RUN.yaml` is `bench all RUN.yaml`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = ["all", *args]
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.commands)
+
+
+@click.group(cls=DefaultAll, no_args_is_help=True)
 def bench() -> None:
-    """Measure this machine."""
+    """Measure this machine, and how fast it trains and writes.
+
+    \b
+    Examples:
+      gptcli bench run.yaml
+      gptcli bench machine --json | jq .float32_flops_per_second
+      gptcli bench train run.yaml -s train.batch_size=32
+    """
+
+
+@bench.command(name="all", no_args_is_help=True)
+@click.argument("run_file")
+@options.overrides
+@options.as_json
+def everything(run_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Training and writing with a run file's model, the machine's peaks, and how long a start takes.
+
+    Nothing is read but the run file and its tokenizer: the tokens are made up and the weights are new.
+    """
+    from gptcli import configfile, console
+    from gptcli.config import PretrainConfig
+
+    config = configfile.load(PretrainConfig, run_file, overrides).value
+    from gptcli.runs.bench import bench_all
+
+    facts = bench_all(config, report=console.ConsoleReport("bench"))
+    if as_json:
+        console.write_json(facts.as_dict())
+    else:
+        console.write_facts(facts.lines())
 
 
 @bench.command()
@@ -17,16 +58,30 @@ def bench() -> None:
 @options.threads
 @options.as_json
 def machine(device: str, threads: int | None, as_json: bool) -> None:
-    """What the machine can do: peak of matrix products, and bandwidth of reading memory.
-
-    \b
-    Example:
-      gptcli bench machine --json | jq .float32_flops_per_second
-    """
+    """What the machine can do: peak of matrix products, and bandwidth of reading memory."""
     from gptcli import console
     from gptcli.runs.bench import machine_facts
 
     facts = machine_facts(device=device, threads=threads)
+    if as_json:
+        console.write_json(facts.as_dict())
+    else:
+        console.write_facts(facts.lines())
+
+
+@bench.command(no_args_is_help=True)
+@click.argument("run_file")
+@options.overrides
+@options.as_json
+def train(run_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Optimizer steps of a run file's shapes, on made-up tokens: tokens/s, FLOP/s, MFU and peak memory."""
+    from gptcli import configfile, console
+    from gptcli.config import PretrainConfig
+
+    config = configfile.load(PretrainConfig, run_file, overrides).value
+    from gptcli.runs.bench import bench_train
+
+    facts = bench_train(config)
     if as_json:
         console.write_json(facts.as_dict())
     else:

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from gptcli.amounts import amount
-from gptcli.config import RuntimeConfig
-from gptcli.machine import Machine, measure
-from gptcli.runtime import make_runtime
+from gptcli.amounts import amount, duration
+from gptcli.checkpoint import TrainState
+from gptcli.config import GenerateOptions, ModelConfig, PretrainConfig, RuntimeConfig
+from gptcli.data.batches import Batch
+from gptcli.data.size import find_vocabulary
+from gptcli.data.tokenizer import Tokenizer, learn_merges
+from gptcli.engine import Engine, Request
+from gptcli.machine import Machine, matmul_peak, measure, read_bytes_per_second, synchronize
+from gptcli.memory import cache_bytes
+from gptcli.model import GPT
+from gptcli.report import Report
+from gptcli.runs.pretrain import new_state
+from gptcli.runtime import Runtime, keep_freed_memory, make_runtime, memory_bytes
+from gptcli.train import train_step
+
+STEPS, STEP_SECONDS = 5, 5.0  # at least so many measured steps, and more while time is left
+DECODE_TOKENS = 64
+STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -39,3 +58,201 @@ class MachineFacts:
 def machine_facts(*, device: str = "auto", threads: int | None = None) -> MachineFacts:
     """Measure the device, in about two seconds."""
     return MachineFacts(measure(make_runtime(RuntimeConfig(device=device, threads=threads)).device))
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """How fast a run's optimizer steps are on this machine, with made-up tokens."""
+
+    parameters: int
+    tokens_per_step: int
+    flops_per_step: float
+    step_seconds: Sequence[float]  # of each measured step
+    peak_flops_per_second: float  # of matrix products in the run's dtype
+    dtype: str
+    memory_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        seconds = statistics.median(self.step_seconds)
+        return {
+            "parameters": self.parameters,
+            "dtype": self.dtype,
+            "tokens_per_step": self.tokens_per_step,
+            "step_seconds": seconds,
+            "step_seconds_min": min(self.step_seconds),
+            "step_seconds_max": max(self.step_seconds),
+            "steps": len(self.step_seconds),
+            "tokens_per_second": self.tokens_per_step / seconds,
+            "flops_per_second": self.flops_per_step / seconds,
+            "peak_flops_per_second": self.peak_flops_per_second,
+            "mfu": self.flops_per_step / seconds / self.peak_flops_per_second,
+            "memory_bytes": self.memory_bytes,
+        }
+
+    def lines(self) -> list[tuple[str, str]]:
+        """For a person."""
+        facts = self.as_dict()
+        low, high = duration(facts["step_seconds_min"]), duration(facts["step_seconds_max"])
+        return [
+            ("training", f"{facts['tokens_per_second']:,.0f} tokens/s, {self.parameters:,} parameters in {self.dtype}"),
+            ("a step", f"{duration(facts['step_seconds'])} ({low}..{high}) for {self.tokens_per_step:,} tokens"),
+            ("FLOP/s", f"{amount(facts['flops_per_second'], 'FLOP/s')}, {facts['mfu']:.1%} of the peak (MFU)"),
+            ("peak memory", amount(self.memory_bytes, "B")),
+        ]
+
+
+def bench_train(config: PretrainConfig) -> TrainingSpeed:
+    """Steps of the run's shapes on made-up tokens."""
+    _, vocab_size = find_vocabulary(config)
+    return training_speed(config, vocab_size)[0]
+
+
+def training_speed(config: PretrainConfig, vocab_size: int) -> tuple[TrainingSpeed, TrainState, Runtime]:
+    """Steps of the run's shapes on made-up tokens; also the state that they left."""
+    runtime = make_runtime(config.runtime)
+    state, times = step_times(config, dataclasses.replace(config.model, vocab_size=vocab_size), runtime)
+    memory = memory_bytes(runtime)  # before the peak is measured, which takes memory too
+    tokens = config.train.batch_size * config.model.context_length
+    speed = TrainingSpeed(
+        parameters=state.model.num_parameters(),
+        tokens_per_step=tokens,
+        flops_per_step=tokens * state.model.train_flops_per_token(config.model.context_length),
+        step_seconds=times,
+        peak_flops_per_second=matmul_peak(runtime.device, runtime.dtype),
+        dtype=str(runtime.dtype).removeprefix("torch."),
+        memory_bytes=memory,
+    )
+    return speed, state, runtime
+
+
+def step_times(config: PretrainConfig, model_config: ModelConfig, runtime: Runtime) -> tuple[TrainState, list[float]]:
+    """Seconds of optimizer steps of the run on made-up tokens, after two that warm up (the first makes the
+    optimizers' state, the second finds the memory for it)."""
+    if runtime.device.type == "cpu":
+        keep_freed_memory()
+    assert model_config.vocab_size is not None
+    state = new_state(model_config, config, runtime)
+    shape = (config.train.micro_batch, model_config.context_length)
+    ids = torch.randint(model_config.vocab_size, shape, generator=torch.Generator().manual_seed(1))
+    batches = [Batch(ids, ids, "made up")] * config.train.micro_steps
+    times: list[float] = []
+    end = time.perf_counter() + STEP_SECONDS
+    while len(times) < STEPS + 2 or time.perf_counter() < end:
+        start = time.perf_counter()
+        train_step(state, batches, config.optim.grad_clip_norm, runtime, seed=1)
+        synchronize(runtime.device)
+        times.append(time.perf_counter() - start)
+    return state, times[2:]
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True)
+class WritingSpeed:
+    """How fast one text is written, token by token."""
+
+    token_seconds: float  # median
+    first_token_seconds: float
+    read_bytes: int  # a token: weights, and keys and values
+    read_bytes_per_second: float  # of the machine's memory
+
+    def as_dict(self) -> dict[str, float]:
+        return {
+            **dataclasses.asdict(self),
+            "tokens_per_second": 1 / self.token_seconds,
+            "mbu": self.read_bytes / self.token_seconds / self.read_bytes_per_second,
+        }
+
+    def lines(self) -> list[tuple[str, str]]:
+        """For a person."""
+        facts = self.as_dict()
+        return [
+            ("writing", f"{facts['tokens_per_second']:,.0f} tokens/s, one text at a time"),
+            ("first token", f"after {duration(self.first_token_seconds)}, a prompt of one token"),
+            ("memory read", f"{amount(self.read_bytes, 'B')} a token, {facts['mbu']:.1%} of the bandwidth (MBU)"),
+        ]
+
+
+def writing_speed(model: GPT, tokenizer: Tokenizer | None, runtime: Runtime) -> WritingSpeed:
+    """Write with the model's weights as they are; without a tokenizer, with one of a few words."""
+    tokenizer = tokenizer or learn_merges(["time and again"], vocab_size=258, pattern="gpt2")
+    model.eval().to(runtime.dtype)
+    engine = Engine(model, tokenizer, runtime, slots=1)
+    times: list[float] = []
+    first: list[float] = []
+    length = min(DECODE_TOKENS, model.config.context_length - 1)
+    while len(times) < DECODE_TOKENS:
+        last = time.perf_counter()
+        options = GenerateOptions(max_tokens=length, seed=len(first))
+        for completion in engine.steps([Request([0], options)]):
+            now = time.perf_counter()
+            (times if completion.ids[1:] else first).append(now - last)
+            last = now
+    weights = model.num_parameters()
+    if not model.config.tie_embeddings:
+        weights -= model.embedding.weight.numel()
+    size = runtime.dtype.itemsize
+    cache = cache_bytes(model.config, 1, length // 2, activation_size=size)
+    return WritingSpeed(
+        token_seconds=statistics.median(times),
+        first_token_seconds=statistics.median(first),
+        read_bytes=size * weights + cache,
+        read_bytes_per_second=read_bytes_per_second(runtime.device),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- starting
+
+
+def start_seconds() -> dict[str, float]:
+    """Median wall clock of a process that does nothing, with and without torch."""
+    commands = {"gptcli": ["-m", "gptcli", "--version"], "torch": ["-c", "import torch"]}
+    return {
+        name: statistics.median(_process_seconds(command) for _ in range(STARTS)) for name, command in commands.items()
+    }
+
+
+def _process_seconds(arguments: Sequence[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+# ------------------------------------------------------------------------------------------------------------- all
+
+
+@dataclass(frozen=True)
+class Everything:
+    """What `gptcli bench RUN.yaml` prints."""
+
+    training: TrainingSpeed
+    writing: WritingSpeed
+    machine: MachineFacts
+    start_seconds: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "training": self.training.as_dict(),
+            "writing": self.writing.as_dict(),
+            "machine": self.machine.as_dict(),
+            "start_seconds": self.start_seconds,
+        }
+
+    def lines(self) -> list[tuple[str, str]]:
+        """For a person."""
+        starts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.start_seconds.items())
+        return [*self.training.lines(), *self.writing.lines(), *self.machine.lines(), ("a process starts in", starts)]
+
+
+def bench_all(config: PretrainConfig, *, report: Report) -> Everything:
+    """Training first, so that its peak of memory is its own."""
+    tokenizer, vocab_size = find_vocabulary(config)
+    report.message("measuring optimizer steps")
+    training, state, runtime = training_speed(config, vocab_size)
+    report.message("measuring writing, the machine and starts")
+    writing = writing_speed(state.model, tokenizer, runtime)
+    return Everything(training, writing, MachineFacts(measure(runtime.device)), start_seconds())
