@@ -1,4 +1,4 @@
-"""Attention by the device: for whole windows, for sequences packed end to end, for new tokens against a cache."""
+"""Attention by the device: for whole windows, and for sequences packed end to end (cache.py has that of a KV cache)."""
 
 from __future__ import annotations
 
@@ -34,11 +34,6 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -
         weights = F.dropout(scores.softmax(-1), dropout) if dropout else scores.softmax(-1)
         blocks.append(torch.bmm(weights, v[:, :end]))
     return torch.cat(blocks, dim=1).view(B, H, T, D)
-
-
-def cached_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """New queries (B, H, T, D) against cached k and v (B, K, N, D); visible (B, 1, T, N) -> (B, H, T, D)."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=q.shape[1] != k.shape[1])
 
 
 GROUP_FILL = 0.75  # sequences share a padded group down to this share of the longest

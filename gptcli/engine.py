@@ -1,133 +1,70 @@
 """Text generation: requests in, completions out, over one KV cache with a row for each text in the making.
 
-A row that ends is given to the next request at once. The rows in use are always the first ones: when one ends in the
-middle, the last takes its place.
+A row that ends is given to the next request at once. Prompts are computed together, laid end to end, and each only
+from where it parts from what some row already holds.
 """
 
 from __future__ import annotations
 
-import codecs
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
+from torch import Tensor
 
+from gptcli.cache import QUERY_BLOCK, Decode, Prefill
+from gptcli.completion import Completion, FinishReason, Request, Row, TextBuffer
 from gptcli.config import GenerateOptions
-from gptcli.data.batches import derived_seed
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.errors import DataError, NumericalError
-from gptcli.model import GPT, KVCache, Window
+from gptcli.model import GPT
 from gptcli.runtime import Runtime
-from gptcli.sample import draw, penalize
+from gptcli.sample import draw
+from gptcli.slots import Slots, common_length
 
-FinishReason = Literal["stop", "length"]
+__all__ = ["Completion", "Engine", "FinishReason", "Request", "TextBuffer"]
 
-
-@dataclass(frozen=True)
-class Request:
-    """A text to write: `sample` of options.n for a prompt; same options and sample, same text, in any batch."""
-
-    prompt: list[int]  # ids, without the token that begins every window
-    options: GenerateOptions
-    sample: int = 0
-    stop_ids: frozenset[int] = frozenset()  # control tokens that end the text, beside <|endoftext|>
+PREFILL_TOKENS = 1024  # of prompts in one pass, beside a single longer one: the matrices need no more to be busy
 
 
 @dataclass
-class Completion:
-    """What was written so far; `text` never ends inside of a UTF-8 character or of a stop string that may come."""
+class _Queue:
+    """Requests that wait, and completions in the order of the requests."""
 
-    request: Request
-    number: int
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    text: str = ""
-    finish_reason: FinishReason | None = None
+    waiting: Iterator[Request]
+    ahead: Request | None = None  # read and not yet begun
+    begun: int = 0
+    unfinished: deque[Completion] = field(default_factory=deque)
 
+    def peek(self) -> Request | None:
+        if self.ahead is None:
+            self.ahead = next(self.waiting, None)
+        return self.ahead
 
-class TextBuffer:
-    """Bytes of tokens -> text that can be shown: whole characters, and nothing that may begin a stop string."""
-
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self.stops = stops
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.waiting = ""
-
-    def add(self, content: bytes, *, final: bool = False) -> tuple[str, bool]:
-        """-> (text that is now certain, whether a stop string ended it)."""
-        self.waiting += self.decoder.decode(content, final)
-        found = [(place + len(stop), place) for stop in self.stops if (place := self.waiting.find(stop)) >= 0]
-        if found:  # the one complete first, however the tokens cut the text; of several, the longest
-            return self.waiting[: min(found)[1]], True
-        held = 0 if final else self._undecided()
-        certain, self.waiting = self.waiting[: len(self.waiting) - held], self.waiting[len(self.waiting) - held :]
-        return certain, False
-
-    def _undecided(self) -> int:
-        """Length of the longest end of the text that is the beginning of a stop string."""
-        longest = max((len(stop) - 1 for stop in self.stops), default=0)
-        for length in range(min(longest, len(self.waiting)), 0, -1):
-            if any(stop.startswith(self.waiting[-length:]) for stop in self.stops):
-                return length
-        return 0
-
-
-class _Row:
-    """A completion in the making, and what drawing its next token needs."""
-
-    def __init__(self, completion: Completion, tokenizer: Tokenizer, window_tokens: int) -> None:
-        self.completion = completion
-        options = completion.request.options
-        self.options = options
-        self.buffer = TextBuffer(options.stop)
-        self.generator = torch.Generator().manual_seed(derived_seed(options.seed, completion.request.sample))
-        self.token_bytes = tokenizer.token_bytes
-        self.ends = completion.request.stop_ids | {tokenizer.end_of_text}
-        self.room = min(options.max_tokens, window_tokens)
-        self.seen = dict.fromkeys(completion.request.prompt)
-
-    def draw(self, logits: torch.Tensor) -> int:
-        """Take the next token from logits (V,) and bring the completion up to date."""
-        completion = self.completion
-        if not bool(torch.isfinite(logits).all()):
-            place = len(completion.request.prompt) + len(completion.ids)
-            raise NumericalError(
-                f"non-finite logits at position {place}; the checkpoint is damaged or was trained to NaN"
-            )
-        penalized = logits
-        if self.options.repetition_penalty != 1.0:
-            penalized = penalize(logits, torch.tensor(list(self.seen)), self.options.repetition_penalty)
-        token = draw(penalized, self.options, self.generator)
-        self.seen[token] = None
-        if token in self.ends:
-            self._finish("stop")
-            return token
-        completion.ids.append(token)
-        if self.options.logprobs:
-            completion.logprobs.append(float(logits.double().log_softmax(-1)[token]))
-        text, stopped = self.buffer.add(self.token_bytes[token])
-        completion.text += text
-        if stopped:
-            completion.finish_reason = "stop"
-        elif len(completion.ids) >= self.room:
-            self._finish("length")
-        return token
-
-    def _finish(self, reason: FinishReason) -> None:
-        text, stopped = self.buffer.add(b"", final=True)
-        self.completion.text += text
-        self.completion.finish_reason = "stop" if stopped else reason
+    def begin(self) -> Completion:
+        assert self.ahead is not None
+        completion = Completion(self.ahead, self.begun)
+        self.ahead = None
+        self.begun += 1
+        self.unfinished.append(completion)
+        return completion
 
 
 class Engine:
-    """A model ready to write. `slots` texts are in the making at once, which bounds memory."""
+    """A model ready to write. `slots` texts are in the making at once, which bounds memory.
+
+    What the slots hold stays from one run to the next: a prompt that goes on from an earlier text, as a conversation
+    does, costs its new tokens only. One run at a time.
+    """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, runtime: Runtime, *, slots: int = 8) -> None:
-        self.model, self.tokenizer, self.runtime, self.slots = model, tokenizer, runtime, slots
+        self.model, self.tokenizer, self.runtime = model, tokenizer, runtime
         self.context_length = model.config.context_length
         self.first = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+        self.slots = Slots(model.config, slots, dtype=runtime.dtype, device=runtime.device)
+        self.count = slots
+        self.rows: list[Row] = []
 
     def fit(self, prompt: list[int], options: GenerateOptions) -> list[int]:
         """The prompt as far as it fits beside one new token; DataError unless options.truncate allows a cut."""
@@ -155,62 +92,105 @@ class Engine:
     @torch.inference_mode()
     def steps(self, requests: Iterable[Request], *, capacity: int | None = None) -> Iterator[Completion]:
         """Every completion after every token it got. `capacity`: tokens a row must hold, default the context."""
-        waiting = iter(requests)
-        cache = KVCache(
-            self.model.config,
-            self.slots,
-            min(capacity or self.context_length, self.context_length),
-            dtype=self.runtime.dtype,
-            device=self.runtime.device,
-        )
-        rows: list[_Row] = []
-        tokens: list[int] = []
-        unfinished: deque[Completion] = deque()
-        count = 0
-        exhausted = False
-        while rows or not exhausted:
+        queue = _Queue(iter(requests))
+        self.slots.begin_run(min(capacity or self.context_length, self.context_length))
+        self.rows = []
+        tokens: list[int] = []  # the last of each row, which the cache does not hold yet
+        while True:
             # No request far ahead of the oldest unfinished one: results wait for their turn, and memory is bounded.
-            while len(rows) < self.slots and not exhausted and len(unfinished) < 8 * self.slots:
-                request = next(waiting, None)
-                if request is None:
-                    exhausted = True
-                    break
-                completion = Completion(request, count)
-                count += 1
-                unfinished.append(completion)
-                window = self.first + request.prompt
-                row = _Row(completion, self.tokenizer, self.context_length - len(window) + 1)
-                cache.lengths[len(rows)] = 0
-                token = row.draw(self._logits(cache, [window], len(rows))[0])
-                rows.append(row)
-                tokens.append(token)
-                yield completion
-            self._drop_finished(cache, rows, tokens)
-            if rows:
-                logits = self._logits(cache, [[token] for token in tokens], 0)
-                for index, row in enumerate(rows):
-                    tokens[index] = row.draw(logits[index])
-                    yield row.completion
-                self._drop_finished(cache, rows, tokens)
-            while unfinished and unfinished[0].finish_reason is not None:
-                unfinished.popleft()
+            while len(self.rows) < self.count and len(queue.unfinished) < 8 * self.count and queue.peek():
+                begun = len(self.rows)
+                tokens += self._begin(queue)
+                yield from (row.completion for row in self.rows[begun:])
+                self._drop_finished(tokens)
+                while queue.unfinished and queue.unfinished[0].finish_reason is not None:
+                    queue.unfinished.popleft()
+            if not self.rows:
+                return
+            logits = self._decode(tokens)
+            tokens = self._draw(logits, self.rows)
+            yield from [row.completion for row in self.rows]
+            self._drop_finished(tokens)
+            while queue.unfinished and queue.unfinished[0].finish_reason is not None:
+                queue.unfinished.popleft()
 
-    def _logits(self, cache: KVCache, ids: list[list[int]], first_row: int) -> torch.Tensor:
-        """Logits (B, V), float32 on the CPU, after the last of ids (B, T), which rows first_row.. of the cache take."""
-        batch = torch.tensor(ids, device=self.runtime.device)
-        window = Window(cache, first_row, *batch.shape)
-        hidden = self.model.hidden(batch, dtype=self.runtime.dtype, layout=window)
-        logits = self.model.logits(hidden[:, -1]).cpu()
+    def _begin(self, queue: _Queue) -> list[int]:
+        """Give free rows to the next requests, as many as one pass computes -> the first token of each."""
+        windows: list[list[int]] = []
+        known: list[Tensor | None] = []
+        counts: list[int] = []
+        first = len(self.rows)
+        while len(self.rows) < self.count and (request := queue.peek()):
+            window = self.first + request.prompt
+            if counts and (
+                sum(counts) + len(window) > PREFILL_TOKENS
+                or any(common_length(other, window) >= min(QUERY_BLOCK, len(window)) for other in windows)
+            ):
+                break  # it may begin with what this pass computes
+            share, logits = self.slots.place(window, len(self.rows))
+            windows.append(window)
+            known.append(logits)
+            counts.append(len(window) - share)
+            self.rows.append(Row(queue.begin(), self.tokenizer, self.context_length - len(window) + 1))
+        places = [index for index, count in enumerate(counts) if count]
+        if places:
+            layout = Prefill(self.slots.cache, [first + place for place in places], [counts[place] for place in places])
+            new = [token for place in places for token in windows[place][-counts[place] :]]
+            hidden = self.model.hidden(
+                torch.tensor([new], device=self.runtime.device), dtype=self.runtime.dtype, layout=layout
+            )
+            for place, logits in zip(places, self._logits(hidden[0, layout.last]), strict=True):
+                known[place] = logits
+                self.slots.filled(first + place, windows[place], logits)
+        return self._draw(torch.stack([logits for logits in known if logits is not None]), self.rows[first:])
+
+    def _decode(self, tokens: list[int]) -> Tensor:
+        """Logits (B, V) after one more token of every row."""
+        layout = Decode(self.slots.cache, len(tokens), 1)
+        ids = torch.tensor(tokens, device=self.runtime.device)[:, None]
+        hidden = self.model.hidden(ids, dtype=self.runtime.dtype, layout=layout)
+        for held, token in zip(self.slots.held, tokens, strict=False):
+            held.ids.append(token)
+        return self._logits(hidden[:, -1])
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits (B, V), float32 on the CPU."""
+        logits = self.model.logits(hidden).cpu()
         return logits[:, : self.tokenizer.vocab_size]  # rows of the embedding beyond the tokenizer are padding
 
-    @staticmethod
-    def _drop_finished(cache: KVCache, rows: list[_Row], tokens: list[int]) -> None:
-        for index in reversed(range(len(rows))):
-            if rows[index].completion.finish_reason is None:
-                continue
-            last = len(rows) - 1
-            if index != last:
-                cache.move(last, index)
-                rows[index], tokens[index] = rows[last], tokens[last]
-            rows.pop()
-            tokens.pop()
+    def _draw(self, logits: Tensor, rows: list[Row]) -> list[int]:
+        """The next token of each row, from logits (B, V), and its completion brought up to date."""
+        finite = torch.isfinite(logits.sum(-1))
+        if not bool(finite.all()):
+            completion = rows[int(finite.long().argmin())].completion
+            place = len(completion.request.prompt) + len(completion.ids)
+            raise NumericalError(
+                f"non-finite logits at position {place}; the checkpoint is damaged or was trained to NaN"
+            )
+        logprobs = [logits[i].double().log_softmax(-1) if r.options.logprobs else None for i, r in enumerate(rows)]
+        groups: dict[tuple[float, int | None, float, float], list[int]] = {}
+        for index, row in enumerate(rows):
+            row.adjust(logits[index])
+            options = row.options
+            groups.setdefault((options.temperature, options.top_k, options.top_p, options.min_p), []).append(index)
+        tokens = [0] * len(rows)
+        for members in groups.values():
+            options = rows[members[0]].options
+            uniforms = [] if options.temperature == 0 else [rows[index].random.random() for index in members]
+            drawn = draw(logits if len(groups) == 1 else logits[members], options, uniforms)
+            for index, token in zip(members, drawn, strict=True):
+                tokens[index] = token
+        for row, token, given in zip(rows, tokens, logprobs, strict=True):
+            row.take(token, given)
+        return tokens
+
+    def _drop_finished(self, tokens: list[int]) -> None:
+        """Free the rows that are done: the last in use takes the place of each."""
+        for index in reversed(range(len(self.rows))):
+            if self.rows[index].finished:
+                last = len(self.rows) - 1
+                self.slots.release(index)
+                self.slots.swap(index, last)
+                self.rows[index], tokens[index] = self.rows[last], tokens[last]
+                self.rows.pop()
+                tokens.pop()

@@ -2,7 +2,7 @@
 
 One class holds the families GPT-2, GPT-3, Llama and nanochat by explicit options (config.ModelConfig).
 
-    B batch   T tokens   C hidden_size   H query heads   K key/value heads   D head width   V vocabulary   S cache rows
+    B batch   T tokens   C hidden_size   H query heads   K key/value heads   D head width   V vocabulary
 
 Weights are kept in float32 while training; activations have the dtype that `forward` is asked for, and each matrix is
 cast when it is used (on a CPU under 1 % of a step; autocast casts as often and keeps more tensors in float32).
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptcli.attention import cached_attention, causal_attention
+from gptcli.attention import causal_attention
 from gptcli.config import ModelConfig
 from gptcli.functional import relu_squared, rotate
 
@@ -70,7 +70,7 @@ class Scale(nn.Module):
 
 class Layout(Protocol):
     """What the tokens of a forward pass are to each other, where they are not whole windows that begin at position 0:
-    new tokens of a KV cache (Window), or sequences packed end to end (attention.Packed)."""
+    new tokens of a KV cache (cache.Prefill and cache.Decode), or sequences packed end to end (attention.Packed)."""
 
     @property
     def positions(self) -> Tensor:
@@ -81,57 +81,6 @@ class Layout(Protocol):
 
     def commit(self) -> None:
         """The tokens have passed all layers."""
-
-
-class KVCache:
-    """Keys and values of up to S sequences, so that a token is computed once.
-
-    Rows are independent: `lengths[s]` tokens are held in row s. `forward` appends to a contiguous range of rows.
-    """
-
-    def __init__(
-        self, config: ModelConfig, rows: int, capacity: int, *, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        shape = (config.num_layers, rows, config.kv_heads, capacity, config.head_size)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[3]
-
-    def move(self, source: int, target: int) -> None:
-        """Copy row `source` over row `target`."""
-        length = int(self.lengths[source])
-        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
-        self.values[:, target, :, :length] = self.values[:, source, :, :length]
-        self.lengths[target] = length
-
-
-class Window:
-    """The rows of a cache that one forward pass appends T tokens to, and the positions (B, T) of those tokens."""
-
-    def __init__(self, cache: KVCache, first_row: int, batch: int, tokens: int) -> None:
-        self.cache, self.rows = cache, slice(first_row, first_row + batch)
-        device = cache.lengths.device
-        self.positions = cache.lengths[self.rows, None] + torch.arange(tokens, device=device)
-        self.end = int(self.positions.max()) + 1
-        if self.end > cache.capacity:
-            raise ValueError(f"{self.end} tokens do not fit a cache of {cache.capacity}")
-        # (B, 1, T, end): a token sees the keys up to its own position; later ones are stale or another row's padding.
-        self.visible = (torch.arange(self.end, device=device) <= self.positions[:, :, None])[:, None]
-        self.row_index = torch.arange(first_row, first_row + batch, device=device)[:, None]
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:  # noqa: ARG002
-        """Store k and v (B, K, T, D) of one layer; q (B, H, T, D) against all that is held so far -> (B, H, T, D)."""
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys[self.row_index, :, self.positions] = k.transpose(1, 2)
-        values[self.row_index, :, self.positions] = v.transpose(1, 2)
-        return cached_attention(q, keys[self.rows, :, : self.end], values[self.rows, :, : self.end], self.visible)
-
-    def commit(self) -> None:
-        self.cache.lengths[self.rows] += self.positions.shape[1]
 
 
 class Attention(nn.Module):

@@ -1,47 +1,87 @@
-"""Logits -> the next token. Everything here works on one row (V,) and is exact, without loops over the vocabulary."""
+"""Logits -> the next tokens. Everything here is exact, and a row comes out the same alone and beside others."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from gptcli.config import GenerateOptions
 
+TOP_P_TRIAL = 512  # top-p sorts this many of the likeliest first, which nearly always reach p
 
-def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Divide positive and multiply negative logits of the ids in `seen` by `penalty` (Keskar et al. 2019)."""
+
+def penalize(logits: Tensor, seen: Tensor, penalty: float) -> None:
+    """Divide positive and multiply negative logits (V,) of the ids in `seen`, in place (Keskar et al. 2019)."""
     chosen = logits[seen]
-    return logits.index_put((seen,), torch.where(chosen > 0, chosen / penalty, chosen * penalty))
+    logits[seen] = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
 
 
-def candidates(logits: Tensor, options: GenerateOptions) -> tuple[Tensor, Tensor]:
-    """Logits (V,) -> the ids that may be drawn, likeliest first, and their probabilities (float64, sum 1).
+def candidates(logits: Tensor, options: GenerateOptions) -> tuple[Tensor | None, Tensor]:
+    """Logits (R, V) -> ids (R, C), None for all in their order, and their probabilities (R, C), float64, sum 1.
 
-    In the order of Hugging Face: temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024); ties
-    at the k-th place go to the lower id.
+    Those that may not be drawn have probability 0. In the order of Hugging Face: temperature, top-k, top-p (Holtzman
+    et al. 2020), min-p (Nguyen et al. 2024); ties at the k-th place go to the lower id.
     """
-    ids = torch.arange(len(logits), device=logits.device)
-    if options.top_k is not None and options.top_k < len(logits):
-        kth = torch.topk(logits, options.top_k).values[-1]
-        ids = ids[logits >= kth]  # more than k where several equal the k-th, of which topk takes any
-    ids = ids[torch.argsort(logits[ids], descending=True, stable=True)][: options.top_k]
-    ranked = logits[ids].double()
-    probabilities = torch.softmax((ranked - ranked[0]) / options.temperature, -1)  # no temperature overflows
+    ids: Tensor | None = None
+    ranked = logits
+    if options.top_k is not None and options.top_k < logits.shape[1]:
+        ranked, ids = _top(logits, options.top_k)
+    weights = _weights(ranked, options.temperature)
     if options.top_p < 1.0:
-        before = probabilities.cumsum(-1) - probabilities
-        count = max(1, int((before < options.top_p).sum()))
-        probabilities, ids = probabilities[:count], ids[:count]
+        total = weights.sum(-1, keepdim=True)
+        if ids is None:
+            ids, weights = _nucleus_candidates(logits, weights, total, options)
+        before = weights.cumsum(-1) - weights
+        weights = weights.masked_fill(before >= options.top_p * total, 0.0)
     if options.min_p > 0.0:
-        count = int((probabilities >= options.min_p * probabilities[0]).sum())
-        probabilities, ids = probabilities[:count], ids[:count]
-    return ids, probabilities / probabilities.sum()
+        weights = weights.masked_fill(weights < options.min_p * weights.amax(-1, keepdim=True), 0.0)
+    return ids, weights / weights.sum(-1, keepdim=True)
 
 
-def draw(logits: Tensor, options: GenerateOptions, generator: torch.Generator) -> int:
-    """One token id from logits (V,): the inverse of the cumulative distribution; temperature 0 takes the likeliest."""
+def _weights(logits: Tensor, temperature: float) -> Tensor:
+    """Probabilities up to a factor, float64, the likeliest 1: no temperature overflows."""
+    exact = logits.double()
+    return exact.sub_(exact.amax(-1, keepdim=True)).div_(temperature).exp_()
+
+
+def _top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest logits of each row and their ids, likeliest first, of equal ones the lower id."""
+    ids = logits.topk(count).indices.sort(-1).values
+    ranked, order = logits.gather(1, ids).sort(dim=-1, descending=True, stable=True)
+    ids = ids.gather(1, order)
+    tied = (logits >= ranked[:, -1:]).sum(-1) > count  # of several that equal the last, topk takes any
+    for row in tied.nonzero().flatten().tolist():
+        order = logits[row].argsort(descending=True, stable=True)[:count]
+        ranked[row], ids[row] = logits[row, order], order
+    return ranked, ids
+
+
+def _nucleus_candidates(
+    logits: Tensor, weights: Tensor, total: Tensor, options: GenerateOptions
+) -> tuple[Tensor, Tensor]:
+    """Ids and weights of every row, likeliest first, as many as reach options.top_p."""
+    count = min(TOP_P_TRIAL, logits.shape[1])
+    _, ids = _top(logits, count)
+    ranked = weights.gather(1, ids)
+    if count < logits.shape[1] and bool((ranked.sum(-1, keepdim=True) < options.top_p * total * (1 + 1e-9)).any()):
+        ids = logits.argsort(dim=-1, descending=True, stable=True)
+        ranked = weights.gather(1, ids)
+    return ids, ranked
+
+
+def draw(logits: Tensor, options: GenerateOptions, uniforms: Sequence[float]) -> list[int]:
+    """A token of each row (R, V) by the inverse of its cumulative distribution; temperature 0 takes the likeliest.
+
+    `uniforms`: a number in [0, 1) for each row.
+    """
     if options.temperature == 0:
-        return int(logits.argmax())
+        return logits.argmax(-1).tolist()
     ids, probabilities = candidates(logits, options)
-    uniform = torch.rand((), dtype=torch.float64, generator=generator)
-    index = int(torch.searchsorted(probabilities.cumsum(-1), uniform, right=True))
-    return int(ids[min(index, len(ids) - 1)])
+    reached = probabilities.cumsum(-1)
+    total = reached[:, -1:].contiguous()
+    wanted = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None] * total
+    index = torch.searchsorted(reached, wanted, right=True)
+    index = torch.minimum(index, torch.searchsorted(reached, total))  # rounding ends on the last that may be drawn
+    return (index if ids is None else ids.gather(1, index))[:, 0].tolist()

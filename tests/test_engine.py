@@ -98,7 +98,7 @@ def test_samples_and_seeds_differ(model: GPT, tokenizer: Tokenizer) -> None:
 
 def test_the_repetition_penalty_counts_prompt_and_new_tokens(model: GPT, tokenizer: Tokenizer) -> None:
     """So large a penalty leaves a seen token no logit above zero, and others have one."""
-    asked = requests(tokenizer, 10, max_tokens=15, temperature=0.0, repetition_penalty=1e6)
+    asked = requests(tokenizer, 10, max_tokens=15, temperature=0.0, repetition_penalty=100.0)
     for completion in make_engine(model, tokenizer).run(asked):
         assert len(set(completion.ids)) == len(completion.ids)
         assert not set(completion.ids) & set(completion.request.prompt)
@@ -294,3 +294,90 @@ def test_without_stops_every_whole_character_is_shown_at_once(text: str, cuts: l
         fed += content[start:end]
         shown += buffer.add(content[start:end])[0]
         assert shown == codecs.getincrementaldecoder("utf-8")("replace").decode(fed)
+
+
+# ----------------------------------------------------------------------------------------- beginnings held before
+
+
+class Counting:
+    """How many tokens pass through the model."""
+
+    def __init__(self, model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tokens = 0
+        whole = model.hidden
+
+        def hidden(ids: torch.Tensor, **how: Any) -> torch.Tensor:
+            self.tokens += ids.numel()
+            return whole(ids, **how)
+
+        monkeypatch.setattr(model, "hidden", hidden)
+
+    def since(self) -> int:
+        tokens, self.tokens = self.tokens, 0
+        return tokens
+
+
+def test_a_conversation_computes_only_what_is_new(
+    model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, counting = make_engine(model, tokenizer, 2), Counting(model, monkeypatch)
+    options = GenerateOptions(max_tokens=5, temperature=0.0)
+    window, held = tokenizer.encode("the cat sat"), 0
+    for _ in range(3):
+        (completion,) = engine.run([Request(window, options)])
+        fed = 1 + len(window) + 4  # <|endoftext|>, the prompt, and all but the last of the new tokens
+        assert counting.since() == fed - held
+        (fresh,) = make_engine(model, tokenizer, 1).run([Request(window, options)])
+        assert completion.ids == fresh.ids
+        counting.since()
+        window, held = [*window, *completion.ids, *tokenizer.encode(" on")], fed
+
+
+def test_a_prompt_that_leaves_an_earlier_one_is_computed_from_there(
+    model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, counting = make_engine(model, tokenizer, 3), Counting(model, monkeypatch)
+    options = GenerateOptions(max_tokens=1, temperature=0.0)
+    for prompt, computed in [
+        (range(40), 41),
+        (range(30), 1),
+        ([*range(20), 99, 98], 2),
+        (range(40), 0),
+        ([*range(20), 99, 97], 1),
+        ([5, 6], 2),
+    ]:
+        (completion,) = engine.run([Request(list(prompt), options)])
+        assert counting.since() == computed
+        (fresh,) = make_engine(model, tokenizer, 1).run([Request(list(prompt), options)])
+        assert completion.ids == fresh.ids
+        counting.since()
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_samples_of_a_prompt_share_it(
+    model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    counting, prompt = Counting(model, monkeypatch), list(range(20))
+    asked = [Request(prompt, GenerateOptions(max_tokens=1, temperature=1.0, seed=3), sample) for sample in range(9)]
+    found = [c.ids for c in make_engine(model, tokenizer, slots).run(asked)]
+    assert counting.since() == 21
+    assert found == [c.ids for request in asked for c in make_engine(model, tokenizer).run([request])]
+
+
+def test_prompts_that_begin_alike_share_whole_blocks(
+    model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting, options = Counting(model, monkeypatch), GenerateOptions(max_tokens=1, temperature=0.0)
+    asked = [Request([*range(35), 100 + number], options) for number in range(6)]
+    found = [c.ids for c in make_engine(model, tokenizer, 3).run(asked)]
+    assert counting.since() == 37 + 5 * (37 - 32)
+    assert found == [c.ids for request in asked for c in make_engine(model, tokenizer).run([request])]
+
+
+def test_a_run_that_was_left_in_the_middle_does_the_next_no_harm(model: GPT, tokenizer: Tokenizer) -> None:
+    engine, asked = make_engine(model, tokenizer), requests(tokenizer, 12, temperature=0.0)
+    for left_after in (1, 5, 20):
+        for _ in itertools.islice(engine.steps(asked), left_after):
+            pass
+        found = [outcome(c) for c in engine.run(asked)]
+        assert found == [outcome(c) for c in make_engine(model, tokenizer).run(asked)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from gptcli.attention import QUERY_BLOCK, Packed, causal_attention
 from gptcli.config import ModelConfig
 from gptcli.functional import relu_squared, rotate
-from gptcli.model import GPT, KVCache, Norm, Window, rotary_tables, softcap
+from gptcli.model import GPT, Norm, rotary_tables, softcap
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other
 
@@ -99,42 +99,6 @@ def test_a_later_token_never_changes_an_earlier_logit(preset: str, kv_heads: int
         after = model(changed)
         assert torch.equal(after[:, :place], before[:, :place])
         assert not torch.allclose(after[:, place], before[:, place])
-
-
-@pytest.mark.parametrize(("preset", "kv_heads"), SHAPES)
-@torch.no_grad()
-def test_cached_logits_equal_those_of_the_whole_window(preset: str, kv_heads: int | None) -> None:
-    """Rows of different lengths: prefill each, then steps of one token for all, and a row moved on the way."""
-    model = make_model(preset, num_kv_heads=kv_heads)
-    cache = KVCache(model.config, 4, 32, dtype=torch.float32, device=torch.device("cpu"))
-    cache.keys.fill_(1e4)  # what an earlier text left behind must not show
-    cache.values.fill_(1e4)
-    texts = [random_ids(32, seed=seed) for seed in range(4)]
-    whole = [model(text[None])[0] for text in texts]
-
-    def append(ids: Tensor, first_row: int) -> Tensor:
-        return model.logits(model.hidden(ids, layout=Window(cache, first_row, *ids.shape)))
-
-    lengths = [3, 11, 1, 6]
-    for row, length in enumerate(lengths):
-        torch.testing.assert_close(append(texts[row][None, :length], row)[0], whole[row][:length], rtol=1e-5, atol=1e-5)
-    rows = [0, 1, 2, 3]  # the text in each row of the cache
-    for step in range(12):
-        if step == 6:  # text 0 ends: the last row takes its place
-            cache.move(3, 0)
-            rows = [3, 1, 2]
-        logits = append(torch.stack([texts[text][lengths[text], None] for text in rows]), 0)
-        for row, text in enumerate(rows):
-            torch.testing.assert_close(logits[row, 0], whole[text][lengths[text]], rtol=1e-5, atol=1e-5)
-            lengths[text] += 1
-    assert cache.lengths.tolist()[:3] == [lengths[text] for text in rows]
-
-
-def test_a_cache_refuses_more_tokens_than_it_holds() -> None:
-    config = ModelConfig(**SMALL)
-    cache = KVCache(config, 2, 8, dtype=torch.float32, device=torch.device("cpu"))
-    with pytest.raises(ValueError, match="9 tokens do not fit a cache of 8"):
-        Window(cache, 0, 1, 9)
 
 
 def test_the_model_refuses_more_tokens_than_its_context() -> None:

@@ -1,0 +1,167 @@
+"""The KV cache, and the two ways in which tokens are added to it: prompts (Prefill) and a few tokens a row (Decode).
+
+A row's float32 results do not depend, to the last bit, on what else is computed with it: the shapes that an operation
+sees are those of the row alone, or such that the library computes each row in one way (tests/test_cache.py holds it to
+that). For that prompts are cut into blocks of queries at fixed positions, and keys are taken in multiples of KEY_BLOCK.
+
+    B rows   T tokens   H query heads   K key/value heads   G = H / K   D head width   N keys   S rows of the cache
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gptcli.config import ModelConfig
+
+QUERY_BLOCK = 32  # also the grain in which a prompt's beginning is shared exactly
+KEY_BLOCK = 64  # products with a number of keys that is no multiple of 8 end in other code, which rounds otherwise
+
+
+class KVCache:
+    """Keys and values of up to S sequences, so that a token is computed once.
+
+    Rows are independent: `lengths[s]` tokens are held in row s. What lies beyond is stale, but finite.
+    """
+
+    def __init__(
+        self, config: ModelConfig, rows: int, capacity: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.capacity = capacity
+        shape = (config.num_layers, rows, config.kv_heads, -(-capacity // KEY_BLOCK) * KEY_BLOCK, config.head_size)
+        # On a CPU zeros take memory when they are first written to.
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = [0] * rows
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Make row `target` hold the first `tokens` tokens of row `source`."""
+        if source != target:
+            for held in (self.keys, self.values):
+                held[:, target, :, :tokens] = held[:, source, :, :tokens]
+        self.lengths[target] = tokens
+
+    def swap(self, one: int, other: int) -> None:
+        """Exchange two rows."""
+        tokens = max(self.lengths[one], self.lengths[other])
+        for held in (self.keys, self.values):
+            kept = held[:, one, :, :tokens].clone()
+            held[:, one, :, :tokens] = held[:, other, :, :tokens]
+            held[:, other, :, :tokens] = kept
+        self.lengths[one], self.lengths[other] = self.lengths[other], self.lengths[one]
+
+    def grown(self, config: ModelConfig, capacity: int) -> KVCache:
+        """A cache of at least this capacity with what this one holds."""
+        if capacity <= self.capacity:
+            return self
+        larger = KVCache(config, len(self.lengths), capacity, dtype=self.keys.dtype, device=self.keys.device)
+        for row, tokens in enumerate(self.lengths):
+            larger.keys[:, row, :, :tokens] = self.keys[:, row, :, :tokens]
+            larger.values[:, row, :, :tokens] = self.values[:, row, :, :tokens]
+            larger.lengths[row] = tokens
+        return larger
+
+    def check(self, row: int, tokens: int) -> None:
+        """ValueError unless the row has room for so many more tokens."""
+        if self.lengths[row] + tokens > self.capacity:
+            raise ValueError(f"{self.lengths[row] + tokens} tokens do not fit a cache of {self.capacity}")
+
+
+class Prefill:
+    """New tokens of several rows laid end to end, (1, sum of counts): no padding passes through the matrices."""
+
+    def __init__(self, cache: KVCache, rows: Sequence[int], counts: Sequence[int]) -> None:
+        self.cache, self.rows, self.counts = cache, rows, counts
+        for row, count in zip(rows, counts, strict=True):
+            cache.check(row, count)
+        device = cache.keys.device
+        starts = [cache.lengths[row] for row in rows]
+        self.positions = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, counts, strict=True)])[None]
+        self.positions = self.positions.to(device)
+        self.last = torch.tensor(counts).cumsum(0).sub(1).to(device)  # where each row has its last token
+        hidden = torch.full((QUERY_BLOCK, QUERY_BLOCK), -math.inf, dtype=cache.keys.dtype, device=device)
+        self.hidden = hidden.triu(1)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:  # noqa: ARG002
+        """Store k and v (1, K, T, D) of one layer; q (1, H, T, D) against all that its row holds -> (1, H, T, D)."""
+        outputs = []
+        begin = 0
+        for row, count in zip(self.rows, self.counts, strict=True):
+            start, piece = self.cache.lengths[row], slice(begin, begin + count)
+            keys, values = self.cache.keys[layer, row], self.cache.values[layer, row]  # (K, capacity, D)
+            keys[:, start : start + count] = k[0, :, piece]
+            values[:, start : start + count] = v[0, :, piece]
+            outputs.append(self._causal(q[0, :, piece], keys, values, start))
+            begin += count
+        return torch.cat(outputs, 1)[None]
+
+    def _causal(self, q: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
+        """q (H, T, D), of positions start.., against keys (K, N, D) up to each query's own position -> (H, T, D)."""
+        H, T, D = q.shape
+        K = keys.shape[0]
+        scaled = (q * D**-0.5).view(K, H // K, T, D)
+        outputs = []
+        first = 0
+        while first < T:
+            end = min(T, (start + first) // QUERY_BLOCK * QUERY_BLOCK + QUERY_BLOCK - start)
+            rows, seen = end - first, start + end
+            block = scaled[:, :, first:end].reshape(K, -1, D)  # (K, G*rows, D)
+            scores = torch.bmm(block, keys[:, :seen].transpose(1, 2)).view(H, rows, seen)
+            scores[:, :, seen - rows :] += self.hidden[:rows, :rows]
+            weights = scores.softmax(-1).view(K, -1, seen)
+            outputs.append(torch.bmm(weights, values[:, :seen]).view(H, rows, D))
+            first = end
+        return torch.cat(outputs, 1)
+
+    def commit(self) -> None:
+        for row, count in zip(self.rows, self.counts, strict=True):
+            self.cache.lengths[row] += count
+
+
+class Decode:
+    """T new tokens for each of the first B rows."""
+
+    def __init__(self, cache: KVCache, batch: int, tokens: int) -> None:
+        self.cache, self.batch, self.tokens = cache, batch, tokens
+        for row in range(batch):
+            cache.check(row, tokens)
+        device = cache.keys.device
+        lengths = torch.tensor(cache.lengths[:batch])[:, None]
+        positions = lengths + torch.arange(tokens)  # (B, T)
+        longest = max(cache.lengths[:batch]) + tokens
+        self.end = -(-longest // KEY_BLOCK) * KEY_BLOCK
+        self.hidden = torch.zeros(batch, tokens, 1, 1, self.end, dtype=cache.keys.dtype)  # (B, T, 1, 1, N)
+        # A token sees the keys up to its own position; later ones are stale, or padding.
+        self.hidden.masked_fill_((torch.arange(self.end) > positions[:, :, None])[:, :, None, None], -math.inf)
+        self.hidden, self.positions = self.hidden.to(device), positions.to(device)
+        self.row_index = torch.arange(batch, device=device)[:, None]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:  # noqa: ARG002
+        """Store k and v (B, K, T, D) of one layer; q (B, H, T, D) against all that is held so far -> (B, H, T, D).
+
+        One query of a group after another: the product of several with the keys rounds by their number.
+        """
+        B, H, T, D = q.shape
+        keys, values = self.cache.keys[layer, : self.batch], self.cache.values[layer, : self.batch]
+        if B == 1:
+            start = self.cache.lengths[0]
+            keys[:, :, start : start + T], values[:, :, start : start + T] = k, v
+        else:
+            keys[self.row_index, :, self.positions] = k.transpose(1, 2)
+            values[self.row_index, :, self.positions] = v.transpose(1, 2)
+        keys, values = keys[:, :, : self.end].transpose(2, 3), values[:, :, : self.end]  # (B, K, D, N), (B, K, N, D)
+        K = keys.shape[1]
+        grouped = (q * D**-0.5).view(B, K, H // K, T, D)
+        y = torch.empty(B, K, H // K, T, D, dtype=q.dtype, device=q.device)
+        for t in range(T):
+            for g in range(H // K):
+                scores = torch.matmul(grouped[:, :, g, t : t + 1], keys).add_(self.hidden[:, t])  # (B, K, 1, N)
+                y[:, :, g, t : t + 1] = torch.matmul(scores.softmax(-1), values)
+        return y.view(B, H, T, D)
+
+    def commit(self) -> None:
+        for row in range(self.batch):
+            self.cache.lengths[row] += self.tokens
