@@ -12,7 +12,7 @@ import torch
 import transformers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from gptcli.data.tokenizer import PATTERNS, Tokenizer, learn_merges
+from gptcli.data.tokenizer import NANOCHAT_PATTERN, PATTERNS, Tokenizer, learn_merges
 
 VOCABULARY = 384
 SHAPE: dict[str, Any] = {
@@ -113,7 +113,7 @@ def made_tokenizer(pattern: str = "gpt2", *, normalizer: Any = None) -> tokenize
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern in ("gpt2", "digits"))
     if pattern == "digits":
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    elif regex := PATTERNS[pattern]:
+    elif regex := {**PATTERNS, "nanochat": NANOCHAT_PATTERN}[pattern]:
         split = pre_tokenizers.Split(Regex(regex), behavior="isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     else:
@@ -123,7 +123,7 @@ def made_tokenizer(pattern: str = "gpt2", *, normalizer: Any = None) -> tokenize
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=["<|bos|>" if pattern == "nanochat" else "<|endoftext|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -135,9 +135,9 @@ def hf_directory(path: Path, config: Any, tokenizer: tokenizers.Tokenizer | None
     """Write a model and a tokenizer as transformers does; returns the model."""
     model = random_model(config)
     model.save_pretrained(path, **how)
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer or made_tokenizer(), bos_token="<|endoftext|>", eos_token="<|endoftext|>"
-    )
+    tokenizer = tokenizer or made_tokenizer()
+    mark = tokenizer.id_to_token(0)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=mark, eos_token=mark)
     fast.save_pretrained(path)
     return model
 

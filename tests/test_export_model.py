@@ -189,6 +189,11 @@ def test_generation_of_a_chat_model_ends_with_its_turn(chat: tuple[Path, Tokeniz
     assert settings.eos_token_id == [chat[1].end_of_text, CHAT.end_id(chat[1])]
 
 
+def test_the_form_of_conversations_comes_back_with_an_import(chat: tuple[Path, Tokenizer], tmp_path: Path) -> None:
+    import_model(chat[0], tmp_path / "again", report=Report())
+    assert checkpoint.read_purpose(tmp_path / "again").conversation == CHAT
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
 def test_a_classifier_gives_the_same_logits_of_its_labels(name: str, tmp_path: Path) -> None:
     model = random_gpt(OURS[name], labels=3)

@@ -42,13 +42,14 @@ def test_an_imported_model_gives_the_logits_of_transformers(name: str, tmp_path:
     assert largest_difference(theirs, ours) < 1e-4
 
 
-@pytest.mark.parametrize("pattern", ["gpt2", "llama3", "qwen2", "digits"])
+@pytest.mark.parametrize("pattern", ["gpt2", "llama3", "qwen2", "digits", "nanochat"])
 def test_an_imported_tokenizer_gives_the_ids_of_transformers(pattern: str, tmp_path: Path) -> None:
     hf_directory(tmp_path / "hf", CONFIGS["gpt2"], made_tokenizer(pattern))
     _, ours = imported(tmp_path / "hf", tmp_path / "ours")
     texts = made_up_text(10_000, seed=3)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert ours.encode_batch(texts) == theirs(texts, add_special_tokens=False)["input_ids"]
+    assert ours.end_of_text == 0
 
 
 def test_a_normalizer_that_composes_characters_is_kept(tmp_path: Path) -> None:
@@ -278,6 +279,25 @@ def test_code_of_the_model_is_named_and_never_run(bad: Path, tmp_path: Path, run
     assert "warning" in result.err
     assert "auto_map" in result.err
     assert not (tmp_path / "ran").exists()
+
+
+class Warnings(Report):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_what_is_left_behind_is_said(tmp_path: Path) -> None:
+    hf_directory(tmp_path / "hf", CONFIGS["gpt2"])
+    edit_config(tmp_path / "hf", attn_pdrop=0.3)
+    (tmp_path / "hf" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    report = Warnings()
+    import_model(tmp_path / "hf", tmp_path / "out", report=report)
+    assert [
+        word for word, said in zip(("attn_pdrop", "chat template"), report.said, strict=True) if word not in said
+    ] == []
 
 
 def test_a_name_that_is_no_directory_is_a_mistake_of_usage(tmp_path: Path, run_cli: RunCli) -> None:

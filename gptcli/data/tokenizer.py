@@ -31,6 +31,10 @@ PATTERNS: dict[str, str | None] = {
     "llama3": _LETTERS + r"\p{N}{1,3}" + _REST,
     "qwen2": _LETTERS + r"\p{N}" + _REST,
 }
+# Read, but not offered for training: nanochat's, for the models that are exported from there.
+NANOCHAT_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 
 
 class Tokenizer:
@@ -217,8 +221,8 @@ def _check(document: dict[str, Any]) -> None:
         raise _Unfit("not byte-level BPE (its pre_tokenizer does not end in ByteLevel)")
     if parts[-1].get("add_prefix_space"):
         raise _Unfit("add_prefix_space changes the text; want false")
-    if any(part["pattern"].get("Regex", "") not in PATTERNS.values() for part in splits):
-        raise _Unfit(f"an unknown split pattern; gptcli knows {', '.join(PATTERNS)}")
+    if any(part["pattern"].get("Regex", "") not in (*PATTERNS.values(), NANOCHAT_PATTERN) for part in splits):
+        raise _Unfit(f"an unknown split pattern; gptcli knows {', '.join(PATTERNS)} and nanochat's")
     if any(part.get("behavior") != "Isolated" or part.get("invert") for part in splits):
         raise _Unfit("its split pattern drops or joins text; want behavior Isolated")
     vocabulary = model["vocab"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.tasks.conversation import ASSISTANT, Conversation
@@ -40,3 +41,15 @@ def chat_template(conversation: Conversation, tokenizer: Tokenizer) -> str:
     for name, value in values.items():
         text = text.replace(name, json.dumps(value, ensure_ascii=False))
     return text
+
+
+def conversation_of(template: str, tokenizer: Tokenizer) -> Conversation | None:
+    """The conversation that `chat_template` wrote this template for; None for any other template."""
+    roles, end = re.search(r"set roles = (.*) -%}", template), re.search(r"\['content'\] \+ (.*) -}}", template)
+    if roles is None or end is None:
+        return None
+    try:
+        conversation = Conversation.from_json({"roles": json.loads(roles[1]), "end": json.loads(end[1])})
+    except ValueError:
+        return None
+    return conversation if chat_template(conversation, tokenizer) == template else None

@@ -55,6 +55,15 @@ def read_config(document: Mapping[str, Any], family: Family, place: str) -> Mode
         raise DataError(*(f"{place}: {problem}" for problem in error.problems)) from None
 
 
+def unsaid(document: Mapping[str, Any]) -> Iterator[str]:
+    """What of the config.json is left behind although the model computes the same."""
+    if document.get("auto_map"):
+        yield "auto_map names code of the model's own, which is never run; the architecture is that of transformers"
+    rates = {key: document[key] for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop") if key in document}
+    if len(set(map(str, rates.values()))) > 1:
+        yield f"dropout is one rate in gptcli: resid_pdrop {rates.get('resid_pdrop')}, and not {shown(str(rates))}"
+
+
 def has_bias(document: Mapping[str, Any], family: Family, module: str) -> bool:
     """Whether a linear layer has a bias in this config.json."""
     said = family.biases.get(module, False)

@@ -1,4 +1,4 @@
-"""The tokenizer of a directory that transformers wrote, and the files that give one back to it."""
+"""The tokenizer of a directory that transformers wrote, and its chat template."""
 
 from __future__ import annotations
 
@@ -29,6 +29,14 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     raise DataError(
         f"{shown(str(directory))}: no tokenizer.json and no vocab.json with merges.txt; download the tokenizer too"
     )
+
+
+def read_chat_template(directory: Path) -> str | None:
+    """The chat template of a directory, if it has one."""
+    if path := inside(directory, "chat_template.jinja"):
+        return path.read_bytes().decode(errors="replace")
+    template = _document(directory, "tokenizer_config.json").get("chat_template")
+    return template if isinstance(template, str) else None
 
 
 def _from_merges(directory: Path, vocabulary_path: Path, merges_path: Path) -> Tokenizer:

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from gptcli import checkpoint, fsio
+from gptcli.checkpoint import Purpose
+from gptcli.data.tokenizer import DOCUMENT_MARKS
 from gptcli.display import shown
 from gptcli.errors import DataError
+from gptcli.interop.chat_template import conversation_of
+from gptcli.interop.configs import unsaid
 from gptcli.interop.hf_read import read_document, read_model
-from gptcli.interop.vocabulary import read_tokenizer
+from gptcli.interop.vocabulary import read_chat_template, read_tokenizer
 from gptcli.report import Report
 
 
@@ -42,11 +46,8 @@ def import_model(source: Path, output: Path, *, force: bool = False, report: Rep
     """Make `output` a checkpoint with the model and the tokenizer of `source`."""
     fsio.check_replaceable(output, force=force)
     document = read_document(source)
-    if document.get("auto_map"):
-        report.warning(
-            f"{shown(str(source / 'config.json'))}: auto_map names code of the model's own, which is never run; "
-            "what is imported is the architecture as transformers has it"
-        )
+    for left in unsaid(document):
+        report.warning(f"{shown(str(source / 'config.json'))}: {left}")
     tokenizer = read_tokenizer(source)
     model = read_model(source, document)
     config = model.config
@@ -57,11 +58,13 @@ def import_model(source: Path, output: Path, *, force: bool = False, report: Rep
             "it is another model's tokenizer"
         )
     if tokenizer.end_of_text is None:
-        report.warning(
-            "the tokenizer has no <|endoftext|>: texts begin with nothing before them, and answers do not end"
-        )
+        report.warning(f"no token {' or '.join(DOCUMENT_MARKS)}: texts begin with nothing before them, and do not end")
+    template = read_chat_template(source)
+    conversation = conversation_of(template, tokenizer) if template else None
+    if template and conversation is None:
+        report.warning("the chat template is of another form than gptcli's and is left behind; fine-tune to chat")
     with fsio.new_directory(output) as directory:
-        checkpoint.save_model(model, tokenizer, directory, step=0)
+        checkpoint.save_model(model, tokenizer, directory, step=0, purpose=Purpose(conversation=conversation))
     return Imported(
         output,
         document["architectures"][0] if document.get("architectures") else str(document.get("model_type")),
