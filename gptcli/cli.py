@@ -17,6 +17,7 @@ import click
 from gptcli import __version__
 from gptcli.commands import (
     bench,
+    chat,
     checkpoint,
     config,
     evaluate,
@@ -80,6 +81,7 @@ for command in (
     evaluate.evaluate,
     score.score,
     generate.generate,
+    chat.chat,
     bench.bench,
     export_model.export_model,
 ):

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from gptcli.display import shown, shown_lines
@@ -193,6 +194,32 @@ def stdin_lines() -> Iterator[bytes]:
     if sys.stdin.isatty():
         raise ConfigError("stdin is a terminal; pipe lines in, or redirect a file: < lines.jsonl")
     return iter(sys.stdin.buffer.readline, b"")
+
+
+def stdin_is_terminal() -> bool:
+    """True where a person types on stdin."""
+    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
+
+
+def read_line(prompt: str) -> str:
+    """A line that a person types, without its newline; EOFError where input ends, DataError where it is not text.
+
+    With editing and the history of this process (readline) where the terminal and this Python have it.
+    """
+    with suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401  # importing it is what makes input() use it
+    try:
+        if sys.stdout.isatty():
+            line = input(prompt)
+        else:  # input() would put the prompt into the result
+            _to_stderr(prompt)
+            line = sys.stdin.readline()
+            if not line:
+                raise EOFError
+        line.encode()
+    except UnicodeError:
+        raise DataError("the line is not UTF-8; type it again, or set a UTF-8 locale") from None
+    return line.removesuffix("\n")
 
 
 def prompt_text(argument: str | None) -> str:

@@ -86,3 +86,19 @@ def interruptible(work: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     return results[0]
+
+
+@contextmanager
+def interrupt_as_flag() -> Iterator[Callable[[], bool]]:
+    """Within the block SIGINT raises nothing; the function tells whether one came. SIGTERM is as it was."""
+    came = False
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -27,6 +27,7 @@ COMMANDS = [
     "evaluate",
     "score",
     "generate",
+    "chat",
     "bench",
 ]
 SUBCOMMANDS = [

@@ -62,7 +62,7 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
         return 0
     for completion in writer.samples(text, chosen):
         if as_json:
-            console.write_json({"prompt": text, **writer.record(completion)})
+            console.write_json({"prompt": text, **runs.completion_record(completion, writer.tokenizer)})
         else:
             console.write_line(completion.text)
     return 0

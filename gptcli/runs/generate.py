@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from gptcli import checkpoint
 from gptcli.config import GenerateOptions, RuntimeConfig
+from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
 from gptcli.engine import Completion, Engine, Request
 from gptcli.errors import ConfigError, DataError, GptcliError
@@ -73,27 +74,8 @@ class Writer:
             return (Request(ids, options, sample) for sample in range(options.n))
 
         for item, completion in in_order(self.engine, items, requests):
-            what = {"error": item.problem} if completion is None else self.record(completion)
+            what = {"error": item.problem} if completion is None else completion_record(completion, self.tokenizer)
             yield {**item.fields, **what}
-
-    def record(self, completion: Completion) -> dict[str, Any]:
-        """A completion as JSON."""
-        options = completion.request.options
-        record: dict[str, Any] = {"text": completion.text}
-        if options.n > 1:
-            record["sample"] = completion.request.sample
-        record |= {
-            "finish_reason": completion.finish_reason,
-            "prompt_tokens": len(completion.request.prompt),
-            "tokens": len(completion.ids),
-        }
-        if options.logprobs:
-            pieces = (self.tokenizer.decode([index]) for index in completion.ids)
-            record["logprobs"] = [
-                {"id": index, "token": piece, "logprob": value}
-                for index, piece, value in zip(completion.ids, pieces, completion.logprobs, strict=True)
-            ]
-        return record
 
     def _fit(self, prompt: str, options: GenerateOptions) -> list[int]:
         if len(prompt) > MAX_TEXT_BYTES:
@@ -137,6 +119,26 @@ def in_order(
         yield owners.pop(completion.number), completion
     for number in sorted(failed):
         yield from ((item, None) for item in failed[number])
+
+
+def completion_record(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A completion as JSON."""
+    options = completion.request.options
+    record: dict[str, Any] = {"text": completion.text}
+    if options.n > 1:
+        record["sample"] = completion.request.sample
+    record |= {
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": len(completion.request.prompt),
+        "tokens": len(completion.ids),
+    }
+    if options.logprobs:
+        pieces = (tokenizer.decode([index]) for index in completion.ids)
+        record["logprobs"] = [
+            {"id": index, "token": piece, "logprob": value}
+            for index, piece, value in zip(completion.ids, pieces, completion.logprobs, strict=True)
+        ]
+    return record
 
 
 def text_prompt(line: str, place: str) -> tuple[str, dict[str, Any]]:

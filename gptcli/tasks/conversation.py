@@ -114,4 +114,8 @@ def _message(item: Any, place: str) -> Message:
         raise DataError(f"{place}: content must be text")
     if not content.strip():
         raise DataError(f"{place}: the content is empty; write it or drop the row")
+    try:
+        content.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{place}: the content has a lone surrogate, which is not text; mend or drop the row") from None
     return Message(role, content)
