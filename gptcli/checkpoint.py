@@ -44,6 +44,7 @@ class TrainState:
     tokens: int = 0
     best_score: float = math.inf  # of the validation that decides, lower is better: bits per byte, or 1 - F1
     best_step: int | None = None
+    pending: bool = False  # what follows the step, validation and sample, is still to be done
 
 
 @dataclass(frozen=True)
@@ -84,20 +85,21 @@ def save(
             "tokens": state.tokens,
             "best_score": None if state.best_step is None else state.best_score,
             "best_step": state.best_step,
+            "pending": state.pending,
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "run": run_file,
         }
-        fsio.write_json(directory / "training.json", training)
+        fsio.write_new_json(directory / "training.json", training)
     return path
 
 
 def save_model(model: GPT, tokenizer: Tokenizer, directory: Path, *, step: int, purpose: Purpose | None = None) -> None:
     """The part of a checkpoint that `load` needs. A tied head is stored once, as the embedding."""
     write_tensors(stored_weights(model), directory / "model.safetensors")
-    fsio.write_file(directory / "tokenizer.json", tokenizer.content)
+    fsio.write_new_file(directory / "tokenizer.json", tokenizer.content)
     config = {"format": FORMAT, "version": VERSION, "step": step, "model": dataclasses.asdict(model.config)}
-    fsio.write_json(directory / "config.json", config | (purpose or Purpose()).as_json())
+    fsio.write_new_json(directory / "config.json", config | (purpose or Purpose()).as_json())
 
 
 def resolve(path: str | Path) -> Path:
@@ -203,6 +205,7 @@ def restore(state: TrainState, directory: Path) -> dict[str, Any]:
         slot.copy_(stored[name])
     try:
         state.step, state.tokens = int(training["step"]), int(training["tokens"])
+        state.pending = bool(training.get("pending"))
         if training["best_step"] is not None:
             state.best_score, state.best_step = (
                 float(training["best_score"]),

@@ -96,11 +96,21 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise _Terminated
 
 
+def _fill_closed_descriptors() -> None:
+    """Stand-ins for streams that whoever started us has closed, lest a file gets their number; writing there fails."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # gets the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8")  # noqa: SIM115
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
-    if sys.stdout is None:  # closed by whoever started us: give it a descriptor that fails, lest a file gets its number
-        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: SIM115
+    _fill_closed_descriptors()
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a flag that a loop polls, so that it ends at a safe point; a second signal ends at once."""
+"""Signals as a flag that a loop polls, so that it ends at a safe point; a second signal ends at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: its terminal or connection was closed
 T = TypeVar("T")
 
 
@@ -57,7 +57,8 @@ def stop_on_signals(announce: Callable[[], None]) -> Iterator[Stop]:
         if stop.raises:
             raise Stopped
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores some
+    before = {number: signal.signal(number, handle) for number in heard}
     try:
         yield stop
     finally:

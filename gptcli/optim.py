@@ -148,9 +148,11 @@ class Optimizers:
             )
         self.groups = [group for part in self.parts for group in part.param_groups]
         self.peaks = [group["lr"] for group in self.groups]
+        self.peak = self.learning_rate = rate  # optim.learning_rate, and what it is now
 
     def set_factor(self, factor: float) -> None:
         """Set every rate to its peak times `factor`."""
+        self.learning_rate = self.peak * factor
         for group, peak in zip(self.groups, self.peaks, strict=True):
             group["lr"] = peak * factor
 

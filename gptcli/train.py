@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from gptcli.checkpoint import TrainState
 from gptcli.config import OptimConfig, TrainConfig
 from gptcli.data.batches import Batch, derived_seed
 from gptcli.errors import NumericalError
+from gptcli.interrupt import Stopped
 from gptcli.loss import IGNORE, head_cross_entropy
 from gptcli.model import GPT
 from gptcli.optim import learning_rate_factor
@@ -37,7 +39,7 @@ class Hooks:
     save: Callable[[TrainState], None]
     sample: Callable[[TrainState], None]
     report: Callable[[Record], None]
-    stop: Callable[[], bool]  # polled between micro-batches; True ends training after the step in hand
+    stop: Callable[[], bool]  # polled between micro-batches; evaluate and sample may raise Stopped, too
 
 
 def train(
@@ -55,53 +57,90 @@ def train(
 ) -> bool:
     """Run optimizer steps until config.steps; True if all were done, False if `hooks.stop` ended the run early.
 
+    A run that is stopped while it evaluates or samples is saved with this pending, and begins with it when resumed.
     NumericalError, before the update, where the loss or the gradient is not finite.
     """
     state.model.train()
     saved_step = state.step
-    started = time.perf_counter()
-    steps_since = tokens_since = 0
-    while state.step < config.steps and not hooks.stop():
-        factor = learning_rate_factor(state.step, config.steps, optim)
-        state.optimizers.set_factor(factor)
-        nats, targets, grad_norm = train_step(
-            state, batches(state.step), optim.grad_clip_norm, runtime, seed=seed, objective=objective
-        )
-        state.step += 1
-        state.tokens += targets
-        steps_since += 1
-        tokens_since += targets
-        if due(state.step, config.log_every_steps, config.steps):
-            seconds = time.perf_counter() - started
-            tokens_per_second = tokens_since / seconds
-            hooks.report(
-                {
-                    "kind": "train",
-                    "step": state.step,
-                    "tokens": state.tokens,
-                    "loss_nats": nats / targets,
-                    "grad_norm": grad_norm,
-                    "learning_rate": optim.learning_rate * factor,
-                    "step_seconds": seconds / steps_since,
-                    "tokens_per_second": tokens_per_second,
-                    "mfu": tokens_per_second * flops_per_token / peak_flops if peak_flops else None,
-                    "memory_bytes": memory_bytes(runtime),
-                }
-            )
-            steps_since = tokens_since = 0
-            started = time.perf_counter()
-        paused = time.perf_counter()
-        if due(state.step, config.eval_every_steps, config.steps):
-            hooks.evaluate(state)
-        if due(state.step, config.sample_every_steps, config.steps):
-            hooks.sample(state)
+    clock = _Clock()
+    while (state.pending or state.step < config.steps) and not hooks.stop():
+        try:
+            if not state.pending:
+                factor = learning_rate_factor(state.step, config.steps, optim)
+                state.optimizers.set_factor(factor)
+                nats, targets, grad_norm = train_step(
+                    state,
+                    batches(state.step),
+                    optim.grad_clip_norm,
+                    runtime,
+                    seed=seed,
+                    objective=objective,
+                    stop=hooks.stop,
+                )
+                state.step += 1
+                state.tokens += targets
+                state.pending = True
+                clock.count(targets)
+                if due(state.step, config.log_every_steps, config.steps):
+                    speed = clock.lap(flops_per_token, peak_flops)
+                    hooks.report(
+                        {
+                            "kind": "train",
+                            "step": state.step,
+                            "tokens": state.tokens,
+                            "loss_nats": nats / max(1, targets),
+                            "grad_norm": grad_norm,
+                            "learning_rate": optim.learning_rate * factor,
+                            **speed,
+                            "memory_bytes": memory_bytes(runtime),
+                        }
+                    )
+            with clock.paused():
+                if due(state.step, config.eval_every_steps, config.steps):
+                    hooks.evaluate(state)
+                if due(state.step, config.sample_every_steps, config.steps):
+                    hooks.sample(state)
+        except Stopped:  # in the middle of a step, which is done again, or of what follows it, which stays pending
+            break
+        state.pending = False
         if due(state.step, config.save_every_steps, config.steps):
-            hooks.save(state)
+            with clock.paused():
+                hooks.save(state)
             saved_step = state.step
-        started += time.perf_counter() - paused
     if state.step != saved_step:
         hooks.save(state)
-    return state.step >= config.steps
+    return state.step >= config.steps and not state.pending
+
+
+class _Clock:
+    """Time and tokens since the last metrics line."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.steps = self.tokens = 0
+
+    def count(self, tokens: int) -> None:
+        self.steps += 1
+        self.tokens += tokens
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done within the block does not count."""
+        began = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - began
+
+    def lap(self, flops_per_token: float, peak_flops: float | None) -> Record:
+        """The speed since the last lap, and begin anew."""
+        seconds = time.perf_counter() - self.started
+        tokens_per_second = self.tokens / seconds
+        speed = {
+            "step_seconds": seconds / self.steps,
+            "tokens_per_second": tokens_per_second,
+            "mfu": tokens_per_second * flops_per_token / peak_flops if peak_flops else None,
+        }
+        self.started, self.steps, self.tokens = time.perf_counter(), 0, 0
+        return speed
 
 
 def next_token_nats(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
@@ -120,12 +159,22 @@ def train_step(
     *,
     seed: int,
     objective: Objective = next_token_nats,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[float, int, float]:
-    """One update; -> (summed nats, number of targets, L2 norm of the gradient before clipping)."""
+    """One update; -> (summed nats, number of targets, L2 norm of the gradient before clipping).
+
+    Without any target there is no update. Stopped where `stop` said so between two micro-batches: then nothing has
+    changed, and the step can be done again.
+    """
     model = state.model
     targets = sum(int((batch.targets != IGNORE).sum()) for batch in micro_batches)
+    if not targets:
+        return 0.0, 0, 0.0
     nats = 0.0
     for number, batch in enumerate(micro_batches):
+        if number and stop():
+            state.optimizers.zero_grad()
+            raise Stopped
         if model.config.dropout:
             torch.manual_seed(derived_seed(seed, "dropout", state.step, number))
         loss = objective(model, batch, runtime)
@@ -138,8 +187,8 @@ def train_step(
         what = "loss" if not math.isfinite(nats) else "gradient"
         raise NumericalError(
             f"step {state.step + 1}: the {what} is not finite (loss {nats / targets:g} nats, gradient norm "
-            f"{grad_norm:g}); the batch begins at {micro_batches[0].place}; lower optim.learning_rate or set "
-            "optim.grad_clip_norm=1"
+            f"{grad_norm:g}) at learning rate {state.optimizers.learning_rate:g}; the batch begins at "
+            f"{micro_batches[0].place}; lower optim.learning_rate or set optim.grad_clip_norm=1"
         )
     if grad_clip_norm:
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), grad_clip_norm, norm)

@@ -27,6 +27,9 @@ from typing import Any
 import yaml
 
 SECONDS = 120  # no trial takes so long
+# Python 3.11's server looks for what it is to import in PYTHONPATH only.
+PLACES = [str(Path(__file__).parent), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, PLACES))
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["faults_preload"])
 

@@ -28,8 +28,11 @@ from gptcli.fsio.files import (
     remove_file,
     replacing,
     sha256,
+    sync_file,
     write_file,
     write_json,
+    write_new_file,
+    write_new_json,
 )
 from gptcli.fsio.locks import LOCK, locked
 from gptcli.fsio.operations import make_directory
@@ -53,7 +56,10 @@ __all__ = [
     "sha256",
     "sweep",
     "sweep_abandoned",
+    "sync_file",
     "verify",
     "write_file",
     "write_json",
+    "write_new_file",
+    "write_new_json",
 ]

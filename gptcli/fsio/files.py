@@ -68,7 +68,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    write_file(path, json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_file(path, _strict_json(document))
 
 
 @contextmanager
@@ -78,14 +78,34 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
+def write_new_file(path: Path, content: bytes | str) -> None:
+    """The same for a content that is there already."""
+    with new_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_new_json(path: Path, document: Any) -> None:
+    write_new_file(path, _strict_json(document))
+
+
+def _strict_json(document: Any) -> str:
+    return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
 @contextmanager
 def appending(path: Path) -> Iterator[BinaryIO]:
-    """A file to which each write adds at once; made where it is not there."""
+    """A file to add to, made where it is not there; flush after every line, `sync_file` where it must last."""
     is_new = not path.exists()
     with operations.open_to_append(path) as file:
         if is_new:
             operations.sync_directory(path.parent)
         yield file
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written to a file durable."""
+    with path.open("rb") as file:
+        operations.sync(path, file.fileno())
 
 
 def read_json(path: Path) -> Any:

@@ -76,9 +76,10 @@ def create_temporary(directory: Path, prefix: str) -> tuple[BinaryIO, Path]:
 
 
 def open_to_append(path: Path) -> BinaryIO:
-    """A file open for writing at its end, made where it is not there; unbuffered."""
+    """A file open for writing at its end, made where it is not there."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-    return cast(BinaryIO, _File(_do("open", (path,), lambda: os.open(path, flags, 0o666)), path))
+    descriptor = _do("open", (path,), lambda: os.open(path, flags, 0o666))
+    return cast(BinaryIO, io.BufferedWriter(_File(descriptor, path)))
 
 
 def sync(path: Path, descriptor: int) -> None:

@@ -64,7 +64,7 @@ def _check_replaceable(output: Path, *, force: bool) -> None:
 def finish(partial: Path, output: Path) -> None:
     """Publish the prepared directory that was built in `partial`."""
     for leftover in (partial / JOURNAL, *(partial / "spool").glob("*")):
-        leftover.unlink(missing_ok=True)
+        fsio.remove_file(leftover)
     if (partial / "spool").is_dir():
         (partial / "spool").rmdir()
     fsio.publish(partial, output)
@@ -159,7 +159,7 @@ def _read_journal(partial: Path, key: str) -> dict[str, Any]:
             }
     for file in partial.iterdir():
         if file.is_file() and file.name != fsio.LOCK:
-            file.unlink()
+            fsio.remove_file(file)
     return {"batches": 0, "splits": {split: SplitIndex() for split in SPLITS}}
 
 

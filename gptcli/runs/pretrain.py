@@ -26,8 +26,9 @@ from gptcli.model import GPT
 from gptcli.optim import Optimizers
 from gptcli.report import Report
 from gptcli.runs.prepare import encode_corpus, finish
+from gptcli.runs.run_directory import check_vacant, clear
 from gptcli.runs.train_tokenizer import learn_tokenizer
-from gptcli.runs.training import Job, Training, check_vacant, clear, validate_text, write_sample
+from gptcli.runs.training import Job, Training, validate_text, write_sample
 from gptcli.runtime import Runtime, keep_freed_memory, make_runtime
 from gptcli.train import next_token_nats
 
@@ -95,7 +96,7 @@ def prepare_data(config: PretrainConfig, report: Report) -> tuple[Tokenizer, Pat
             if not _is_whole(prepared, report):
                 partial = work / key
                 for directory in (partial, prepared.parent):
-                    directory.mkdir(parents=True, exist_ok=True)
+                    fsio.make_directory(directory)
                 encode_corpus(corpus, tokenizer, partial, report=report)
                 finish(partial, prepared)
     return tokenizer, prepared
@@ -149,7 +150,7 @@ def _cached_tokenizer(config: PretrainConfig, key: str, cache: Path, corpus: Any
         training_pieces(), vocab_size=wanted.vocab_size, pattern=wanted.pattern, max_bytes=wanted.max_bytes
     )
     report.message(f"trained a tokenizer: {facts.vocab_size} tokens, {facts.bytes_per_token:.2f} bytes per token")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    fsio.make_directory(path.parent)
     fsio.write_file(path, tokenizer.content)
     return tokenizer
 

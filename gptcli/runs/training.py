@@ -26,33 +26,16 @@ from gptcli.data.batches import Batch
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
 from gptcli.engine import Engine, Request
-from gptcli.errors import DataError, NumericalError, RefusedError
-from gptcli.interrupt import stop_on_signals
+from gptcli.errors import DataError, GptcliError, NumericalError, is_out_of_memory
+from gptcli.interrupt import Stop, stop_on_signals
 from gptcli.metrics import score_documents
 from gptcli.model import GPT
 from gptcli.report import Report
+from gptcli.runs.run_directory import FREE_TO_CHANGE, differences, trim_metrics
+from gptcli.runs.run_directory import check_vacant as check_vacant
+from gptcli.runs.run_directory import clear as clear
 from gptcli.runtime import Runtime, matmul_flops_per_second
 from gptcli.train import Hooks, Objective, Record, train
-
-# What may differ between a run and its resumption without making it another run.
-FREE_TO_CHANGE = {
-    "run_dir",
-    "data.cache_dir",
-    "train.steps",
-    "train.epochs",
-    "train.micro_batch_size",
-    "train.log_every_steps",
-    "train.eval_every_steps",
-    "train.eval_tokens",
-    "train.save_every_steps",
-    "train.keep_checkpoints",
-    "train.sample_every_steps",
-    "train.sample_prompt",
-    "train.sample_tokens",
-    "runtime.device",
-    "runtime.threads",
-    "runtime.compile",
-}
 
 
 class Validation(NamedTuple):
@@ -96,29 +79,6 @@ class Outcome:
     validation: Validation | None  # the last
 
 
-def check_vacant(run_dir: Path, *, resume: bool, force: bool) -> None:
-    """A directory with checkpoints is gone on with or begun again only when the user says which."""
-    fsio.sweep(run_dir)
-    if (run_dir / "checkpoints").is_dir():
-        fsio.sweep(run_dir / "checkpoints")
-    found = checkpoint.checkpoints(run_dir)
-    if resume or not found:
-        return
-    if not force:
-        raise RefusedError(
-            f"{shown(str(run_dir))}: holds a run ({found[0].name}); pass --resume to go on with it, "
-            "--force to begin again, or name another run_dir"
-        )
-
-
-def clear(run_dir: Path) -> None:
-    """Make room for a run that begins again; only when it is known that it can begin."""
-    if (run_dir / "checkpoints").exists():
-        fsio.delete(run_dir / "checkpoints")
-    for link in ("latest", "best"):
-        (run_dir / link).unlink(missing_ok=True)
-
-
 class Training:
     """A job under way, in a directory that the caller holds locked."""
 
@@ -128,6 +88,7 @@ class Training:
         self.metrics_path = job.run_dir / "metrics.jsonl"
         self.validation: Validation | None = None
         self.validated_step = -1
+        self.resumed_step: int | None = None
         self.exhausted = False  # no better validation for as long as the job's patience lasts
 
     def go(self, state: TrainState, *, resume: bool) -> Outcome:
@@ -136,11 +97,12 @@ class Training:
         found = checkpoint.newest_verified(self.run_dir, self.report.warning) if resume else None
         if found is not None:
             self._restore(state, found)
-        self._trim_metrics(state.step)
+            self.resumed_step = state.step
+        trim_metrics(self.metrics_path, state)
         fsio.write_file(self.run_dir / "run.yaml", configfile.dump(job.config))
         self._describe(state, resumed=found is not None)
         self._check_patience(state)
-        if state.step >= job.train.steps or self.exhausted:
+        if (state.step >= job.train.steps or self.exhausted) and not state.pending:
             self.report.message(f"already done at step {state.step}; raise train.steps or train.epochs to go on")
             return Outcome(state.step, True, 0, None)
         again = f"gptcli {job.command} {self.run_dir / 'run.yaml'} --resume"
@@ -148,41 +110,51 @@ class Training:
         def announce() -> None:
             self.report.message("stopping after this step and saving; once more to stop at once")
 
-        with stop_on_signals(announce) as stop, self.metrics_path.open("a", encoding="utf-8") as metrics:
-            write = self._writer(metrics)
-            hooks = Hooks(
-                evaluate=lambda state: self._evaluate(state, write),
-                save=self._save,
-                sample=lambda state: self._sample(state, write),
-                report=write,
-                stop=lambda: stop() or self.exhausted,
-            )
-            try:
-                finished = train(
-                    state,
-                    job.batches,
-                    job.train,
-                    job.optim,
-                    self.runtime,
-                    hooks,
-                    seed=job.seed,
-                    flops_per_token=state.model.train_flops_per_token(state.model.config.context_length),
-                    peak_flops=matmul_flops_per_second(self.runtime),
-                    objective=job.objective,
-                )
-            except NumericalError as error:
-                last = checkpoint.checkpoints(self.run_dir)
-                kept = f"the last good checkpoint is {last[0].name}" if last else "no checkpoint was written yet"
-                raise NumericalError(f"{error}; {kept}") from None
+        with stop_on_signals(announce) as stop, fsio.appending(self.metrics_path) as metrics:
+            finished = self._train(state, stop, self._writer(metrics))
         finished = finished or self.exhausted
         if not finished:
             self.report.message(f"stopped and saved at step {state.step}; go on with: {again}")
         return Outcome(state.step, finished, 0 if finished else stop.exit_code, self.validation)
 
+    def _train(self, state: TrainState, stop: Stop, write: Callable[[Record], None]) -> bool:
+        """The loop; what stops it for good is told with what to do about it."""
+        job = self.job
+        hooks = Hooks(
+            evaluate=lambda state: self._evaluate(state, stop, write),
+            save=self._save,
+            sample=lambda state: self._sample(state, stop, write),
+            report=write,
+            stop=lambda: stop() or self.exhausted,
+        )
+        try:
+            return train(
+                state,
+                job.batches,
+                job.train,
+                job.optim,
+                self.runtime,
+                hooks,
+                seed=job.seed,
+                flops_per_token=state.model.train_flops_per_token(state.model.config.context_length),
+                peak_flops=matmul_flops_per_second(self.runtime),
+                objective=job.objective,
+            )
+        except NumericalError as error:
+            last = checkpoint.checkpoints(self.run_dir)
+            kept = f"the last good checkpoint is {last[0].name}" if last else "no checkpoint was written yet"
+            raise NumericalError(f"{error}; {kept}") from None
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise GptcliError(
+                f"step {state.step + 1}: out of memory; {less_memory(job.train, state.model.config.context_length)}"
+            ) from None
+
     def _restore(self, state: TrainState, directory: Path) -> None:
         training = fsio.read_json(directory / "training.json")
         run_file = json.loads(json.dumps(self.job.run_file))
-        changed = sorted(_differences(training.get("run", {}), run_file) - FREE_TO_CHANGE)
+        changed = sorted(differences(training.get("run", {}), run_file) - FREE_TO_CHANGE)
         if changed:
             raise DataError(
                 f"{shown(str(self.run_dir))}: cannot resume, {', '.join(changed)} differ from the run's; "
@@ -202,24 +174,10 @@ class Training:
             f"{self.runtime.device} {str(self.runtime.dtype).removeprefix('torch.')}, {self.runtime.threads} threads"
         )
 
-    def _trim_metrics(self, step: int) -> None:
-        """Drop the lines of steps that will be done again, and half a line that a kill left."""
-        if not self.metrics_path.exists():
-            return
-        kept = []
-        for line in self.metrics_path.read_bytes().splitlines(keepends=True):
-            try:
-                if json.loads(line)["step"] > step or not line.endswith(b"\n"):
-                    continue
-            except (ValueError, KeyError, TypeError):
-                continue
-            kept.append(line)
-        fsio.write_file(self.metrics_path, b"".join(kept) if step else b"")
-
     def _writer(self, file: Any) -> Callable[[Record], None]:
         def write(record: Record) -> None:
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-            file.write(json.dumps(finite, allow_nan=False, ensure_ascii=False) + "\n")
+            file.write((json.dumps(finite, allow_nan=False, ensure_ascii=False) + "\n").encode())
             file.flush()
             if record["kind"] == "train":
                 note = f"loss {record['loss_nats']:.3f}  {record['tokens_per_second']:,.0f} tokens/s"
@@ -229,17 +187,19 @@ class Training:
 
         return write
 
-    def _evaluate(self, state: TrainState, write: Callable[[Record], None]) -> None:
-        found = self.job.validate(state.model)
+    def _evaluate(self, state: TrainState, stop: Stop, write: Callable[[Record], None]) -> None:
+        with stop.at_once():
+            found = self.job.validate(state.model)
         if found is None:
             return
         self.validation, self.validated_step = found, state.step
         write({"kind": "validation", "step": state.step, **found.record})
         self.report.message(f"step {state.step}: {found.text}")
 
-    def _sample(self, state: TrainState, write: Callable[[Record], None]) -> None:
+    def _sample(self, state: TrainState, stop: Stop, write: Callable[[Record], None]) -> None:
         state.model.eval()
-        text = self.job.sample(state.model)
+        with stop.at_once():
+            text = self.job.sample(state.model)
         state.model.train()
         write({"kind": "sample", "step": state.step, "text": text})
         self.report.message(f"step {state.step}: {shown(text, 300)}")
@@ -248,7 +208,9 @@ class Training:
         found = self.validation
         if found is not None and self.validated_step == state.step and found.score < state.best_score:
             state.best_score, state.best_step = found.score, state.step  # the best of those that are saved
-        checkpoint.save(state, self.run_dir, self.job.tokenizer, self.job.run_file, self.job.purpose)
+        if state.step != self.resumed_step:  # else it was saved when the validation of this step was given up
+            fsio.sync_file(self.metrics_path)
+            checkpoint.save(state, self.run_dir, self.job.tokenizer, self.job.run_file, self.job.purpose)
         checkpoint.keep(self.run_dir, state, self.job.train.keep_checkpoints)
         self._check_patience(state)
 
@@ -257,6 +219,15 @@ class Training:
         if self.job.patience is not None and state.best_step is not None:
             since = (state.step - state.best_step) // self.job.train.eval_every_steps
             self.exhausted = since >= self.job.patience
+
+
+def less_memory(train: TrainConfig, context_length: int) -> str:
+    """What to set for a run to need less memory: a quarter of the micro-batch first, which changes no gradient."""
+    now, largest = train.micro_batch, max(1, train.micro_batch // 4)
+    smaller = next(size for size in range(largest, 0, -1) if train.batch_size % size == 0)
+    if smaller < now:
+        return f"set train.micro_batch_size={smaller} (it is {now}), which gives the same gradients"
+    return f"set model.context_length={max(2, context_length // 2)} (it is {context_length}) or take a smaller model"
 
 
 def validate_text(model: GPT, tokenizer: Tokenizer, ids: list[int], runtime: Runtime) -> Validation | None:
@@ -280,11 +251,3 @@ def write_sample(model: GPT, tokenizer: Tokenizer, runtime: Runtime, config: Tra
     capacity = len(prompt) + 1 + config.sample_tokens
     (completion,) = engine.run([Request(prompt, options)], capacity=capacity)
     return config.sample_prompt + completion.text
-
-
-def _differences(old: Any, new: Any, prefix: str = "") -> set[str]:
-    """Dotted names of the values that differ."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return set() if old == new else {prefix}
-    names = {f"{prefix}.{key}".lstrip("."): key for key in old.keys() | new.keys()}
-    return set().union(*(_differences(old.get(key), new.get(key), name) for name, key in names.items()))

@@ -1,0 +1,82 @@
+"""The run directory as a whole: whether it is free, what identifies the run in it, and its metrics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gptcli import checkpoint, fsio
+from gptcli.checkpoint import TrainState
+from gptcli.display import shown
+from gptcli.errors import ConfigError, RefusedError
+
+# What may differ between a run and its resumption without making it another run.
+FREE_TO_CHANGE = {
+    "run_dir",
+    "data.cache_dir",
+    "train.steps",
+    "train.epochs",
+    "train.micro_batch_size",
+    "train.log_every_steps",
+    "train.eval_every_steps",
+    "train.eval_tokens",
+    "train.save_every_steps",
+    "train.keep_checkpoints",
+    "train.sample_every_steps",
+    "train.sample_prompt",
+    "train.sample_tokens",
+    "runtime.device",
+    "runtime.threads",
+    "runtime.compile",
+}
+
+
+def check_vacant(run_dir: Path, *, resume: bool, force: bool) -> None:
+    """A directory with checkpoints is gone on with or begun again only when the user says which."""
+    if resume and force:
+        raise ConfigError("--resume goes on and --force begins again; pass one of them")
+    fsio.sweep(run_dir)
+    if (run_dir / "checkpoints").is_dir():
+        fsio.sweep(run_dir / "checkpoints")
+    found = checkpoint.checkpoints(run_dir)
+    if resume or not found:
+        return
+    if not force:
+        raise RefusedError(
+            f"{shown(str(run_dir))}: holds a run ({found[0].name}); pass --resume to go on with it, "
+            "--force to begin again, or name another run_dir"
+        )
+
+
+def clear(run_dir: Path) -> None:
+    """Make room for a run that begins again; only when it is known that it can begin."""
+    if (run_dir / "checkpoints").exists():
+        fsio.delete(run_dir / "checkpoints")
+    for link in ("latest", "best"):
+        fsio.remove_file(run_dir / link)
+
+
+def trim_metrics(path: Path, state: TrainState) -> None:
+    """Drop the lines of what will be done again, and half a line that a kill left."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+            again = state.pending and record["kind"] != "train"
+            if record["step"] + again > state.step or not line.endswith(b"\n"):
+                continue
+        except (ValueError, KeyError, TypeError):
+            continue
+        kept.append(line)
+    fsio.write_file(path, b"".join(kept) if state.step else b"")
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> set[str]:
+    """Dotted names of the values that differ."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return set() if old == new else {prefix}
+    names = {f"{prefix}.{key}".lstrip("."): key for key in old.keys() | new.keys()}
+    return set().union(*(differences(old.get(key), new.get(key), name) for name, key in names.items()))
