@@ -61,11 +61,16 @@ class Fault:
                 with open(path, "ab", buffering=0) as file:
                     file.write(block[: len(block) // 2])
             os._exit(137)
-        result = act()
-        if self.log:
-            self._record(name, arguments, result)
-        if here:
-            os._exit(137)
+        try:
+            result = act()
+        except OSError:  # such as to remove what is not there
+            name, arguments, result = "nothing", (), None
+            raise
+        finally:
+            if self.log:
+                self._record(name, arguments, result)
+            if here:
+                os._exit(137)
         return result
 
     def _record(self, name: str, arguments: tuple[Any, ...], result: Any) -> None:
