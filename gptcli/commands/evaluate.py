@@ -15,6 +15,7 @@ from gptcli.commands import options
 @click.option("--stride", type=click.IntRange(min=1), help="New tokens of a window.  [default: half of the context]")
 @options.text_input
 @options.on_device
+@options.quantize
 @options.as_json
 @options.quiet
 def evaluate(run: str, inputs: tuple[str, ...], as_json: bool, quiet: bool, **how: Any) -> None:

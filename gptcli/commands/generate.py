@@ -26,6 +26,7 @@ from gptcli.errors import ConfigError, DataError
 @click.option("--stream", is_flag=True, help="Write text as it comes; this is how one sample is written in any case.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Texts written at once.")
 @options.on_device
+@options.quantize
 def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: bool, **how: Any) -> int:
     """Write text that continues a prompt.
 

@@ -26,6 +26,9 @@ dtype = click.option(
     help="Of activations; auto is float32 on a CPU.",
 )
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores.")
+quantize = click.option(
+    "--quantize", type=click.Choice(["int8"]), help="Weights in 8 bits on a CPU; evaluate shows what that costs."
+)
 overrides = click.option(
     "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value of the run file; repeatable."
 )

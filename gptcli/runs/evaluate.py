@@ -15,6 +15,7 @@ from gptcli.metrics import TextScore, score_documents
 from gptcli.report import Report
 from gptcli.runs.tokens import documents
 from gptcli.runtime import make_runtime
+from gptcli.weights import Quantize, pack
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,15 @@ def evaluate(
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     threads: int | None = None,
+    quantize: Quantize | None = None,
     report: Report,
 ) -> Evaluation:
     """Score every byte of the inputs once. DataError where they hold no text."""
     directory = checkpoint.resolve(run)
     runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
     model, tokenizer = checkpoint.load(directory, device=runtime.device, dtype=runtime.dtype)
+    if quantize:
+        pack(model, runtime, quantize=quantize)
     context_length = model.config.context_length
     stride = min(stride or max(1, context_length // 2), context_length)
     options = TextOptions(field=field, encoding=encoding, errors=errors)

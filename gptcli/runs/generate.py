@@ -17,6 +17,7 @@ from gptcli.engine import Completion, Engine, Request
 from gptcli.errors import ConfigError, DataError, GptcliError
 from gptcli.runs.score import parse_record
 from gptcli.runtime import make_runtime
+from gptcli.weights import Quantize, pack
 
 OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(GenerateOptions))
 MAX_TEXT_BYTES = 16 << 20  # of one prompt
@@ -46,9 +47,11 @@ class Writer:
         device: str = "auto",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         threads: int | None = None,
+        quantize: Quantize | None = None,
     ) -> None:
         runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
         model, self.tokenizer = checkpoint.load(run, device=runtime.device, dtype=runtime.dtype)
+        pack(model, runtime, quantize=quantize)
         self.engine = Engine(model, self.tokenizer, runtime, slots=batch_size)
 
     def stream(self, prompt: str, options: GenerateOptions) -> Iterator[str]:
