@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -81,6 +82,30 @@ def write_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(shown(cell)) for cell in row))
     Console(color_system=None if os.environ.get("NO_COLOR") else "auto").print(table)
+
+
+def size() -> tuple[int, int]:
+    """Columns and lines of the terminal that stdout is, 80 and 24 elsewhere."""
+    columns, lines = shutil.get_terminal_size() if is_terminal(sys.stdout) else (80, 24)
+    return columns, lines
+
+
+def stdout_has_colours() -> bool:
+    """True where a person sees stdout and wants colours."""
+    return is_terminal(sys.stdout) and not os.environ.get("NO_COLOR")
+
+
+def write_styled(lines: Sequence[Sequence[tuple[str, str]]]) -> None:
+    """Lines of (text, style) segments on stdout; the styles show where there are colours."""
+    if not stdout_has_colours():
+        write("".join("".join(text for text, _ in line).rstrip() + "\n" for line in lines))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    for line in lines:
+        console.print(Text.assemble(*((shown(text, 400), style) for text, style in line)), no_wrap=True, crop=True)
 
 
 def error_line(command: str, problem: str, kind: str = "error: ") -> None:

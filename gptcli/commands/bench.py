@@ -5,21 +5,10 @@ from __future__ import annotations
 import click
 
 from gptcli.commands import options
+from gptcli.commands.groups import DefaultGroup
 
 
-class DefaultAll(click.Group):
-    """A group whose command `all` need not be named: `bench RUN.yaml` is `bench all RUN.yaml`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
-            args = ["all", *args]
-        return super().parse_args(ctx, args)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(self.commands)
-
-
-@click.group(cls=DefaultAll, no_args_is_help=True)
+@click.group(cls=DefaultGroup, default="all", no_args_is_help=True)
 def bench() -> None:
     """Measure this machine, and how fast it trains and writes.
 
