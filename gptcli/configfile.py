@@ -193,7 +193,7 @@ def _nearest_file(path: Path) -> str | None:
 
 
 def _mend(near: str | None) -> str:
-    return f"; did you mean '{visible(near)}'?" if near else ""
+    return f"; did you mean '{visible(near, 1000)}'?" if near else ""
 
 
 # --------------------------------------------------------------------------------------------------------- from YAML

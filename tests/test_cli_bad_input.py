@@ -272,7 +272,7 @@ def test_a_full_disk_behind_stdout_is_told(tokenizer: Path, run_bash: RunCli) ->
         assert len(result.error(1, "(encode|count)", "stdout: No space left on device")) == 1
     result = run_bash("gptcli --help > /dev/full")
     assert result.code == 1
-    assert result.err == "gptcli: error: stdout: No space left on device\n"
+    assert result.err == "gptcli: error: stdout: No space left on device; make room and run the command again\n"
 
 
 def test_a_reader_that_goes_away_ends_the_command_in_silence(tokenizer: Path, tmp_path: Path, run_bash: RunCli) -> None:
