@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +241,8 @@ CONFIG_CHANGES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"quantization_config": {"bits": 4}}, ("quantization_config",)),
     ({"layer_types": ["sliding_attention", "full_attention"]}, ("layer_types",)),
     ({"num_hidden_layers": "2"}, ("num_hidden_layers: want int, got '2'",)),
+    ({"layer_types": 3}, ("layer_types",)),
+    ({"rope_parameters": {"rope_theta": 10**400}}, ("config.json",)),
     ({"num_key_value_heads": 3}, ("num_kv_heads: 3 does not divide num_heads 4",)),
     ({"hidden_size": 64}, ("lm_head.weight has shape (384, 48), want (384, 64)",)),
     ({"num_hidden_layers": 3}, ("model.layers.2.", "is missing")),
@@ -269,6 +273,39 @@ def test_the_command_says_it_on_one_line(spoil: Any, bad: Path, tmp_path: Path, 
     spoil(bad)
     result = run_cli("import", bad, "-o", tmp_path / "out")
     assert len(result.error(3, "import", SPOILT[spoil][0])) == 1
+
+
+VALUES = [None, True, 0, -1, 2**40, float("nan"), 3.5, "", "x", "../x", [], [None], {}, {"content": 1}]
+
+
+def spoil_anything(path: Path, draw: random.Random) -> None:
+    """Another value somewhere in a JSON file, or other bytes in any file."""
+    if path.suffix == ".json" and draw.random() < 0.7:
+        document = json.loads(path.read_text())
+        place = document
+        while isinstance(place, dict) and place:
+            key = draw.choice(list(place))
+            if isinstance(place[key], dict) and draw.random() < 0.8:
+                place = place[key]
+            else:
+                place[key], place = draw.choice(VALUES), None
+        path.write_text(json.dumps(document))
+        return
+    content = bytearray(path.read_bytes())
+    place = draw.randrange(min(len(content), 3000))  # of safetensors, the header is what can be wrong
+    content[place : place + draw.randint(0, 3)] = draw.randbytes(draw.randint(0, 3))
+    path.write_bytes(content if draw.random() < 0.8 else content[:place])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_is_wrong_in_the_files_is_an_error_of_ours(seed: int, good: Path, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    for number in range(20):
+        bad = Path(shutil.copytree(good, tmp_path / f"{number}"))
+        names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+        spoil_anything(bad / draw.choice(names), draw)
+        with suppress(GptcliError):  # any other exception is a bug
+            import_model(bad, tmp_path / "out", report=Report(), force=True)
 
 
 def test_code_of_the_model_is_named_and_never_run(bad: Path, tmp_path: Path, run_cli: RunCli) -> None:

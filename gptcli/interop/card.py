@@ -57,6 +57,9 @@ print(model("Once upon a time", max_tokens=50)["choices"][0]["text"])
 }
 
 
+NEEDS = {"NanoChatForCausalLM": "transformers 5"}  # the others are in transformers 4 too
+
+
 def model_card(name: str, checkpoint: Path, model: GPT, tokenizer: Tokenizer, purpose: Purpose, *,
                architecture: str, dtype: str, gguf: str | None = None) -> str:  # fmt: skip
     """Markdown with front matter; figures are those of training.json and metrics.jsonl, where they are there."""
@@ -66,12 +69,13 @@ def model_card(name: str, checkpoint: Path, model: GPT, tokenizer: Tokenizer, pu
     library = "gguf" if gguf else "transformers"
     facts = {
         "architecture": architecture,
+        **({"needs": NEEDS[architecture]} if architecture in NEEDS else {}),
         "parameters": f"{model.num_parameters():,}",
         "layers, width, heads": f"{config.num_layers}, {config.hidden_size}, {config.num_heads}",
         "context": f"{config.context_length:,} tokens",
         "vocabulary": f"{tokenizer.vocab_size:,} tokens, byte-level BPE",
         "stored as": dtype,
-        **({"labels": ", ".join(map(shown, purpose.labels))} if purpose.labels else {}),
+        **({"labels": ", ".join(map(shown, purpose.labels)).replace("|", "\\|")} if purpose.labels else {}),
         **recorded(checkpoint),
     }
     example = _USE[use].replace("FILE", gguf or "").replace("CONTEXT", str(config.context_length))

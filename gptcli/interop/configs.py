@@ -37,7 +37,7 @@ def read_config(document: Mapping[str, Any], family: Family, place: str) -> Mode
         given = document.get(key, default)
         if given is None and name == "logit_softcap":
             given = 0.0
-        if not _fits(given, _TYPES[name]):
+        if not _fits(given, _TYPES[name]) or (given is None and default is not None):
             problems.append(f"{place}: {key}: want {_TYPES[name]}, got {shown(repr(given))}")
         values[name] = given
     values["bias"] = any(has_bias(document, family, module) for module in LINEARS)
@@ -45,7 +45,7 @@ def read_config(document: Mapping[str, Any], family: Family, place: str) -> Mode
         values["activation"] = _activation(document, family)
         if family.rotary:
             values["rope_theta"] = _rope_theta(document)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         problems.append(f"{place}: {error}")
     if problems:
         raise DataError(*problems)
@@ -77,7 +77,7 @@ def _foreign(document: Mapping[str, Any], family: Family) -> Iterator[str]:
         if bool(document.get(key, wanted)) != bool(wanted):
             yield f"{key} {shown(repr(document[key]))}: a GPT of gptcli cannot hold it; want {wanted}"
     kinds = document.get("layer_types") or []
-    if any(kind != "full_attention" for kind in kinds):
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         yield "layer_types: a GPT of gptcli cannot hold sliding attention; want full_attention in every layer"
 
 
@@ -116,13 +116,11 @@ def _rope_theta(document: Mapping[str, Any]) -> float:
 
 
 def family_for(config: ModelConfig, families: Sequence[Family], form: str) -> Family:
-    """The family that can hold the model; DataError with what the nearest one cannot. `form` says whose class it is:
-    "{} of transformers"."""
+    """The family that can hold the model; DataError with what the nearest one cannot, and why: `form` with its name."""
     tried = [(list(problems(config, family)), family) for family in families]
     unheld, nearest = min(tried, key=lambda pair: len(pair[0]))
     if unheld:
-        holder = form.format(nearest.architecture)
-        raise DataError(*(f"model.{problem}; {holder}, the nearest, cannot hold it" for problem in unheld))
+        raise DataError(*(f"model.{problem}; {form.format(nearest.architecture)}" for problem in unheld))
     return nearest
 
 

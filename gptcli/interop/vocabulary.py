@@ -43,7 +43,7 @@ def _from_merges(directory: Path, vocabulary_path: Path, merges_path: Path) -> T
     place = shown(str(vocabulary_path))
     settings = _document(directory, "tokenizer_config.json")
     kind = settings.get("tokenizer_class")
-    if kind not in MERGES_CLASSES:
+    if not isinstance(kind, str | None) or kind not in MERGES_CLASSES:
         raise DataError(
             f"{place}: tokenizer_class {shown(str(kind))}; want a tokenizer.json, as transformers writes it"
         )

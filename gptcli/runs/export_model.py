@@ -54,7 +54,7 @@ def export_hf(
     fsio.check_replaceable(output, force=force)
     directory, model, tokenizer, purpose = _load(run)
     families = [family for family in FAMILIES.values() if family is not QWEN2]
-    family = family_for(model.config, families, "{} of transformers")
+    family = family_for(model.config, families, "{} of transformers, the nearest class, cannot hold it")
     if purpose.labels and not family.classifier:
         raise DataError(
             f"{shown(str(directory))}: a classifier, and transformers has no class for one of the shape of "
@@ -79,7 +79,8 @@ def export_gguf(
     directory, model, tokenizer, purpose = _load(run)
     if purpose.labels:
         raise DataError(f"{shown(str(directory))}: a classifier, which llama.cpp cannot run; export with --to hf")
-    family = family_for(model.config, [a.family for a in ARCHITECTURES.values()], "{} as llama.cpp runs it")
+    families = [architecture.family for architecture in ARCHITECTURES.values()]
+    family = family_for(model.config, families, "{} as llama.cpp runs it, the nearest, cannot hold it; use --to hf")
     if model.config.activation not in ACTIVATIONS:
         raise DataError(f"model.activation: {model.config.activation}; llama.cpp has {', '.join(ACTIVATIONS)} there")
     if unsaid := unheld(tokenizer):
