@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,16 +73,30 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def target_nats(hidden: Tensor, head_weight: Tensor, targets: Tensor, *, cap: float) -> Tensor:
     """-log p of every target, float32 in the shape of `targets`; 0 where it is IGNORE. Arguments as above."""
-    flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    matrix = head_weight.to(hidden.dtype)
+    wanted = targets.reshape(-1)
+    parts = [
+        F.cross_entropy(logits, wanted[start : start + len(logits)], ignore_index=IGNORE, reduction="none")
+        for start, logits in _logits(hidden, head_weight, cap)
+    ]
+    return torch.cat(parts).view(targets.shape)
+
+
+@torch.no_grad()
+def likeliest(hidden: Tensor, head_weight: Tensor, *, cap: float) -> Tensor:
+    """The id of the largest logit at every place, int64 in the shape of hidden without its last dimension."""
+    parts = [logits.argmax(-1) for _, logits in _logits(hidden, head_weight, cap)]
+    return torch.cat(parts).view(hidden.shape[:-1])
+
+
+def _logits(hidden: Tensor, head_weight: Tensor, cap: float) -> Iterator[tuple[int, Tensor]]:
+    """Chunks of the logits (rows, V) in float32, each with the number of its first row."""
+    flat, matrix = hidden.reshape(-1, hidden.shape[-1]), head_weight.to(hidden.dtype)
     rows = max(1, CHUNK_LOGITS // matrix.shape[0])
-    parts = []
-    for start in range(0, len(wanted), rows):
+    for start in range(0, len(flat), rows):
         logits = (flat[start : start + rows] @ matrix.t()).float()
         if cap:
             logits = logits.div_(cap).tanh_().mul_(cap)
-        parts.append(F.cross_entropy(logits, wanted[start : start + rows], ignore_index=IGNORE, reduction="none"))
-    return torch.cat(parts).view(targets.shape)
+        yield start, logits
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli import metrics
+from gptcli import scoring
 from gptcli.config import ModelConfig
 from gptcli.data.tokenizer import Tokenizer, learn_merges
 from gptcli.errors import NumericalError
@@ -76,8 +76,8 @@ def test_spans_score_every_token_once_with_the_promised_context(length: int, win
     scored = []
     for number, span in enumerate(spans(3, list(range(length)), window=window, stride=stride)):
         assert span.document == 3
-        assert 0 < len(span.ids) <= window
-        assert span.ids == list(range(span.ids[0], span.ids[0] + len(span.ids)))
+        assert bool(length) <= len(span.ids) <= window
+        assert span.ids == list(range(length))[len(scored) - span.first :][: len(span.ids)]
         assert span.first == (0 if number == 0 else window - stride)
         scored += span.ids[span.first :]
     assert scored == list(range(length))
@@ -118,7 +118,7 @@ def test_documents_in_a_batch_do_not_change_each_other(
 ) -> None:
     documents = tokenizer.encode_batch(TEXTS)
     alone = [score for ids in documents for score in scores_of(model, tokenizer, [ids])]
-    monkeypatch.setattr(metrics, "BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", batch_tokens)
     for score, reference in zip(scores_of(model, tokenizer, documents), alone, strict=True):
         assert score.nats == pytest.approx(reference.nats, rel=1e-5)
         assert (score.tokens, score.bytes) == (reference.tokens, reference.bytes)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from gptcli import checkpoint
 from gptcli.config import RuntimeConfig
-from gptcli.data.text import TextOptions
+from gptcli.data.text import Piece, TextOptions, decompressed_bytes, find_sources, read_pieces
 from gptcli.errors import DataError
 from gptcli.metrics import TextScore, score_documents
 from gptcli.report import Report
-from gptcli.runs.tokens import documents
+from gptcli.runs.tokens import documents_of, encode
 from gptcli.runtime import make_runtime
 from gptcli.weights import Quantize, pack
 
@@ -77,19 +77,35 @@ def evaluate(
     context_length = model.config.context_length
     stride = min(stride or max(1, context_length // 2), context_length)
     options = TextOptions(field=field, encoding=encoding, errors=errors)
-    ids = [[index for text in document for index in tokenizer.encode(text)] for document in documents(inputs, options)]
-    total = sum(map(len, ids))
-    if not total:
-        raise DataError(f"{', '.join(inputs)}: no text to evaluate")
-    scores = list(
-        score_documents(
-            model,
-            tokenizer,
-            ids,
-            runtime,
-            stride=stride,
-            progress=lambda done: report.progress("evaluate", done, total),
-        )
+    pieces, total_bytes = _pieces(inputs, options)
+    done_bytes = 0
+
+    def counted() -> Iterator[Piece]:
+        nonlocal done_bytes
+        for piece in pieces:
+            yield piece
+            done_bytes += piece.raw_bytes
+
+    scores = score_documents(
+        model,
+        tokenizer,
+        (encode(tokenizer, document) for document in documents_of(counted())),
+        runtime,
+        stride=stride,
+        progress=lambda tokens: report.progress("evaluate", done_bytes, total_bytes, f"{tokens:,} tokens", unit="B"),
     )
-    whole = TextScore(sum(s.nats for s in scores), sum(s.tokens for s in scores), sum(s.bytes for s in scores))
-    return Evaluation(str(directory), whole, len(scores), context_length, stride)
+    nats, tokens, text_bytes, count = 0.0, 0, 0, 0
+    for score in scores:
+        nats, tokens, text_bytes = nats + score.nats, tokens + score.tokens, text_bytes + score.bytes
+        count += 1
+    if not tokens:
+        raise DataError(f"{', '.join(inputs)}: no text to evaluate")
+    return Evaluation(str(directory), TextScore(nats, tokens, text_bytes), count, context_length, stride)
+
+
+def _pieces(inputs: Sequence[str], options: TextOptions) -> tuple[Iterator[Piece], int | None]:
+    """The pieces of all inputs, and the bytes they will take where every one is a plain file."""
+    sources = find_sources(inputs, options)
+    plain = all(source.stream is None and source.path is not None and not source.compressed for source in sources)
+    total = sum(map(decompressed_bytes, sources)) if plain else None
+    return (piece for source in sources for piece in read_pieces(source, options)), total

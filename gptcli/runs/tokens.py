@@ -24,7 +24,12 @@ def documents(inputs: Sequence[str], options: TextOptions, *, lines: bool = Fals
     pieces = read_inputs(inputs, options)
     if lines:
         yield from ([line] for line in _lines(pieces))  # type: ignore[misc]
-        return
+    else:
+        yield from documents_of(pieces)
+
+
+def documents_of(pieces: Iterator[Piece]) -> Iterator[Iterator[str]]:
+    """Pieces as documents, each as its pieces of text. Take them in order."""
     following: list[str] = []
 
     def rest_of_document() -> Iterator[str]:
