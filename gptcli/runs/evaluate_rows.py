@@ -1,0 +1,191 @@
+"""Checkpoint and labelled rows -> how good its answers are, and whether they are better than another model's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gptcli import checkpoint, fsio
+from gptcli.config import RuntimeConfig
+from gptcli.data.rows import load_rows
+from gptcli.data.text import TextOptions
+from gptcli.display import shown
+from gptcli.errors import ConfigError, DataError
+from gptcli.evaluation.bootstrap import Difference, Estimate, Resampling, differences, estimates
+from gptcli.evaluation.heads import classify_by_head
+from gptcli.evaluation.items import Item, read_item
+from gptcli.evaluation.likelihood import choose, classify_by_words
+from gptcli.evaluation.options import RowOptions
+from gptcli.evaluation.outcome import Loaded, Outcome
+from gptcli.evaluation.shots import Shots
+from gptcli.evaluation.writing import write
+from gptcli.report import Report
+from gptcli.runtime import Runtime, make_runtime
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model's metrics."""
+
+    checkpoint: str
+    metrics: dict[str, Estimate]
+    details: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        metrics = {name: estimate.as_dict() for name, estimate in self.metrics.items()}
+        return {"checkpoint": self.checkpoint, "metrics": metrics, **self.details}
+
+
+@dataclass(frozen=True)
+class RowEvaluation:
+    """What `gptcli evaluate --task` prints."""
+
+    options: RowOptions
+    rows: int
+    resampling: Resampling
+    measured: Measured
+    other: Measured | None
+    differences: dict[str, Difference] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        document = {
+            "task": self.options.task,
+            "rows": self.rows,
+            "shots": self.options.shots,
+            "intervals": self.resampling.as_dict(),
+            **self.measured.as_dict(),
+        }
+        if self.other is not None and self.differences is not None:
+            differences = {name: difference.as_dict() for name, difference in self.differences.items()}
+            document["compare"] = {**self.other.as_dict(), "differences": differences}
+        return document
+
+    def lines(self) -> list[tuple[str, str]]:
+        """For a person."""
+        found = []
+        for name, estimate in self.measured.metrics.items():
+            title = name.replace("_", " ").replace("/", " of ")
+            found.append((title, str(estimate)))
+            if self.other is not None and self.differences is not None and "/" not in name:
+                found += [(f"  {self.other.checkpoint}", str(self.other.metrics[name])),
+                          ("  difference", str(self.differences[name]))]  # fmt: skip
+        details = self.measured.details
+        for label, row in zip(details.get("labels", ()), details.get("confusion", ()), strict=True):
+            given = ", ".join(f"{n} {name}" for name, n in zip(details["labels"], row, strict=True))
+            found.append((f"rows of {label}", f"{sum(row)}, given as {given}"))
+        how = f"{self.resampling.resamples} resamples, seed {self.resampling.seed}"
+        return [*found, ("rows", f"{self.rows:,}"), ("intervals", f"95 %, percentile bootstrap over rows, {how}"),
+                ("checkpoint", self.measured.checkpoint)]  # fmt: skip
+
+
+def evaluate_rows(
+    run: str | Path,
+    inputs: Sequence[str],
+    options: RowOptions,
+    *,
+    compare: str | Path | None = None,
+    records: str | Path | None = None,
+    force: bool = False,
+    text: TextOptions | None = None,
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    threads: int | None = None,
+    report: Report,
+) -> RowEvaluation:
+    """Ask the model, and the one to compare it with, every row; write what they said of each to `records`.
+
+    DataError for a row that is wrong, with its place, or no rows; RefusedError where `records` exists without `force`.
+    """
+    if records is not None:
+        fsio.check_writable(Path(records), force=force)
+    if bool(options.shots) != (options.shots_file is not None):
+        raise ConfigError("--shots and --shots-file go together; pass both")
+    directories = [checkpoint.resolve(path) for path in (run, compare) if path is not None]
+    items = _read(inputs, options, text)
+    shots = None
+    if options.shots_file is not None:
+        shots = Shots(_read([options.shots_file], options, text), options.shots, options.seed)
+    runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
+    outcomes = [_ask(directory, items, options, shots, runtime, report) for directory in directories]
+    resampling = Resampling(options.resamples, options.seed)
+    measured = [
+        Measured(
+            str(directory), estimates(outcome.tally, outcome.metrics, resampling, outcome.reasons), outcome.details
+        )
+        for directory, outcome in zip(directories, outcomes, strict=True)
+    ]
+    if records is not None:
+        _write_records(Path(records), outcomes)
+    if compare is None:
+        return RowEvaluation(options, len(items), resampling, measured[0], None, None)
+    first, second = outcomes
+    if first.details.get("labels") != second.details.get("labels"):
+        raise DataError(
+            f"{shown(str(compare))}: its labels are {shown(', '.join(second.details['labels']))}, "
+            f"those of {shown(str(run))} {shown(', '.join(first.details['labels']))}; compare models of the same labels"
+        )
+    scores = {name: (column, second.scores[name]) for name, column in first.scores.items()}
+    found = differences(first.tally, second.tally, first.metrics, resampling, scores)
+    return RowEvaluation(options, len(items), resampling, measured[0], measured[1], found)
+
+
+def _read(inputs: Sequence[str], options: RowOptions, text: TextOptions | None) -> list[Item]:
+    rows = load_rows(
+        inputs, lambda row: read_item(row, options.task, options.template), on_bad_line="error", options=text
+    )
+    return rows.items
+
+
+def _ask(
+    directory: Path, items: list[Item], options: RowOptions, shots: Shots | None, runtime: Runtime, report: Report
+) -> Outcome:
+    model, tokenizer = checkpoint.load(directory, device=runtime.device, dtype=runtime.dtype)
+    purpose = checkpoint.read_purpose(directory)
+    loaded = Loaded(str(directory), model, tokenizer, runtime, purpose.labels, purpose.conversation)
+    by_words = options.template is not None or options.label_words or shots is not None
+    match options.task:
+        case "classify" if purpose.labels and not by_words:
+            outcome = classify_by_head(loaded, items, report)
+        case "classify":
+            outcome = classify_by_words(loaded, items, _label_words(items, options, shots), options, shots, report)
+        case "choice":
+            outcome = choose(loaded, items, options, shots, report)
+        case "generate":
+            outcome = write(loaded, items, options, shots, report)
+    cuts = outcome.details
+    if cuts["rows_truncated"]:
+        report.warning(f"{cuts['rows_truncated']} of {len(items)} rows did not fit the context and were cut")
+    if cuts["shots_dropped"]:
+        rows = cuts["rows_with_fewer_shots"]
+        report.warning(f"{cuts['shots_dropped']} shots of {rows} rows did not fit the context and were left out")
+    return outcome
+
+
+def _label_words(items: list[Item], options: RowOptions, shots: Shots | None) -> dict[str, str]:
+    """The labels, of the option or else of the rows in alphabetical order, and the words that stand for each."""
+    given = dict(options.label_words)
+    there = items if shots is None else [*items, *shots.pool]
+    if not given:
+        labels = sorted({item.answers[0] for item in there})
+        if len(labels) < 2:
+            raise DataError(
+                f"{items[0].place}: every row has the label '{shown(labels[0])}'; name all with --label-word"
+            )
+        return {label: label for label in labels}
+    for item in there:
+        if item.answers[0] not in given:
+            raise DataError(
+                f"{item.place}: label '{shown(item.answers[0])}' has no words; add --label-word LABEL=WORDS"
+            )
+    return given
+
+
+def _write_records(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """A line for every row; with two models, what the second said is under `compare`."""
+    with fsio.replacing(path) as file:
+        for first, *others in zip(*(outcome.records for outcome in outcomes), strict=True):
+            record = {**first, "compare": others[0]} if others else first
+            file.write((json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode())
