@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,8 +35,7 @@ class Measured:
     details: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        metrics = {name: estimate.as_dict() for name, estimate in self.metrics.items()}
-        return {"checkpoint": self.checkpoint, "metrics": metrics, **self.details}
+        return {"checkpoint": self.checkpoint, **_nested(self.metrics), **self.details}
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,7 @@ class RowEvaluation:
             **self.measured.as_dict(),
         }
         if self.other is not None and self.differences is not None:
-            differences = {name: difference.as_dict() for name, difference in self.differences.items()}
-            document["compare"] = {**self.other.as_dict(), "differences": differences}
+            document["compare"] = {**self.other.as_dict(), "differences": _nested(self.differences)}
         return document
 
     def lines(self) -> list[tuple[str, str]]:
@@ -79,6 +77,18 @@ class RowEvaluation:
         how = f"{self.resampling.resamples} resamples, seed {self.resampling.seed}"
         return [*found, ("rows", f"{self.rows:,}"), ("intervals", f"95 %, percentile bootstrap over rows, {how}"),
                 ("checkpoint", self.measured.checkpoint)]  # fmt: skip
+
+
+def _nested(found: Mapping[str, Estimate] | Mapping[str, Difference]) -> dict[str, Any]:
+    """`metrics`, and `per_label` for those named METRIC/LABEL."""
+    document: dict[str, Any] = {"metrics": {}}
+    for name, value in found.items():
+        metric, slash, label = name.partition("/")
+        if slash:
+            document.setdefault("per_label", {}).setdefault(label, {})[metric] = value.as_dict()
+        else:
+            document["metrics"][name] = value.as_dict()
+    return document
 
 
 def evaluate_rows(
