@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from gptcli.evaluation.answers import exact_match, normalise, token_f1
 from gptcli.evaluation.choice import preferred, probabilities
 
-TEXTS = st.lists(st.sampled_from(["the", "A", "an", "cat", "Cat.", "sat", "U.S.", "naïve", "-", "  ", "\n"]), max_size=6)
+TEXTS = st.lists(
+    st.sampled_from(["the", "A", "an", "cat", "Cat.", "sat", "U.S.", "naïve", "-", "  ", "\n"]), max_size=6
+)
 
 
 def squad_normalise(text: str) -> str:

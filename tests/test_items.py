@@ -66,7 +66,7 @@ def test_labels_may_be_numbers_and_booleans_of_json() -> None:
     ],
 )
 def test_a_wrong_row_is_named_with_its_place(task: Task, fields: dict[str, object], said: str) -> None:
-    with pytest.raises(DataError, match="^rows.jsonl:7: .*") as error:
+    with pytest.raises(DataError, match=r"^rows\.jsonl:7: ") as error:
         read_item(row(**fields), task, None)
     assert said in str(error.value)
 

@@ -79,7 +79,9 @@ def test_a_sequence_longer_than_the_context_is_refused(model: GPT) -> None:
         list(score_sequences(model, [Sequence([1] * 14, 1)], CPU))
 
 
-WORDS = st.lists(st.sampled_from(["the", " cat", " ", "\n", "New", " York", "é", "'s", "  sat"]), max_size=5).map("".join)
+WORDS = st.lists(st.sampled_from(["the", " cat", " ", "\n", "New", " York", "é", "'s", "  sat"]), max_size=5).map(
+    "".join
+)
 
 
 @given(context=WORDS, continuation=WORDS)

@@ -98,6 +98,7 @@ def evaluate(
     for score in scores:
         nats, tokens, text_bytes = nats + score.nats, tokens + score.tokens, text_bytes + score.bytes
         count += 1
+    report.progress("evaluate", done_bytes, done_bytes, unit="B")
     if not tokens:
         raise DataError(f"{', '.join(inputs)}: no text to evaluate")
     return Evaluation(str(directory), TextScore(nats, tokens, text_bytes), count, context_length, stride)
