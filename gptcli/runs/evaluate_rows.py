@@ -15,7 +15,6 @@ from gptcli.data.text import TextOptions
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
 from gptcli.evaluation.bootstrap import Difference, Estimate, Resampling, differences, estimates
-from gptcli.evaluation.heads import classify_by_head
 from gptcli.evaluation.items import Item, read_item
 from gptcli.evaluation.likelihood import choose, classify_by_words
 from gptcli.evaluation.options import RowOptions
@@ -24,6 +23,7 @@ from gptcli.evaluation.shots import Shots
 from gptcli.evaluation.writing import write
 from gptcli.report import Report
 from gptcli.runtime import Runtime, make_runtime
+from gptcli.weights import Quantize, pack
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ def evaluate_rows(
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     threads: int | None = None,
+    quantize: Quantize | None = None,
     report: Report,
 ) -> RowEvaluation:
     """Ask the model, and the one to compare it with, every row; write what they said of each to `records`.
@@ -119,7 +120,7 @@ def evaluate_rows(
     if options.shots_file is not None:
         shots = Shots(_read([options.shots_file], options, text), options.shots, options.seed)
     runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
-    outcomes = [_ask(directory, items, options, shots, runtime, report) for directory in directories]
+    outcomes = [_ask(_load(path, runtime, quantize), items, options, shots, report) for path in directories]
     resampling = Resampling(options.resamples, options.seed)
     measured = [
         Measured(
@@ -149,16 +150,16 @@ def _read(inputs: Sequence[str], options: RowOptions, text: TextOptions | None) 
     return rows.items
 
 
-def _ask(
-    directory: Path, items: list[Item], options: RowOptions, shots: Shots | None, runtime: Runtime, report: Report
-) -> Outcome:
+def _load(directory: Path, runtime: Runtime, quantize: Quantize | None) -> Loaded:
     model, tokenizer = checkpoint.load(directory, device=runtime.device, dtype=runtime.dtype)
+    if quantize:
+        pack(model, runtime, quantize=quantize)
     purpose = checkpoint.read_purpose(directory)
-    loaded = Loaded(str(directory), model, tokenizer, runtime, purpose.labels, purpose.conversation)
-    by_words = options.template is not None or options.label_words or shots is not None
+    return Loaded(str(directory), model, tokenizer, runtime, purpose.labels, purpose.conversation)
+
+
+def _ask(loaded: Loaded, items: list[Item], options: RowOptions, shots: Shots | None, report: Report) -> Outcome:
     match options.task:
-        case "classify" if purpose.labels and not by_words:
-            outcome = classify_by_head(loaded, items, report)
         case "classify":
             outcome = classify_by_words(loaded, items, _label_words(items, options, shots), options, shots, report)
         case "choice":
