@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from gptcli.attention import QUERY_BLOCK
 from gptcli.config import ModelConfig, OptimConfig
 from gptcli.loss import CHUNK_LOGITS
-from gptcli.scoring import BATCH_TOKENS
 from gptcli.model import GPT
+from gptcli.scoring import BATCH_TOKENS
 
 # Of a pretraining process before it makes its model: Python, torch and the libraries (torch 2.13 on Linux).
 PROCESS_BYTES = 310 << 20
