@@ -292,6 +292,7 @@ class TrainConfig(Section):
     sample_every_steps: int = number(250, "a sample of the model's text; 0 is off", ge=0)
     sample_prompt: str = value("", "start of the sample; empty: the model begins")
     sample_tokens: int = number(64, "length of the sample", ge=1)
+    tensorboard: bool = value(False, "also write the metrics as TensorBoard scalars, to run_dir/tensorboard")
 
     @property
     def micro_batch(self) -> int:

@@ -88,7 +88,7 @@ def read_run(run_dir: Path) -> RunFacts:
     steps = steps if type(steps) is int else None
     return RunFacts(
         path=str(run_dir),
-        state=_state(run_dir, step, steps),
+        state=_state(run_dir, step, finished=_finished(records, step, steps)),
         step=step,
         steps=steps,
         loss_nats=number_of(train[-1], "loss_nats") if train else None,
@@ -163,7 +163,12 @@ def _flat(section: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", value
 
 
-def _state(run_dir: Path, step: int, steps: int | None) -> State:
+def _finished(records: list[Record], step: int, steps: int | None) -> bool:
+    """The last record says so; where it was lost, the number of steps does."""
+    return (bool(records) and records[-1]["kind"] == "end") or (steps is not None and step >= steps)
+
+
+def _state(run_dir: Path, step: int, *, finished: bool) -> State:
     """A run that stops in good order empties its lock file; one that fails or is killed leaves its name there."""
     try:
         with (run_dir / LOCK).open("rb") as file:
@@ -175,7 +180,7 @@ def _state(run_dir: Path, step: int, steps: int | None) -> State:
                     return "running"
     except OSError:
         left = False
-    if steps is not None and step >= steps:
+    if finished:
         return "finished"
     if left:
         return "failed"

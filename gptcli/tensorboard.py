@@ -1,19 +1,36 @@
-"""Metrics as TensorBoard scalars, with the extra `tensorboard`."""
+"""Metrics as TensorBoard scalars, with the extra `tensorboard`. metrics.jsonl stays the record of a run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gptcli.display import shown
 from gptcli.errors import ConfigError
 from gptcli.history import Record, number_of
+
+
+def check_installed(*, wanted: bool = True) -> None:
+    """ConfigError where TensorBoard is wanted and its package is not there."""
+    if not wanted:
+        return
+    try:
+        import tensorboard.summary  # noqa: F401
+    except ImportError:
+        raise ConfigError("the package tensorboard is not installed; pip install 'gptcli[tensorboard]'") from None
 
 
 class Board:
     """An event file: every number of a record becomes the scalar KIND/FIELD at its step."""
 
-    def __init__(self, writer: Any) -> None:
-        self.writer = writer
+    def __init__(self, directory: Path) -> None:
+        check_installed()
+        from tensorboard.summary import Writer
+
+        directory.mkdir(parents=True, exist_ok=True)
+        self.writer: Any = Writer(str(directory))
 
     def add(self, record: Record) -> None:
         for name in record:
@@ -27,11 +44,38 @@ class Board:
         self.writer.close()
 
 
-def open_board(directory: Path) -> Board:
-    """A board that writes to `directory`; ConfigError where the package is not installed."""
-    try:
-        from tensorboard.summary import Writer
-    except ImportError:
-        raise ConfigError("the package tensorboard is not installed; pip install 'gptcli[tensorboard]'") from None
-    directory.mkdir(parents=True, exist_ok=True)
-    return Board(Writer(str(directory)))
+@contextmanager
+def recording(directory: Path, warn: Callable[[str], None], *, wanted: bool) -> Iterator[Callable[[Record], None]]:
+    """A function that adds a record of a run to the board in `directory`, or does nothing where that is not wanted.
+
+    What fails there warns once and stops no run.
+    """
+    board: Board | None = None
+
+    def attempt(work: Callable[[], object]) -> None:
+        nonlocal board
+        try:
+            work()
+        except (OSError, ValueError, RuntimeError) as error:
+            warn(f"{shown(str(directory))}: {error}; no more TensorBoard scalars are written")
+            board = None
+
+    def begin() -> None:
+        nonlocal board
+        board = Board(directory)
+
+    def add(record: Record) -> None:
+        if (found := board) is None:
+            return
+
+        def work() -> None:
+            found.add(record)
+            found.flush()
+
+        attempt(work)
+
+    if wanted:
+        attempt(begin)
+    yield add
+    if board is not None:
+        attempt(board.close)

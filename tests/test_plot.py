@@ -120,6 +120,25 @@ def test_metrics_become_scalars_of_tensorboard(tiny: Tiny, tmp_path: Path, run_c
     assert scalars(tmp_path / "board", "validation/bits_per_byte") == [(step, pytest.approx(b)) for step, b in bits]
 
 
+def test_a_run_writes_scalars_as_it_goes(tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
+    pytest.importorskip("tensorboard")
+    changes = ("-s", f"run_dir={tmp_path / 'run'}", "-s", "train.tensorboard=true", "-s", "train.log_every_steps=2")
+    result = run_cli("pretrain", tiny.run_file, *changes, "-q")
+    assert (result.code, result.err) == (0, "")
+    assert [step for step, _ in scalars(tmp_path / "run" / "tensorboard", "train/loss_nats")] == [2, 4, 6]
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_board_that_cannot_be_written_stops_no_run(tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").write_text("in the way")
+    changes = ("-s", f"run_dir={tmp_path / 'run'}", "-s", "train.tensorboard=true")
+    result = run_cli("pretrain", tiny.run_file, *changes, "-q")
+    assert result.code == 0
+    assert len(result.error(0, "pretrain", "no more TensorBoard scalars are written")) == 1
+
+
 def scalars(directory: Path, tag: str) -> list[tuple[int, float]]:
     """(step, value) of a tag, read by TensorBoard itself."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

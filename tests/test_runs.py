@@ -102,6 +102,16 @@ def test_half_a_line_at_the_end_is_no_damage(run: Path) -> None:
     assert problems == []
 
 
+def test_a_run_that_ends_before_its_last_step_is_finished_where_it_says_so(run: Path) -> None:
+    text = (run / "run.yaml").read_text()
+    (run / "run.yaml").write_text(text.replace("steps: 6", "steps: 60"))
+    assert read_run(run).state == "finished"
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    assert json.loads(lines[-1]) == {"kind": "end", "step": 6}
+    (run / "metrics.jsonl").write_bytes(b"".join(lines[:-1]))
+    assert (read_run(run).state, read_run(run).steps) == ("interrupted", 60)
+
+
 def test_a_directory_that_is_not_there_is_told(tmp_path: Path, run_cli: RunCli) -> None:
     run_cli("runs", cwd=tmp_path).error(2, "runs", "runs: no such directory")
     (tmp_path / "runs").mkdir()

@@ -10,6 +10,7 @@ from gptcli.curves import Axis, Curve, curve, find_metric, metric_names
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
 from gptcli.history import metrics_of, number_of
+from gptcli.tensorboard import Board
 
 IMAGE_FORMATS = ("png", "svg", "pdf")
 INCHES, DOTS_PER_INCH = (8.0, 4.5), 150
@@ -60,11 +61,9 @@ def save_image(curves: Sequence[Curve], path: Path, *, title: str, x_name: str) 
 
 def save_tensorboard(runs: Sequence[str], directory: Path) -> int:
     """Write every number of the runs' metrics as TensorBoard scalars, a run a directory; returns how many."""
-    from gptcli.tensorboard import open_board
-
     count = 0
     for run in runs:
-        board = open_board(directory / Path(run).name if len(runs) > 1 else directory)
+        board = Board(directory / Path(run).name if len(runs) > 1 else directory)
         for record in metrics_of(run):
             board.add(record)
             count += sum(number_of(record, name) is not None for name in record if name != "step")

@@ -30,6 +30,7 @@ from gptcli.runs.run_directory import check_vacant, clear
 from gptcli.runs.train_tokenizer import learn_tokenizer
 from gptcli.runs.training import Job, Training, validate_text, write_sample
 from gptcli.runtime import Runtime, keep_freed_memory, make_runtime
+from gptcli.tensorboard import check_installed
 from gptcli.train import next_token_nats
 
 ABANDONED_SECONDS = 7 * 24 * 3600  # what a killed preparation left is kept so long, to go on with
@@ -55,6 +56,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False, force: bool = Fals
     fsio.check_writable(run_dir / "run.yaml", force=True)
     with fsio.locked(run_dir):
         check_vacant(run_dir, resume=resume, force=force)
+        check_installed(wanted=config.train.tensorboard)
         runtime = make_runtime(config.runtime)
         if runtime.device.type == "cpu":
             keep_freed_memory()

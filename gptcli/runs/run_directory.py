@@ -26,6 +26,7 @@ FREE_TO_CHANGE = {
     "train.sample_every_steps",
     "train.sample_prompt",
     "train.sample_tokens",
+    "train.tensorboard",
     "runtime.device",
     "runtime.threads",
     "runtime.compile",

@@ -35,6 +35,7 @@ from gptcli.runs.run_directory import FREE_TO_CHANGE, differences, trim_metrics
 from gptcli.runs.run_directory import check_vacant as check_vacant
 from gptcli.runs.run_directory import clear as clear
 from gptcli.runtime import Runtime, matmul_flops_per_second
+from gptcli.tensorboard import recording
 from gptcli.train import Hooks, Objective, Record, train
 
 
@@ -110,9 +111,15 @@ class Training:
         def announce() -> None:
             self.report.message("stopping after this step and saving; once more to stop at once")
 
-        with stop_on_signals(announce) as stop, fsio.appending(self.metrics_path) as metrics:
-            finished = self._train(state, stop, self._writer(metrics))
-        finished = finished or self.exhausted
+        with (
+            stop_on_signals(announce) as stop,
+            fsio.appending(self.metrics_path) as metrics,
+            recording(self.run_dir / "tensorboard", self.report.warning, wanted=job.train.tensorboard) as also_record,
+        ):
+            write = self._writer(metrics, also_record)
+            finished = self._train(state, stop, write) or self.exhausted
+            if finished:
+                write({"kind": "end", "step": state.step})
         if not finished:
             self.report.message(f"stopped and saved at step {state.step}; go on with: {again}")
         return Outcome(state.step, finished, 0 if finished else stop.exit_code, self.validation)
@@ -174,11 +181,12 @@ class Training:
             f"{self.runtime.device} {str(self.runtime.dtype).removeprefix('torch.')}, {self.runtime.threads} threads"
         )
 
-    def _writer(self, file: Any) -> Callable[[Record], None]:
+    def _writer(self, file: Any, also_record: Callable[[Record], None]) -> Callable[[Record], None]:
         def write(record: Record) -> None:
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
             file.write((json.dumps(finite, allow_nan=False, ensure_ascii=False) + "\n").encode())
             file.flush()
+            also_record(finite)
             if record["kind"] == "train":
                 note = f"loss {record['loss_nats']:.3f}  {record['tokens_per_second']:,.0f} tokens/s"
                 if self.validation is not None:
