@@ -122,3 +122,12 @@ def test_a_run_takes_the_memory_that_was_planned(shape: str, tiny: Tiny, tmp_pat
     taken = max(record.get("memory_bytes", 0) for record in records)
     print(f"{shape}: planned {plan['memory_bytes']['total'] / 1e6:.0f} MB, taken {taken / 1e6:.0f} MB")
     assert plan["memory_bytes"]["total"] == pytest.approx(taken, rel=0.15)
+
+
+def test_time_can_be_taken_from_real_steps(tiny: Tiny, run_cli: RunCli) -> None:
+    found = planned(run_cli, tiny.run_file, "--measure")
+    assert found["measured_step_seconds"] > 0
+    assert found["seconds"] == pytest.approx(6 * found["measured_step_seconds"])
+    assert found["fits"]
+    result = run_cli("plan", EXAMPLES / "gpt3-175b.yaml", "--measure", "-s", "runtime.threads=1")
+    result.error(1, "plan", "--measure: the run needs 7.05 TB of memory and does not fit")

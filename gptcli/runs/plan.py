@@ -8,6 +8,7 @@ import statistics
 import torch
 
 from gptcli import accelerators, machine
+from gptcli.amounts import amount
 from gptcli.config import PretrainConfig
 from gptcli.data.size import find_vocabulary, training_tokens
 from gptcli.errors import ConfigError, GptcliError
@@ -110,7 +111,8 @@ def plan(config: PretrainConfig, target: Target, rates: Rates, *, measure: bool 
     if not measure:
         return found
     if not found.fits:
-        raise GptcliError(f"--measure: the run needs {found.memory.total_bytes:,} bytes; lower train.micro_batch_size")
+        needed = amount(found.memory.total_bytes, "B")
+        raise GptcliError(f"--measure: the run needs {needed} of memory and does not fit; gptcli plan says what does")
     model_config = dataclasses.replace(config.model, vocab_size=find_vocabulary(config)[1])
     _, times = step_times(config, model_config, make_runtime(config.runtime))
     return dataclasses.replace(found, measured_step_seconds=statistics.median(times))
