@@ -79,17 +79,17 @@ for command in (
     config.config,
     plan.plan,
     pretrain.pretrain,
+    import_model.import_model,
     runs.runs,
     plot.plot,
-    import_model.import_model,
     checkpoint.checkpoint,
     evaluate.evaluate,
     eval_harness.eval_harness,
     score.score,
     generate.generate,
     chat.chat,
-    bench.bench,
     export_model.export_model,
+    bench.bench,
 ):
     cli.add_command(command)
 

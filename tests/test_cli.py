@@ -23,6 +23,7 @@ COMMANDS = [
     "config",
     "plan",
     "pretrain",
+    "import",
     "runs",
     "plot",
     "checkpoint",
@@ -30,6 +31,7 @@ COMMANDS = [
     "score",
     "generate",
     "chat",
+    "export",
     "bench",
 ]
 SUBCOMMANDS = [
