@@ -244,10 +244,10 @@ def digests(checkpoint: Path) -> list[str]:
     return [hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() for name in WEIGHTS]
 
 
-def metrics(run: Path) -> list[tuple[str, int, float]]:
+def metrics(run: Path) -> list[tuple[str, int, float | None]]:
     """What a metrics.jsonl says, without its times."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(record["kind"], record["step"], record["loss_nats"]) for record in records]
+    return [(record["kind"], record["step"], record.get("loss_nats")) for record in records]
 
 
 def leftovers(directory: Path) -> list[str]:

@@ -58,8 +58,9 @@ def clear(run_dir: Path) -> None:
         fsio.remove_file(run_dir / link)
 
 
-def trim_metrics(path: Path, state: TrainState) -> None:
-    """Drop the lines of what will be done again, and half a line that a kill left."""
+def trim_metrics(path: Path, state: TrainState, *, done: bool) -> None:
+    """Drop the lines of what will be done again, that the run has ended unless it is done, and half a line that a kill
+    left."""
     if not path.exists():
         return
     kept = []
@@ -68,6 +69,8 @@ def trim_metrics(path: Path, state: TrainState) -> None:
             record = json.loads(line)
             again = state.pending and record["kind"] != "train"
             if record["step"] + again > state.step or not line.endswith(b"\n"):
+                continue
+            if record["kind"] == "end" and not done:
                 continue
         except (ValueError, KeyError, TypeError):
             continue

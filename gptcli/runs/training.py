@@ -99,11 +99,12 @@ class Training:
         if found is not None:
             self._restore(state, found)
             self.resumed_step = state.step
-        trim_metrics(self.metrics_path, state)
+        self._check_patience(state)
+        done = (state.step >= job.train.steps or self.exhausted) and not state.pending
+        trim_metrics(self.metrics_path, state, done=done)
         fsio.write_file(self.run_dir / "run.yaml", configfile.dump(job.config))
         self._describe(state, resumed=found is not None)
-        self._check_patience(state)
-        if (state.step >= job.train.steps or self.exhausted) and not state.pending:
+        if done:
             self.report.message(f"already done at step {state.step}; raise train.steps or train.epochs to go on")
             return Outcome(state.step, True, 0, None)
         again = f"gptcli {job.command} {self.run_dir / 'run.yaml'} --resume"
