@@ -126,7 +126,7 @@ def activation_bytes(work: Workload) -> int:
 def _block_bytes(work: Workload) -> int:
     """Kept a token and block: two norms with their outputs, attention, the MLP's hidden layer, and dropout's masks."""
     config, a = work.model.config, work.activation_size
-    gates = {"relu2": 2, "gelu": 2, "swiglu": 4}[config.activation]
+    gates = 4 if config.activation == "swiglu" else 2
     masks = 2 * a * config.hidden_size if config.dropout else 0
     return (
         2 * (_norm_bytes(work) + a * config.hidden_size) + _attention_bytes(work) + a * gates * config.mlp_size + masks

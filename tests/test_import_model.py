@@ -21,9 +21,12 @@ import transformers
 from hugging_face import CONFIGS, edit_config, hf_directory, made_tokenizer, made_up_text, some_ids
 from tokenizers import normalizers
 
+from gptcli.config import GenerateOptions
+from gptcli.engine import Engine, Request
 from gptcli.errors import DataError, GptcliError, RefusedError
 from gptcli.report import Report
 from gptcli.runs.import_model import import_model
+from gptcli.runtime import Runtime
 
 
 def imported(source: Path, output: Path, **how: Any) -> Any:
@@ -42,6 +45,18 @@ def test_an_imported_model_gives_the_logits_of_transformers(name: str, tmp_path:
     theirs = hf_directory(tmp_path / "hf", CONFIGS[name])
     ours, _ = imported(tmp_path / "hf", tmp_path / "ours")
     assert largest_difference(theirs, ours) < 1e-4
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_imported_model_writes_what_transformers_writes(name: str, tmp_path: Path) -> None:
+    theirs = hf_directory(tmp_path / "hf", CONFIGS[name])
+    ours, tokenizer = imported(tmp_path / "hf", tmp_path / "ours")
+    engine = Engine(ours, tokenizer, Runtime(device=torch.device("cpu"), dtype=torch.float32, threads=1))
+    ids = some_ids(10)[0].tolist()
+    (written,) = engine.run([Request(ids, GenerateOptions(temperature=0, max_tokens=12))])
+    wanted = theirs.generate(torch.tensor([[0, *ids]]), max_new_tokens=12, do_sample=False)[0, 11:].tolist()
+    assert written.ids == wanted[: len(written.ids)]
+    assert len(written.ids) == 12 or wanted[len(written.ids)] == 0  # both end at the same token
 
 
 @pytest.mark.parametrize("pattern", ["gpt2", "llama3", "qwen2", "digits", "nanochat"])
