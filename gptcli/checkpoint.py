@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from typing import Any
 import torch
 
 from gptcli import fsio
-from gptcli.config import ModelConfig
+from gptcli.config import LoraConfig, ModelConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError, GptcliError
+from gptcli.lora import merge_adapter, read_adapter, write_adapter
 from gptcli.model import GPT
 from gptcli.optim import Optimizers
 from gptcli.tasks.conversation import Conversation
@@ -48,16 +50,30 @@ class TrainState:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """What a checkpoint without weights of its own is a change to."""
+
+    base_path: str  # a checkpoint, relative to the adapter's own directory
+    base_sha256: str  # of its model.safetensors
+    lora: LoraConfig | None = None  # None where it is read: adapter_config.json has it
+
+
+@dataclass(frozen=True)
 class Purpose:
     """What a model was tuned for beside text: the labels of its classification head, the form of its conversations."""
 
     labels: tuple[str, ...] = ()
     conversation: Conversation | None = None
+    adapter: Adapter | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The part of config.json that holds it; empty for a model of text."""
         given: dict[str, Any] = {"labels": list(self.labels)} if self.labels else {}
-        return given if self.conversation is None else {**given, "conversation": self.conversation.as_json()}
+        if self.conversation is not None:
+            given["conversation"] = self.conversation.as_json()
+        if self.adapter is not None:
+            given["base"] = {"path": self.adapter.base_path, "sha256": self.adapter.base_sha256}
+        return given
 
 
 def step_directory(run_dir: Path, step: int) -> Path:
@@ -96,7 +112,11 @@ def save(
 
 def save_model(model: GPT, tokenizer: Tokenizer, directory: Path, *, step: int, purpose: Purpose | None = None) -> None:
     """The part of a checkpoint that `load` needs. A tied head is stored once, as the embedding."""
-    write_tensors(stored_weights(model), directory / "model.safetensors")
+    adapter = None if purpose is None else purpose.adapter
+    if adapter is None or adapter.lora is None:
+        write_tensors(stored_weights(model), directory / "model.safetensors")
+    else:
+        write_adapter(model, adapter.lora, adapter.base_path, directory)
     fsio.write_new_file(directory / "tokenizer.json", tokenizer.content)
     config = {"format": FORMAT, "version": VERSION, "step": step, "model": dataclasses.asdict(model.config)}
     fsio.write_new_json(directory / "config.json", config | (purpose or Purpose()).as_json())
@@ -127,7 +147,7 @@ def load(
     which weight is not finite.
     """
     directory = resolve(path)
-    config = read_config(directory)
+    config, purpose = read_config(directory), read_purpose(directory)
     tokenizer_path = directory / "tokenizer.json"
     if not tokenizer_path.is_file():
         raise DataError(f"{shown(str(tokenizer_path))}: missing; the checkpoint is damaged")
@@ -138,8 +158,15 @@ def load(
             f"{shown(str(tokenizer_path))}: has {tokenizer.vocab_size} tokens and the model {config.vocab_size}; "
             "it is another model's tokenizer"
         )
+    if purpose.adapter is not None:
+        model = _load_base(directory, purpose.adapter)
+        model.grow(config.vocab_size)
+        if purpose.labels:
+            model.add_label_head(len(purpose.labels), torch.Generator())
+        merge_adapter(model, directory)
+        return model.to(device=device, dtype=dtype).eval(), tokenizer
     with torch.device("meta"):
-        model = GPT(config, labels=len(read_purpose(directory).labels))
+        model = GPT(config, labels=len(purpose.labels))
     weights_path = directory / "model.safetensors"
     weights = read_tensors(weights_path, {name: weight.shape for name, weight in stored_weights(model).items()})
     check_finite(weights, shown(str(weights_path)))
@@ -147,6 +174,28 @@ def load(
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
     return model.to(device=device, dtype=dtype).eval(), tokenizer
+
+
+def _load_base(directory: Path, adapter: Adapter) -> GPT:
+    """The model that an adapter changes; DataError where it is not there, or not the one it was made for."""
+    base = Path(os.path.normpath(directory.resolve() / adapter.base_path))
+    if not (base / "model.safetensors").is_file():
+        raise DataError(f"{shown(str(directory))}: its base, {shown(str(base))}, is not there; put it back")
+    if weights_sha256(base) != adapter.base_sha256:
+        raise DataError(
+            f"{shown(str(directory))}: an adapter of another base than {shown(str(base))}, whose weights "
+            "have changed; put the old ones back or train it again"
+        )
+    return load(base)[0]
+
+
+def weights_sha256(directory: Path) -> str:
+    """The hash of model.safetensors that the manifest states, else that of the file."""
+    if (directory / fsio.MANIFEST).is_file():
+        files = fsio.read_json(directory / fsio.MANIFEST).get("files", {})
+        if isinstance(stated := files.get("model.safetensors", {}).get("sha256"), str):
+            return stated
+    return fsio.sha256(directory / "model.safetensors")
 
 
 def stored_weights(model: GPT) -> dict[str, torch.Tensor]:
@@ -173,8 +222,11 @@ def read_purpose(directory: Path) -> Purpose:
     try:
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise ValueError("labels must be a list of names")
-        return Purpose(tuple(labels), None if conversation is None else Conversation.from_json(conversation))
-    except ValueError as error:
+        form = None if conversation is None else Conversation.from_json(conversation)
+        base = document.get("base")
+        adapter = None if base is None else Adapter(str(base["path"]), str(base["sha256"]))
+        return Purpose(tuple(labels), form, adapter)
+    except (ValueError, TypeError, KeyError) as error:
         raise _damaged(directory / "config.json", error) from None
 
 
@@ -198,7 +250,10 @@ def restore(state: TrainState, directory: Path) -> dict[str, Any]:
     """Bring `state` to a verified checkpoint; returns its training.json. DataError where it does not fit."""
     training: dict[str, Any] = fsio.read_json(directory / "training.json")
     shapes = {name: tensor.shape for name, tensor in stored_weights(state.model).items()}
-    state.model.load_state_dict(read_tensors(directory / "model.safetensors", shapes), strict=False)
+    if read_purpose(directory).adapter is None:
+        state.model.load_state_dict(read_tensors(directory / "model.safetensors", shapes), strict=False)
+    else:
+        read_adapter(state.model, directory)
     slots = state.optimizers.tensors(create=True)
     stored = read_tensors(directory / "training.safetensors", {name: slot.shape for name, slot in slots.items()})
     for name, slot in slots.items():

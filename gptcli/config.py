@@ -244,7 +244,7 @@ class TokenizerConfig(Section):
 class OptimConfig(Section):
     """Optimizer and learning-rate schedule. Rates are peaks; the schedule scales all of them together."""
 
-    preset: str = value("modern", "named values for the fields below: modern (Muon + AdamW) or classic (AdamW)")
+    preset: str = value("modern", "named values for the fields below: modern (Muon + AdamW), classic (AdamW), finetune")
     name: Literal["muon", "adamw"] = value("muon", "optimizer of the matrices inside the blocks; AdamW has the rest")
     learning_rate: float = number(6e-3, "peak AdamW rate", gt=0, le=10)
     embedding_learning_rate: float | None = number(0.3, "peak rate of the embedding, null: learning_rate", gt=0, le=100)
@@ -273,6 +273,16 @@ class OptimConfig(Section):
             "schedule": "cosine",
             "decay_fraction": 1.0,
             "final_learning_rate_fraction": 0.1,
+        },
+        "finetune": {
+            "name": "adamw",
+            "learning_rate": 1e-3,
+            "embedding_learning_rate": None,
+            "beta2": 0.98,
+            "eps": 1e-8,
+            "weight_decay": 0.01,
+            "grad_clip_norm": 1.0,
+            "decay_fraction": 1.0,
         },
     }
 
@@ -333,6 +343,80 @@ class PretrainConfig(Section):
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.optim.warmup_steps >= self.train.steps:
             yield "optim", f"warmup_steps {self.optim.warmup_steps} must be below train.steps {self.train.steps}"
+
+
+# ---------------------------------------------------------------------------------------------------- fine-tuning
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowsConfig(Section):
+    """What is learnt from: rows with named fields; for task text, text as in pretraining."""
+
+    train: tuple[str, ...] = value(doc="JSONL, CSV or TSV with a header row (.gz too), directories, globs")
+    validation: tuple[str, ...] = value((), "held-out inputs; empty: a part of `train` is held out")
+    validation_fraction: float = number(0.1, "share of the rows held out where `validation` is empty", ge=0, lt=1)
+    text_field: str = value("text", "task classify and text: the text")
+    label_field: str = value("label", "task classify: the label")
+    prompt_field: str = value("prompt", "task instruct: what the model is given")
+    completion_field: str = value("completion", "task instruct: what it shall write")
+    messages_field: str = value("messages", "task chat: a list of {role, content}")
+    max_tokens: int | None = number(None, "a longer row loses its end, null: the model's context", ge=2)
+    on_bad_line: Literal["error", "skip"] = value("error", "a line that is no row of the task: stop, or skip and count")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifyConfig(Section):
+    """How labels are learnt (task classify)."""
+
+    class_weights: Literal["none", "balanced"] = value("none", "balanced: rare labels count more, each label alike")
+    label_smoothing: float = number(0.1, "share of a target spread over all labels", ge=0, lt=1)
+    token_dropout: float = number(0.1, "share of a text's tokens hidden while training", ge=0, lt=1)
+    text_loss_weight: float = number(0.5, "of predicting the text itself, which keeps what pretraining taught", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al. 2021): the base stays as it is, and a small file is learnt."""
+
+    rank: int = number(8, "of the change to each matrix", ge=1, le=4096)
+    alpha: float = number(16.0, "the change is scaled by alpha / rank", gt=0)
+    targets: tuple[Literal["attention", "mlp"], ...] = value(("attention", "mlp"), "the matrices that are adapted")
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.targets:
+            yield "targets", "name attention, mlp or both"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneConfig(Section):
+    """How long, in what batches, and what happens on the way. A row is an example; for task text, a window."""
+
+    epochs: float = number(3.0, "times that every row is seen", gt=0, le=1e6)
+    batch_size: int = number(16, "rows in an optimizer step", ge=1, le=1 << 24)
+    micro_batch_tokens: int = number(8192, "tokens in one forward pass, at least one row", ge=1)
+    dropout: float | None = number(None, "on embeddings, attention and sub-layers, null: the base's", ge=0, lt=1)
+    frozen_blocks: int = number(0, "first blocks that stay as they are; with any, the embedding does too", ge=0)
+    log_every_steps: int = number(10, "a metrics line", ge=1)
+    evals_per_epoch: int = number(1, "validations, each with a checkpoint; always after the last step, too", ge=1)
+    patience: int | None = number(None, "stop after so many validations without a better one; null: never", ge=1)
+    keep_checkpoints: int = number(2, "newest checkpoints kept, beside the best", ge=2)
+    sample_prompt: str = value("", "written on after each validation (tasks instruct, chat and text); empty: no sample")
+    sample_tokens: int = number(64, "length of the sample", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneConfig(Section):
+    """A whole fine-tuning run."""
+
+    run_dir: str = value(doc="directory of the run: run.yaml, metrics.jsonl, checkpoints/")
+    base: str = value(doc="the run or checkpoint to begin with")
+    task: Literal["classify", "instruct", "chat", "text"] = value(doc="classify, instruct, chat or text")
+    data: RowsConfig
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    lora: LoraConfig | None = None  # null: all weights are trained
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig.from_preset("finetune"))
+    train: TuneConfig = field(default_factory=TuneConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
 # ----------------------------------------------------------------------------------------------------- generation

@@ -259,6 +259,21 @@ class GPT(nn.Module):
             self.head.weight = self.embedding.weight
         self.embedding.num_embeddings = self.head.out_features = vocab_size
 
+    def add_label_head(self, labels: int, generator: torch.Generator) -> None:
+        """A new classification head, small at first so that every label is about as likely."""
+        weight = torch.empty(labels, self.config.hidden_size).normal_(0.0, 0.02, generator=generator)
+        self.label_head = Linear(self.config.hidden_size, labels, bias=False)
+        self.label_head.weight = nn.Parameter(weight.to(self.embedding.weight.device))
+
+    def set_dropout(self, dropout: float) -> None:
+        """Another rate of dropout, everywhere."""
+        self.config = dataclasses.replace(self.config, dropout=dropout)
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.dropout = dropout
+            elif isinstance(module, Attention):
+                module.config = self.config
+
     def num_parameters(self) -> int:
         """Parameters, a tied head counted once."""
         return sum(weight.numel() for weight in self.parameters())

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gptcli import configfile
+from gptcli.commands.config import kind_of_run_file
 from gptcli.config import PretrainConfig
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
@@ -24,9 +25,10 @@ GPT3_TABLE = {
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_loads_and_its_effective_file_loads_again(path: Path) -> None:
-    loaded = configfile.load(PretrainConfig, path)
-    assert configfile.parse(PretrainConfig, configfile.dump(loaded.value), name="dump").value == loaded.value
-    assert configfile.parse(PretrainConfig, configfile.show(loaded), name="show").value == loaded.value
+    kind = kind_of_run_file(path)
+    loaded = configfile.load(kind, path)
+    assert configfile.parse(kind, configfile.dump(loaded.value), name="dump").value == loaded.value
+    assert configfile.parse(kind, configfile.show(loaded), name="show").value == loaded.value
 
 
 @pytest.mark.parametrize("size", GPT3_TABLE)

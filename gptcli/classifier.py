@@ -1,0 +1,78 @@
+"""A GPT that names a label: what it learns from, what it says of texts, and how good that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptcli.attention import Packed
+from gptcli.data.batches import Batch
+from gptcli.errors import NumericalError
+from gptcli.loss import IGNORE, head_cross_entropy
+from gptcli.model import GPT
+from gptcli.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class LabelObjective:
+    """Cross-entropy of each example's label, with the loss of its text beside it as a regulariser."""
+
+    class_weights: Tensor  # (labels,), 1 on the average of the training rows
+    label_smoothing: float
+    text_loss_weight: float  # nats of an average token of the text count so much
+    blank: int | None  # begins an example and stands for a dropped token: never predicted
+
+    def __call__(self, model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
+        """Summed over the examples, a float32 scalar."""
+        assert batch.lengths is not None
+        layout = Packed(batch.lengths, device=runtime.device)
+        hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype, layout=layout)
+        labels = batch.targets[0].to(runtime.device)[layout.last]
+        nats = F.cross_entropy(
+            label_logits(model, hidden, layout),
+            labels,
+            weight=self.class_weights.to(runtime.device),
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+        if self.text_loss_weight:
+            following = batch.inputs[0].roll(-1).to(runtime.device).index_fill(0, layout.last, IGNORE)
+            following = following if self.blank is None else following.masked_fill(following == self.blank, IGNORE)
+            text = head_cross_entropy(hidden, model.head.weight, following, cap=model.config.logit_softcap)
+            tokens = (following != IGNORE).sum().clamp_min(1)
+            nats = nats + self.text_loss_weight * len(labels) * text / tokens
+        return nats
+
+
+def label_logits(model: GPT, hidden: Tensor, layout: Packed) -> Tensor:
+    """Logits (sequences, labels), float32, of packed hidden states (1, N, C): those of each last token."""
+    assert model.label_head is not None
+    last = F.dropout(hidden[0, layout.last], model.config.dropout, model.training)
+    return model.label_head(last).float()
+
+
+@torch.inference_mode()
+def label_probabilities(model: GPT, sequences: Sequence[list[int]], runtime: Runtime) -> Tensor:
+    """Probabilities (sequences, labels) float32 on the CPU, of id sequences that begin as Example.ids do.
+
+    All in one forward pass. NumericalError where the model's output is not finite.
+    """
+    layout = Packed([len(ids) for ids in sequences], device=runtime.device)
+    inputs = torch.tensor([[index for ids in sequences for index in ids]], device=runtime.device)
+    probabilities = label_logits(model, model.hidden(inputs, dtype=runtime.dtype, layout=layout), layout).softmax(-1)
+    if not bool(torch.isfinite(probabilities).all()):
+        raise NumericalError("non-finite probabilities; the checkpoint is damaged or was trained to NaN")
+    return probabilities.cpu()
+
+
+def accuracy_and_macro_f1(found: Tensor, wanted: Tensor, labels: int) -> tuple[float, float]:
+    """Share of right labels, and the mean over the labels that occur of F1 = 2 right / (found + wanted)."""
+    counts = torch.bincount(wanted * labels + found, minlength=labels * labels).view(labels, labels).double()
+    right, all_found, all_wanted = counts.diag(), counts.sum(0), counts.sum(1)
+    occurs = all_found + all_wanted > 0
+    f1 = 2 * right[occurs] / (all_found + all_wanted)[occurs]
+    return float(right.sum() / counts.sum()), float(f1.mean())

@@ -1,0 +1,36 @@
+"""gptcli classify"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gptcli.commands import options
+
+
+@click.command(no_args_is_help=True)
+@click.argument("run")
+@click.option("--jsonl", is_flag=True, help="Lines are JSON records; records come back with their other fields.")
+@click.option("--field", default="text", show_default=True, help="JSONL field that holds the text.")
+@options.on_device
+def classify(run: str, jsonl: bool, **how: Any) -> None:
+    """Name the label of each line of stdin.
+
+    RUN is a run of gptcli finetune with task classify, or a checkpoint of one. A line comes out for every line that
+    goes in, in order: the label, a tab and its probability; with --jsonl the record with `label` and `probabilities`.
+
+    \b
+    Examples:
+      gptcli classify runs/sentiment < reviews.txt
+      gptcli classify runs/sentiment --jsonl < reviews.jsonl | jq -r 'select(.probabilities.negative > 0.9) | .text'
+    """
+    from gptcli import console
+    from gptcli.runs.classify import classify as run_classify
+
+    for record in run_classify(run, console.stdin_lines(), jsonl=jsonl, **how):
+        if jsonl:
+            console.write_json(record)
+        else:
+            label = record["label"]
+            console.write_line(f"{label}\t{record['probabilities'][label]:.4f}")

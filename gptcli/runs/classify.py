@@ -1,0 +1,65 @@
+"""Lines -> a label for each, with the probabilities of all."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gptcli import checkpoint
+from gptcli.classifier import label_probabilities
+from gptcli.config import RuntimeConfig
+from gptcli.data.examples import group_by_tokens
+from gptcli.display import shown
+from gptcli.errors import DataError
+from gptcli.runs.score import read_records
+from gptcli.runtime import make_runtime
+
+LINES_AT_ONCE = 256
+BATCH_TOKENS = 8192  # of a forward pass
+
+
+class Classifier:
+    """A loaded model that names the label of texts."""
+
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        device: str = "auto",
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        threads: int | None = None,
+    ) -> None:
+        """DataError where the model has no labels."""
+        directory = checkpoint.resolve(run)
+        self.labels = checkpoint.read_purpose(directory).labels
+        if not self.labels:
+            raise DataError(f"{shown(str(directory))}: names no labels; make a classifier with gptcli finetune")
+        self.runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
+        self.model, self.tokenizer = checkpoint.load(directory, device=self.runtime.device, dtype=self.runtime.dtype)
+        self.first = [] if self.tokenizer.end_of_text is None else [self.tokenizer.end_of_text]
+
+    def probabilities(self, texts: list[str]) -> torch.Tensor:
+        """(texts, labels) float32. Of a text that is longer than the context, the end is not read."""
+        encoded = self.tokenizer.encode_batch(texts)
+        sequences = [[*self.first, *ids][: self.model.config.context_length] or [0] for ids in encoded]
+        groups = group_by_tokens(sequences, BATCH_TOKENS, len)
+        return torch.cat([label_probabilities(self.model, group, self.runtime) for group in groups])
+
+    def records(self, records: Iterable[dict[str, Any]], field: str) -> Iterator[dict[str, Any]]:
+        """Every record with its label and all probabilities, in order, some hundred at a time."""
+        waiting = iter(records)
+        while block := list(itertools.islice(waiting, LINES_AT_ONCE)):
+            found = self.probabilities([record[field] for record in block])
+            for record, best, row in zip(block, found.argmax(-1).tolist(), found.tolist(), strict=True):
+                yield {**record, "label": self.labels[best], "probabilities": dict(zip(self.labels, row, strict=True))}
+
+
+def classify(
+    run: str | Path, lines: Iterable[bytes], *, jsonl: bool = False, field: str = "text", **how: Any
+) -> Iterator[dict[str, Any]]:
+    """The records that lines are, each with `label` and `probabilities`; DataError names a line that is wrong."""
+    return Classifier(run, **how).records(read_records(lines, jsonl=jsonl, field=field), field)

@@ -1,0 +1,120 @@
+"""A base checkpoint and rows -> a run directory with checkpoints of a model that does a task."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptcli import checkpoint, fsio
+from gptcli.checkpoint import Adapter, Purpose, TrainState
+from gptcli.config import FinetuneConfig
+from gptcli.data.batches import derived_seed
+from gptcli.data.tokenizer import Tokenizer
+from gptcli.display import shown
+from gptcli.errors import ConfigError, DataError
+from gptcli.lora import WEIGHTS, add_adapters
+from gptcli.model import GPT
+from gptcli.optim import Optimizers
+from gptcli.report import Report
+from gptcli.runs.examples import read_examples
+from gptcli.runs.training import Job, Training, check_vacant, clear
+from gptcli.runs.tuning import rows_job, text_job
+from gptcli.runtime import Runtime, keep_freed_memory, make_runtime
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """How a run ended."""
+
+    run_dir: Path
+    step: int
+    finished: bool
+    exit_code: int  # 0, or 130/143 where a signal ended it
+    validation: dict[str, Any] | None  # the last, as metrics.jsonl has it
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "run_dir": str(self.run_dir)}
+
+
+def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = False, report: Report) -> FinetuneResult:
+    """Go on from a base checkpoint with the rows of a task, or from the newest whole checkpoint of the run."""
+    run_dir = Path(config.run_dir)
+    base = checkpoint.resolve(config.base)
+    fsio.check_writable(run_dir / "run.yaml", force=True)
+    with fsio.locked(run_dir):
+        check_vacant(run_dir, resume=resume, force=force)
+        runtime = make_runtime(config.runtime)
+        if runtime.device.type == "cpu":
+            keep_freed_memory()
+        model, tokenizer = checkpoint.load(base, device=runtime.device, dtype=torch.float32)
+        job = _job(config, base, model, tokenizer, runtime, report)
+        if config.optim.warmup_steps >= job.train.steps:
+            raise ConfigError(f"optim.warmup_steps: must be below the {job.train.steps} steps of the run")
+        prepare_model(model, config, job.tokenizer, job.purpose)
+        optimizers = Optimizers(
+            model.named_parameters(), config.optim, row_blocks=model.row_blocks(), dtype=runtime.dtype
+        )
+        if force and not resume:
+            clear(run_dir)
+        outcome = Training(job, runtime, report).go(TrainState(model, optimizers), resume=resume)
+    found = None if outcome.validation is None else outcome.validation.record
+    return FinetuneResult(run_dir, outcome.step, outcome.finished, outcome.exit_code, found)
+
+
+def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, runtime: Runtime, report: Report) -> Job:
+    """The run as a job, its data read and looked at."""
+    purpose, identity = checkpoint.read_purpose(base), _identity(base)
+    adapter = _adapter(config, base)
+    if config.task == "text":
+        purpose = dataclasses.replace(purpose, adapter=adapter)
+        return text_job(config, base, tokenizer, model.config, purpose, identity, runtime, report)
+    examples = read_examples(config, tokenizer, purpose, model.config)
+    for line in examples.notes():
+        report.message(line)
+    return rows_job(config, examples, dataclasses.replace(examples.purpose, adapter=adapter), identity, runtime)
+
+
+def _identity(base: Path) -> list[str]:
+    """What identifies the weights of a checkpoint: hashes."""
+    adapter = checkpoint.read_purpose(base).adapter
+    if adapter is None:
+        return [checkpoint.weights_sha256(base)]
+    return [adapter.base_sha256, fsio.sha256(base / WEIGHTS)]
+
+
+def _adapter(config: FinetuneConfig, base: Path) -> Adapter | None:
+    """What a run with LoRA says of its base; DataError where that is an adapter, without weights to hold against."""
+    if config.lora is None:
+        return None
+    if checkpoint.read_purpose(base).adapter is not None:
+        raise DataError(f"{shown(str(base))}: is an adapter; make a whole model of it first, gptcli merge")
+    directory = checkpoint.step_directory(Path(config.run_dir), 0)
+    return Adapter(os.path.relpath(base.resolve(), directory.resolve()), checkpoint.weights_sha256(base), config.lora)
+
+
+def prepare_model(model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, purpose: Purpose) -> None:
+    """What the task adds to the base, and what of it is trained. ConfigError where the run file asks too much."""
+    assert model.config.vocab_size is not None
+    grows = tokenizer.vocab_size > model.config.vocab_size
+    model.grow(tokenizer.vocab_size)
+    labels = len(purpose.labels)
+    if labels:
+        model.add_label_head(labels, torch.Generator().manual_seed(derived_seed(config.runtime.seed, "labels")))
+    if config.train.dropout is not None:
+        model.set_dropout(config.train.dropout)
+    if config.lora is not None:
+        add_adapters(model, config.lora, torch.Generator().manual_seed(derived_seed(config.runtime.seed, "adapters")))
+        for head in (model.label_head, *((model.embedding, model.head) if grows else ())):
+            if head is not None:
+                head.requires_grad_(True)
+    frozen = config.train.frozen_blocks
+    if frozen > len(model.blocks):
+        raise ConfigError(f"train.frozen_blocks: {frozen}, but the base has {len(model.blocks)} blocks")
+    if frozen:
+        for part in (model.embedding, *model.blocks[:frozen]):
+            part.requires_grad_(False)

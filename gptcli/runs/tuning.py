@@ -1,0 +1,214 @@
+"""The tasks of fine-tuning as jobs: what is minimised, and how it is measured on held-out rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from gptcli.checkpoint import Purpose
+from gptcli.classifier import LabelObjective, accuracy_and_macro_f1, label_probabilities
+from gptcli.config import DataConfig, FinetuneConfig, ModelConfig, PretrainConfig, TokenizerConfig, TrainConfig
+from gptcli.data.batches import TokenBatches
+from gptcli.data.examples import ExampleBatches, group_by_tokens, pack
+from gptcli.data.shards import TokenArray, read_index
+from gptcli.data.tokenizer import Tokenizer
+from gptcli.display import shown
+from gptcli.errors import DataError
+from gptcli.loss import IGNORE
+from gptcli.model import GPT
+from gptcli.report import Report
+from gptcli.runs.examples import ExampleSet
+from gptcli.runs.pretrain import prepare_data
+from gptcli.runs.training import Job, Validation, validate_text, write_sample
+from gptcli.runtime import Runtime
+from gptcli.tasks.example import Example
+from gptcli.train import Objective, next_token_nats
+
+
+def text_job(
+    config: FinetuneConfig,
+    base: Path,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    purpose: Purpose,
+    identity: list[str],
+    runtime: Runtime,
+    report: Report,
+) -> Job:
+    """Going on with pretraining on more text; a row is a window."""
+    data, seed = config.data, config.runtime.seed
+    text = DataConfig(
+        train=data.train,
+        validation=data.validation,
+        validation_fraction=data.validation_fraction,
+        field=data.text_field,
+    )
+    given = TokenizerConfig(path=str(base / "tokenizer.json"))
+    _, prepared = prepare_data(PretrainConfig(run_dir=config.run_dir, data=text, tokenizer=given), report)
+    if tokenizer.end_of_text is None:
+        raise DataError(f"{shown(str(base))}: its tokenizer has no <|endoftext|>, with which every window begins")
+    tokens, held_out = TokenArray(prepared, "train"), TokenArray(prepared, "validation")
+    window = min(data.max_tokens or model.context_length, model.context_length)
+    rows = max(1, len(tokens) // window - 1)
+    train = train_config(config, rows)
+    batches = TokenBatches(
+        tokens,
+        context_length=window,
+        batch_size=train.batch_size,
+        micro_batch_size=_divisor(train.batch_size, config.train.micro_batch_tokens // window),
+        first_token=tokenizer.end_of_text,
+        seed=seed,
+    )
+    validation = held_out.read(0, len(held_out)).tolist()
+    content = {"base": identity, "inputs": [fact["sha256"] for fact in read_index(prepared)["inputs"]]}
+    return Job(
+        command="finetune",
+        origin=f"from {shown(config.base)}",
+        config=config,
+        run_file={**dataclasses.asdict(config), "content": content},
+        run_dir=Path(config.run_dir),
+        optim=config.optim,
+        train=train,
+        seed=seed,
+        tokenizer=tokenizer,
+        batches=batches,
+        objective=next_token_nats,
+        validate=lambda model: validate_text(model, tokenizer, validation, runtime),
+        sample=lambda model: write_sample(model, tokenizer, runtime, train, seed=seed),
+        description=(
+            f"{len(tokens):,} tokens, {train.steps:,} steps of {train.batch_size:,} windows "
+            f"({config.train.epochs:.3g} epochs)"
+        ),
+        purpose=purpose,
+        patience=config.train.patience,
+    )
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`, at least 1."""
+    return max(size for size in range(1, number + 1) if number % size == 0 and size <= max(1, most))
+
+
+def train_config(config: FinetuneConfig, rows: int) -> TrainConfig:
+    """The loop's settings: steps for epochs."""
+    tune = config.train
+    batch_size = min(tune.batch_size, rows)
+    steps = max(1, math.ceil(tune.epochs * rows / batch_size))
+    often = max(1, round(rows / batch_size / tune.evals_per_epoch))
+    return TrainConfig(
+        steps=steps,
+        batch_size=batch_size,
+        log_every_steps=tune.log_every_steps,
+        eval_every_steps=often,
+        save_every_steps=often,
+        sample_every_steps=often if tune.sample_prompt and config.task != "classify" else 0,
+        keep_checkpoints=tune.keep_checkpoints,
+        sample_prompt=tune.sample_prompt,
+        sample_tokens=tune.sample_tokens,
+    )
+
+
+def rows_job(
+    config: FinetuneConfig, examples: ExampleSet, purpose: Purpose, identity: list[str], runtime: Runtime
+) -> Job:
+    """Learning from rows. `identity` are the hashes of the base."""
+    rows, seed, tokenizer = examples.train, config.runtime.seed, examples.tokenizer
+    train = train_config(config, len(rows))
+    classify = config.task == "classify"
+    content = {"base": identity, "tokenizer": tokenizer.sha256, "inputs": examples.sha256}
+    return Job(
+        command="finetune",
+        origin=f"from {shown(config.base)}",
+        config=config,
+        run_file={**dataclasses.asdict(config), "content": content},
+        run_dir=Path(config.run_dir),
+        optim=config.optim,
+        train=train,
+        seed=seed,
+        tokenizer=tokenizer,
+        batches=ExampleBatches(
+            rows,
+            batch_size=train.batch_size,
+            micro_batch_tokens=config.train.micro_batch_tokens,
+            seed=seed,
+            token_dropout=config.classify.token_dropout if classify else 0.0,
+            blank=tokenizer.end_of_text or 0,
+        ),
+        objective=_objective(config, examples),
+        validate=functools.partial(
+            validate_labels if classify else validate_examples,
+            examples=examples,
+            runtime=runtime,
+            micro_batch_tokens=config.train.micro_batch_tokens,
+        ),
+        sample=lambda model: write_sample(model, tokenizer, runtime, train, seed=seed),
+        description=(
+            f"{len(rows):,} rows, {train.steps:,} steps of {train.batch_size:,} rows ({config.train.epochs:.3g} epochs)"
+        ),
+        purpose=purpose,
+        patience=config.train.patience,
+    )
+
+
+def _objective(config: FinetuneConfig, examples: ExampleSet) -> Objective:
+    if config.task != "classify":
+        return next_token_nats
+    counts = torch.bincount(torch.tensor([row.label for row in examples.train])).float()
+    weights = torch.ones_like(counts)
+    if config.classify.class_weights == "balanced":
+        weights = counts.sum() / (len(counts) * counts)
+    return LabelObjective(
+        weights, config.classify.label_smoothing, config.classify.text_loss_weight, examples.tokenizer.end_of_text
+    )
+
+
+@torch.inference_mode()
+def validate_labels(
+    model: GPT, *, examples: ExampleSet, runtime: Runtime, micro_batch_tokens: int
+) -> Validation | None:
+    """Accuracy and macro-F1 on the held-out rows, None where there are none."""
+    if not examples.validation:
+        return None
+    was_training = model.training
+    model.eval()
+    found = [
+        label_probabilities(model, [row.ids for row in group], runtime)
+        for group in _groups(examples.validation, micro_batch_tokens)
+    ]
+    model.train(was_training)
+    probabilities = torch.cat(found)
+    wanted = torch.tensor([row.label for row in examples.validation])
+    accuracy, macro_f1 = accuracy_and_macro_f1(probabilities.argmax(-1), wanted, probabilities.shape[1])
+    loss = float(-probabilities.gather(1, wanted[:, None]).clamp_min(1e-30).log().mean())
+    record = {"loss_nats": loss, "accuracy": accuracy, "macro_f1": macro_f1}
+    text = f"validation accuracy {accuracy:.4f}, macro-F1 {macro_f1:.4f}, loss {loss:.4f} nats"
+    return Validation(1 - macro_f1, record, text, f"validation macro-F1 {macro_f1:.3f}")
+
+
+@torch.inference_mode()
+def validate_examples(
+    model: GPT, *, examples: ExampleSet, runtime: Runtime, micro_batch_tokens: int
+) -> Validation | None:
+    """Loss of what is learnt in the held-out rows, None where there are none."""
+    if not examples.validation:
+        return None
+    was_training = model.training
+    model.eval()
+    nats = targets = 0.0
+    for group in _groups(examples.validation, micro_batch_tokens):
+        batch = pack(group)
+        nats += float(next_token_nats(model, batch, runtime))
+        targets += int((batch.targets != IGNORE).sum())
+    model.train(was_training)
+    loss = nats / targets
+    record = {"loss_nats": loss, "perplexity": math.exp(min(loss, 700.0))}
+    return Validation(loss, record, f"validation loss {loss:.4f} nats per learnt token", f"validation loss {loss:.3f}")
+
+
+def _groups(examples: Sequence[Example], tokens: int) -> list[list[Example]]:
+    return list(group_by_tokens(examples, tokens, lambda example: len(example.ids)))
