@@ -28,3 +28,8 @@ def duration(seconds: float) -> str:
         return f"{minutes // 60} h {minutes % 60} min"
     days = seconds / 86400
     return f"{days:,.3g} days" if days < 730 else f"{days / 365.25:,.0f} years"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -68,20 +68,25 @@ def write_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 
 def write_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Rows on stdout under a header: a table on a terminal, tab-separated lines in a pipe."""
+    """Rows on stdout under a header: a table on a terminal, tab-separated lines in a pipe. No cell is ever cut."""
     if not is_terminal(sys.stdout):
         write("".join("\t".join(map(shown, row)) + "\n" for row in (header, *rows)))
         return
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for name in header:
-        table.add_column(Text(shown(name), style="bold"))
+        table.add_column(Text(shown(name), style="bold"), no_wrap=True)
     for row in rows:
         table.add_row(*(Text(shown(cell)) for cell in row))
-    Console(color_system=None if os.environ.get("NO_COLOR") else "auto").print(table)
+    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
+    # Wider than the terminal where it must be: there the lines wrap, and nothing is lost.
+    whole = Measurement.get(console, console.options.update_width(1 << 16), table).maximum
+    console.width = max(console.width, whole)
+    console.print(table)
 
 
 def size() -> tuple[int, int]:

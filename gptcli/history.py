@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gptcli.amounts import amount, duration
+from gptcli.amounts import amount, count, duration
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
 from gptcli.fsio.locks import LOCK
@@ -22,7 +22,7 @@ State = Literal["running", "finished", "interrupted", "failed", "empty"]
 RUN_FILE_BYTES = 1 << 20
 HEADER_BYTES = 100 << 20  # of a safetensors file, the format's own bound
 Record = dict[str, Any]  # one line of metrics.jsonl
-HEADER = ("run", "state", "step", "loss", "best bits/byte", "tokens/s", "parameters", "age", "size", "problem")
+HEADER = ("run", "state", "step", "loss", "bits/byte", "tokens/s", "parameters", "age", "size", "problem")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def read_metrics(run_dir: Path, problems: list[str]) -> list[Record]:
         except (ValueError, KeyError, TypeError, RecursionError):
             damaged += line.endswith(b"\n")
     if damaged:
-        problems.append(f"metrics.jsonl: {damaged} damaged line{'s' if damaged > 1 else ''}")
+        problems.append(f"metrics.jsonl: {count(damaged, 'damaged line')}")
     return records
 
 

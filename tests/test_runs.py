@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import RunCli, Tiny
+from test_cli import on_a_terminal
 
 from gptcli import fsio
 from gptcli.history import read_metrics, read_run
@@ -135,3 +136,10 @@ def test_two_runs_are_compared_in_settings_at_equal_steps_and_at_the_end(
     assert table[0] == ["", str(run), str(other)]
     assert {len(row) for row in table} == {3}
     run_cli("runs", "compare", run, tmp_path).error(3, "runs", "no metrics.jsonl with records")
+
+
+def test_a_narrow_terminal_loses_no_figure(run: Path, session_cache: Path) -> None:
+    shown = on_a_terminal(["runs", str(run)], session_cache, input=b"", env={"COLUMNS": "40", "NO_COLOR": "1"})
+    assert shown.code == 0
+    assert "…" not in shown.text
+    assert f"{read_run(run).bits_per_byte:.4f}" in shown.text

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gptcli.amounts import amount, duration
+from gptcli.amounts import amount, count, duration
 from gptcli.checkpoint import TrainState
 from gptcli.config import GenerateOptions, ModelConfig, PretrainConfig, RuntimeConfig
 from gptcli.data.batches import Batch
@@ -46,7 +46,8 @@ class MachineFacts:
         """For a person."""
         machine = self.machine
         return [
-            ("device", f"{machine.device}: {machine.processor}, {machine.threads} threads on {machine.cores} cores"),
+            ("device", f"{machine.device}: {machine.processor}"),
+            ("threads", f"{machine.threads} on {count(machine.cores, 'core')}"),
             ("memory", amount(machine.memory_bytes, "B")),
             ("matrix products in float32", amount(machine.float32_flops_per_second, "FLOP/s")),
             ("matrix products in bfloat16", amount(machine.bfloat16_flops_per_second, "FLOP/s")),

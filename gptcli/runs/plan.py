@@ -8,7 +8,7 @@ import statistics
 import torch
 
 from gptcli import accelerators, machine
-from gptcli.amounts import amount
+from gptcli.amounts import amount, count
 from gptcli.config import PretrainConfig
 from gptcli.data.size import find_vocabulary, training_tokens
 from gptcli.errors import ConfigError, GptcliError
@@ -73,7 +73,7 @@ def this_machine(config: PretrainConfig) -> Target:
     device = runtime.device
     known = accelerators.find(machine.processor_name(device)) if device.type == "cuda" else None
     return Target(
-        name=f"{machine.processor_name(device)}, {runtime.threads} threads" if known is None else known.name,
+        name=f"{machine.processor_name(device)}, {count(runtime.threads, 'thread')}" if known is None else known.name,
         flops_per_second=known.flops_per_second if known else machine.matmul_peak(device, runtime.dtype),
         memory_bytes=machine.device_memory_bytes(device),
         read_bytes_per_second=known.read_bytes_per_second if known else machine.read_bytes_per_second(device),
