@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gptcli.attention import Packed
+from gptcli.data.examples import group_by_tokens
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.errors import NumericalError
 from gptcli.loss import likeliest, target_nats
@@ -65,23 +66,10 @@ def score_sequences(
     was_training = model.training
     model.eval()
     try:
-        for batch in _batches(sequences):
+        for batch in group_by_tokens(sequences, BATCH_TOKENS, lambda sequence: len(sequence.ids) - 1):
             yield from _score_batch(model, batch, runtime, greedy)
     finally:
         model.train(was_training)
-
-
-def _batches(sequences: Iterable[Sequence]) -> Iterator[list[Sequence]]:
-    batch: list[Sequence] = []
-    tokens = 0
-    for sequence in sequences:
-        if batch and tokens + len(sequence.ids) - 1 > BATCH_TOKENS:
-            yield batch
-            batch, tokens = [], 0
-        batch.append(sequence)
-        tokens += len(sequence.ids) - 1
-    if batch:
-        yield batch
 
 
 def _score_batch(model: GPT, batch: list[Sequence], runtime: Runtime, greedy: bool) -> Iterator[Scored]:

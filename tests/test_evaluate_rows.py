@@ -188,3 +188,78 @@ def test_options_that_do_not_go_together_are_refused(
 ) -> None:
     assert cli.run(["evaluate", str(tiny.run), str(labelled), *arguments]) == 2
     assert capfd.readouterr().err == f"gptcli evaluate: error: {said}\n"
+
+
+# ------------------------------------------------------------------------------------------------ classification head
+
+
+@pytest.fixture
+def classifier(tiny: Tiny, tmp_path: Path) -> Path:
+    """The tiny model with a classification head of random weights."""
+    model, tokenizer = checkpoint.load(tiny.run)
+    with_head = GPT(model.config, labels=2)
+    with_head.initialize(torch.Generator().manual_seed(1))
+    with_head.load_state_dict(model.state_dict(), strict=False)
+    directory = tmp_path / "classifier"
+    directory.mkdir()
+    purpose = checkpoint.Purpose(labels=("dog", "boat"))
+    checkpoint.save_model(with_head, tokenizer, directory, step=1, purpose=purpose)
+    return directory
+
+
+def test_a_classifier_names_labels_by_its_head(
+    classifier: Path, labelled: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    records = tmp_path / "records.jsonl"
+    found = document(run_cli, classifier, labelled, "--task", "classify", "--records", records)
+    assert found["method"] == "classification head"
+    assert found["labels"] == ["boat", "dog"]
+    model, tokenizer = checkpoint.load(classifier)
+    assert model.label_head is not None
+    for line, row in zip(records.read_text().splitlines(), LABELLED, strict=True):
+        with torch.no_grad():
+            hidden = model.hidden(torch.tensor([[tokenizer.end_of_text, *tokenizer.encode(row["text"])]]))
+            expected = model.label_head(hidden[0, -1]).double().softmax(-1).tolist()
+        named = dict(zip(("dog", "boat"), expected, strict=True))
+        assert json.loads(line)["probabilities"] == pytest.approx(named, abs=1e-5)
+
+
+def test_a_template_asks_a_classifier_for_words_instead(
+    tiny: Tiny, classifier: Path, labelled: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        "--task",
+        "classify",
+        "--template",
+        "{text} =",
+        "--compare",
+        str(tiny.run),
+        "--json",
+        "-q",
+        "--threads",
+        "1",
+    ]
+    assert cli.run(["evaluate", str(classifier), str(labelled), *flags]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["method"] == found["compare"]["method"] == "log-probability of the label's words"
+    assert found["metrics"] == found["compare"]["metrics"]
+
+
+def test_a_head_is_compared_with_a_model_without_one(
+    tiny: Tiny, classifier: Path, labelled: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--task", "classify", "--compare", str(tiny.run), "--json", "-q", "--threads", "1"]
+    assert cli.run(["evaluate", str(classifier), str(labelled), *flags]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["method"] != found["compare"]["method"]
+    value, other = (at["metrics"]["accuracy"]["value"] for at in (found, found["compare"]))
+    assert found["compare"]["differences"]["metrics"]["accuracy"]["value"] == pytest.approx(value - other)
+
+
+def test_a_label_that_the_head_does_not_know_is_an_error(
+    classifier: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", [LABELLED[0], {"text": "a", "label": "cat"}])
+    assert cli.run(["evaluate", str(classifier), str(rows), "--task", "classify", "--threads", "1"]) == 3
+    said = "label 'cat' is none of the model's: dog, boat; mend or drop the row"
+    assert capfd.readouterr().err == f"gptcli evaluate: error: {rows}:2: {said}\n"

@@ -1,8 +1,9 @@
 """Scores of documents: every token once, as a loop over single tokens would find them."""
 
 import copy
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -166,3 +167,16 @@ def test_means_follow_from_the_sums(nats: float, tokens: int, count: int) -> Non
     assert score.loss_nats == nats / tokens
     assert score.bits_per_byte == pytest.approx(nats / math.log(2) / count)
     assert score.perplexity == pytest.approx(math.exp(min(nats / tokens, 700)))
+
+
+def test_a_document_is_read_no_further_than_its_next_window() -> None:
+    taken: list[int] = []
+
+    def endless() -> Iterator[int]:
+        while True:
+            taken.append(len(taken) % 50)
+            yield taken[-1]
+
+    first, second = itertools.islice(spans(0, endless(), window=WINDOW, stride=5), 2)
+    assert len(taken) == WINDOW + 5
+    assert first.ids + second.ids[second.first :] == taken

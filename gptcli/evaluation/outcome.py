@@ -62,6 +62,8 @@ class Cuts:
 def classified(
     items: Sequence[Item], labels: tuple[str, ...], probabilities: Floats, details: dict[str, Any], cuts: Cuts
 ) -> Outcome:
+    order = sorted(range(len(labels)), key=labels.__getitem__)  # the same for every model of these labels
+    labels, probabilities = tuple(labels[index] for index in order), probabilities[:, order]
     given = probabilities.argmax(1)
     wanted = label_numbers([item.answers[0] for item in items], labels)
     labelled = Labelled(labels, wanted, given, probabilities.max(1))

@@ -15,6 +15,7 @@ from gptcli.data.text import TextOptions
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
 from gptcli.evaluation.bootstrap import Difference, Estimate, Resampling, differences, estimates
+from gptcli.evaluation.heads import classify_by_head
 from gptcli.evaluation.items import Item, read_item
 from gptcli.evaluation.likelihood import choose, classify_by_words
 from gptcli.evaluation.options import RowOptions
@@ -159,7 +160,10 @@ def _load(directory: Path, runtime: Runtime, quantize: Quantize | None) -> Loade
 
 
 def _ask(loaded: Loaded, items: list[Item], options: RowOptions, shots: Shots | None, report: Report) -> Outcome:
+    by_words = options.template is not None or options.label_words or shots is not None
     match options.task:
+        case "classify" if loaded.labels and not by_words:
+            outcome = classify_by_head(loaded, items, report)
         case "classify":
             outcome = classify_by_words(loaded, items, _label_words(items, options, shots), options, shots, report)
         case "choice":
