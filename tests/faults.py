@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
+import itertools
 import json
 import multiprocessing
 import os
 import pickle
+import pty
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -119,12 +123,13 @@ class Trial:
     env: dict[str, str] = field(default_factory=dict)
     fault: Fault | None = None
     input: bytes = b""
+    stdout: str = "file"  # or closed, broken (its reader has gone), head (its reader takes one byte), full, terminal
 
     def __post_init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="trial-"))
         (self.directory / "in").write_bytes(self.input)
         self.started = time.monotonic()
-        arguments = (self.arguments, str(self.cwd), self.env, self.fault, str(self.directory))
+        arguments = (self.arguments, str(self.cwd), self.env, self.fault, str(self.directory), self.stdout)
         self.process = CONTEXT.Process(target=_child, args=arguments)
         self.process.start()
 
@@ -147,14 +152,27 @@ class Trial:
             self.process.kill()
             self.process.join()
         took = time.monotonic() - self.started
+        if self.stdout == "terminal":
+            self._wait_for_terminal()
         out, err = ((self.directory / name).read_bytes() if (self.directory / name).exists() else b"" for name in "oe")
         shutil.rmtree(self.directory)
         assert not hung, f"{self.arguments} did not end in {seconds} s: {err.decode(errors='replace')}"
         assert self.process.exitcode is not None
         return Ended(self.process.exitcode, out, err.decode(errors="replace"), took)
 
+    def _wait_for_terminal(self) -> None:
+        """Until what copies the terminal's content has read its end."""
+        reader = int((self.directory / "reader").read_text())
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{reader}").exists() and time.monotonic() < deadline:
+            if "Z" in Path(f"/proc/{reader}/stat").read_text().rsplit(")", 1)[1][:3]:
+                return
+            time.sleep(0.01)
 
-def _child(arguments: list[str], cwd: str, env: dict[str, str], fault: Fault | None, directory: str) -> None:
+
+def _child(
+    arguments: list[str], cwd: str, env: dict[str, str], fault: Fault | None, directory: str, stdout: str
+) -> None:
     from gptcli import cli
     from gptcli.fsio import operations
 
@@ -164,14 +182,55 @@ def _child(arguments: list[str], cwd: str, env: dict[str, str], fault: Fault | N
         (("in", os.O_RDONLY), ("o", os.O_WRONLY | os.O_CREAT), ("e", os.O_WRONLY | os.O_CREAT))
     ):
         os.dup2(os.open(os.path.join(directory, name), flags, 0o600), number)
+    _direct(stdout, directory)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False) if stdout != "closed" else None  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if fault is not None:
         operations.perform = fault
+    if mark := env.get("MARK"):
+        _signal_at(*mark.split(":"))
     sys.argv = ["gptcli", *arguments]
     cli.main()
+
+
+def _direct(stdout: str, directory: str) -> None:
+    """Put something else than a file behind descriptor 1, and a terminal behind 2, too."""
+    if stdout == "full":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    elif stdout == "closed":
+        os.close(1)
+    elif stdout in ("broken", "head"):
+        reading, writing = os.pipe()
+        if stdout == "head":
+            subprocess.Popen(["head", "-c", "1"], stdin=reading, stdout=subprocess.DEVNULL)
+        os.close(reading)
+        os.dup2(writing, 1)
+        os.close(writing)
+    elif stdout == "terminal":
+        leader, follower = pty.openpty()
+        reader = subprocess.Popen(["cat"], stdin=leader, stderr=subprocess.DEVNULL)
+        Path(directory, "reader").write_text(str(reader.pid))
+        os.close(leader)
+        os.dup2(follower, 1)
+        os.dup2(follower, 2)
+        os.close(follower)
+
+
+def _signal_at(module: str, function: str, call: str, number: str, times: str) -> None:
+    """This process is signalled as a function is called for the n-th time; `sent` gets the time."""
+    owner = importlib.import_module(module)
+    inner, calls = getattr(owner, function), itertools.count(1)
+
+    def signalled(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == int(call):
+            Path("sent").write_text(str(time.time()))
+            for _ in range(int(times)):
+                os.kill(os.getpid(), int(number))
+        return inner(*arguments, **named)
+
+    setattr(owner, function, signalled)
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs

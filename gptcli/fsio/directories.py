@@ -53,14 +53,14 @@ def publish(temporary: Path, path: Path) -> None:
     write_json(temporary / MANIFEST, {"files": described})
     operations.grant(temporary, 0o777)
     operations.sync_directory(temporary)
-    old = _hide(path) if os.path.lexists(path) else None
+    if os.path.lexists(path):
+        _hide(path)
     operations.rename(temporary, path)
     operations.sync_directory(path.parent)
     if temporary.parent != path.parent:
         operations.sync_directory(temporary.parent)
     operations.unlink(path / LOCK)
-    if old is not None:
-        operations.remove_tree(old)
+    _empty_trash(path)
 
 
 def verify(directory: Path) -> set[str]:
@@ -101,13 +101,17 @@ def delete(path: Path) -> None:
 
 
 def _hide(path: Path) -> Path:
-    """Rename to a name that says it may be removed; what a killed process left of the same is removed."""
-    prefix = f".trash-{path.name}-"
-    for left in [entry for entry in path.parent.iterdir() if entry.name.startswith(prefix)]:
-        operations.remove_tree(left)
-    trash = path.parent / f"{prefix}{os.getpid()}-{time.monotonic_ns()}"
+    """Rename to a name that says it may be removed."""
+    _empty_trash(path)
+    trash = path.parent / f".trash-{path.name}-{os.getpid()}-{time.monotonic_ns()}"
     operations.rename(path, trash)
     return trash
+
+
+def _empty_trash(path: Path) -> None:
+    """Remove what a killed process left of an earlier `path`."""
+    for left in path.parent.glob(f".trash-{glob.escape(path.name)}-*"):
+        operations.remove_tree(left)
 
 
 def sweep(directory: Path) -> None:
