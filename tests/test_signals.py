@@ -66,7 +66,7 @@ def check(home: Home, phase: str, number: int) -> float:
     return took
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", ["tokenizer training", "first step", "accumulation", "evaluation", "save"])
 def test_a_signal_in_any_phase_ends_the_run_in_order_and_it_goes_on_to_the_same_end(home: Home, phase: str) -> None:
     check(home, phase, signal.SIGTERM if len(phase) % 2 else signal.SIGINT)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gptcli.display import shown
-from gptcli.errors import DataError, RefusedError
+from gptcli.errors import ConfigError, DataError, RefusedError
 from gptcli.fsio import operations
 
 
@@ -21,8 +21,9 @@ from gptcli.fsio import operations
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes the place of `path` when the block ends well, and leaves no trace when it does not.
 
-    What killed writers of the same path left is removed.
+    Of a link, the file that it names is replaced. What killed writers of the same path left is removed.
     """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     prefix = f".tmp-{path.name}-"
     _sweep_unlocked(path.parent, prefix)
     file, temporary = _create_locked(path.parent, prefix)
@@ -138,8 +139,11 @@ def sha256(path: Path) -> str:
 def check_writable(path: Path, *, force: bool) -> None:
     """Before any work: the output may be made or replaced, and its directory takes files.
 
-    RefusedError where `path` exists without `force`; OSError where the directory does not take files.
+    RefusedError where `path` exists without `force`, ConfigError where it is a device or the like, OSError where the
+    directory does not take files.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ConfigError(f"{shown(str(path))}: is no regular file; name another output")
     if os.path.lexists(path) and not force:
         raise RefusedError(f"{shown(str(path))}: exists; pass --force to replace it or name another output")
     operations.make_directory(path.parent)
