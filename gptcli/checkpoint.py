@@ -92,10 +92,11 @@ def save(
 ) -> Path:
     """Write the checkpoint of state.step; it appears whole or not at all. NumericalError for what is not finite."""
     path = step_directory(run_dir, state.step)
-    check_finite(stored_weights(state.model) | state.optimizers.tensors(), f"step {state.step}")
+    slots = state.optimizers.tensors(create=True)  # also of a run that had no target yet, and so no update
+    check_finite(stored_weights(state.model) | slots, f"step {state.step}")
     with fsio.new_directory(path) as directory:
         save_model(state.model, tokenizer, directory, step=state.step, purpose=purpose)
-        write_tensors(state.optimizers.tensors(), directory / "training.safetensors")
+        write_tensors(slots, directory / "training.safetensors")
         training = {
             "step": state.step,
             "tokens": state.tokens,

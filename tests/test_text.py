@@ -22,6 +22,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
+from gptcli.data import blocks, sources
 from gptcli.data import text as text_module
 from gptcli.data.text import (
     Piece,
@@ -38,6 +39,13 @@ from gptcli.errors import ConfigError, DataError, GptcliError
 
 UTF8 = TextOptions()
 FEW = settings(max_examples=100, deadline=None)
+
+
+def set_limit(monkeypatch: pytest.MonkeyPatch, name: str, limit: int) -> None:
+    """In every module that has it."""
+    for module in (blocks, sources, text_module):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, limit)
 
 
 def find_one(path: Path | str, options: TextOptions = UTF8) -> Source:
@@ -275,7 +283,7 @@ def test_a_utf8_byte_order_mark_is_dropped_and_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-be", "latin-1", "cp1252", "shift_jis", "utf-8-sig"])
 def test_a_given_encoding_is_used(tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_module, "PIECE_BYTES", 7)
+    set_limit(monkeypatch, "PIECE_BYTES", 7)
     content = "one line\nand two more\n" * 9 + ("日本" if encoding in ("shift_jis", "utf-16") else "±")
     options = TextOptions(encoding=encoding)
     pieces = pieces_of(write(tmp_path / "a.txt", content.encode(encoding)), options)
@@ -290,7 +298,7 @@ def test_a_given_encoding_is_used(tmp_path: Path, encoding: str, monkeypatch: py
 def test_an_undecodable_byte_is_placed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int, compress: Callable[[bytes], bytes]
 ) -> None:
-    monkeypatch.setattr(text_module, "PIECE_BYTES", piece_bytes)
+    set_limit(monkeypatch, "PIECE_BYTES", piece_bytes)
     good = "a line\n" * 1041 + "日本 sixteen char"
     path = write(tmp_path / "corpus.txt", compress(codecs.BOM_UTF8 + good.encode() + b"\xff and more\n"))
     with pytest.raises(DataError) as caught:
@@ -302,7 +310,7 @@ def test_an_undecodable_byte_is_placed(
 def test_a_character_across_blocks_before_the_undecodable_byte_counts_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_module, "PIECE_BYTES", 2)
+    set_limit(monkeypatch, "PIECE_BYTES", 2)
     with pytest.raises(DataError, match=r"a\.txt:1: byte 0xff at column 3 is not UTF-8"):
         pieces_of(write(tmp_path / "a.txt", "aé".encode() + b"\xff"))
 
@@ -382,7 +390,7 @@ def test_a_record_is_a_document_and_blank_lines_are_skipped(tmp_path: Path) -> N
 
 
 def test_a_long_record_is_cut_into_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_module, "PIECE_BYTES", 10)
+    set_limit(monkeypatch, "PIECE_BYTES", 10)
     rows = '{"body": "one two three"}\n{"body": "four"}\n'
     pieces = pieces_of(write(tmp_path / "rows.jsonl", rows), TextOptions(field="body"))
     assert pieces == [Piece("one two", True, 26), Piece(" three", False, 0), Piece("four", True, 17)]
@@ -417,8 +425,8 @@ def test_a_bad_record_is_placed(tmp_path: Path, line: str, message: str) -> None
 def test_a_line_beyond_the_limit_is_refused_without_holding_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    monkeypatch.setattr(text_module, "PIECE_BYTES", 1 << 14)
-    monkeypatch.setattr(text_module, "MAX_LINE_BYTES", 1 << 20)
+    set_limit(monkeypatch, "PIECE_BYTES", 1 << 14)
+    set_limit(monkeypatch, "MAX_LINE_BYTES", 1 << 20)
     path = write(tmp_path / "rows.jsonl", '{"text": "a"}\n{"text": "' + "a" * (16 << 20) + end)
     tracemalloc.start()
     with pytest.raises(DataError, match=r"rows\.jsonl:2: line is longer than 1 MiB"):
@@ -487,7 +495,7 @@ ANY_TEXT = st.text(
 
 def read_bytes(content: bytes, name: str, options: TextOptions, piece_bytes: int) -> list[Piece]:
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_module, "PIECE_BYTES", piece_bytes)
+        set_limit(patch, "PIECE_BYTES", piece_bytes)
         return pieces_of(write(Path(directory, name), content), options)
 
 

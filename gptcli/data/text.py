@@ -8,46 +8,41 @@ line of any length: a few blocks of PIECE_BYTES, in a JSONL file a few times its
 """
 
 import codecs
-import difflib
-import errno
-import glob
-import hashlib
 import json
-import os
 import re
-import stat
 import sys
-import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from itertools import chain
-from pathlib import Path
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
+from gptcli.data.blocks import (
+    PIECE_BYTES,
+    Source,
+    TextOptions,
+    codec_name,
+    content_blocks,
+    decompressed_bytes,
+    file_sha256,
+)
+from gptcli.data.sources import MAX_LINE_BYTES, find_sources
 from gptcli.display import shown
-from gptcli.errors import ConfigError, DataError, GptcliError
+from gptcli.errors import DataError
 
-PIECE_BYTES = 1 << 20  # characters of a piece at most, and bytes read at a time
-MAX_LINE_BYTES = 64 << 20  # of a JSONL line; a JSON parser needs the whole line in memory
-HEAD_BYTES = 8 << 10  # looked at to tell text from other kinds of file
+__all__ = [
+    "MAX_LINE_BYTES",
+    "PIECE_BYTES",
+    "Piece",
+    "Source",
+    "TextOptions",
+    "decompressed_bytes",
+    "file_sha256",
+    "find_sources",
+    "read_lines",
+    "read_pieces",
+    "split_text",
+]
 
-_JSONL_SUFFIXES = (".jsonl", ".ndjson")
-_TEXT_SUFFIXES = (".txt", ".md", ".text", ".rst", *_JSONL_SUFFIXES)
 # Begins with the space, for the search to run at the speed of memchr; the class holds a few numerals beside letters.
 _WORD_START = re.compile(r" (?<=\S )(?=[^\W\d_])")
-_GZIP_MAGIC = b"\x1f\x8b"
-_NOT_TEXT = (  # first bytes, kind, what to do
-    (rb"\x28\xb5\x2f\xfd", "zstd data", "zstd -dc FILE | gptcli ... -"),
-    (rb"\xfd7zXZ\x00", "xz data", "xz -dc FILE | gptcli ... -"),
-    (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "bzip2 data", "bzip2 -dc FILE | gptcli ... -"),
-    (rb"\x1f\x8b", "gzip data inside gzip data", "gzip -dc FILE | gptcli ... -"),
-    (rb"PK(\x03\x04|\x05\x06)", "a zip archive", "unzip -p FILE | gptcli ... -"),
-    (rb"PAR1[^\t\r\n -~]", "a Parquet file", "write its text column as JSONL first"),
-    (rb"%PDF-", "a PDF document", "pdftotext FILE - | gptcli ... -"),
-    (rb"\x7fELF", "an ELF program", "name a text file"),
-    (rb"\x89PNG", "a PNG image", "name a text file"),
-)
 _JSON_TYPES = {
     type(None): "null",
     bool: "a boolean",
@@ -56,37 +51,6 @@ _JSON_TYPES = {
     str: "a string",
     list: "a list",
 }
-_BYTE_ORDER_MARKS = (  # that of UTF-32 begins with that of UTF-16
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-# Python's codecs for host names and source literals: no file is written in them, and they can yield lone surrogates.
-_NOT_FOR_FILES = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape", "utf-7"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextOptions:
-    """How inputs are read: the JSONL field that holds the text, the encoding, and what becomes of undecodable bytes."""
-
-    field: str = "text"
-    encoding: str = "utf-8"
-    errors: Literal["strict", "replace", "ignore"] = "strict"
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file, or a stream (standard input, a FIFO, a device), to read.
-
-    `stream` is the decompressed content of a stream, opened to see what it is; the first read takes it out.
-    """
-
-    name: str  # for messages, safe to show
-    path: Path | None  # None: standard input
-    kind: Literal["text", "jsonl"]
-    compressed: bool  # gzip, by its first bytes
-    stream: list[Iterator[bytes]] | None = field(default=None, repr=False, compare=False)
 
 
 class Piece(NamedTuple):
@@ -103,241 +67,12 @@ class Piece(NamedTuple):
     raw_bytes: int
 
 
-# ------------------------------------------------------------------------------------------------ finding the sources
-
-
-def find_sources(inputs: Sequence[str], options: TextOptions) -> list[Source]:
-    """The files and streams that the inputs stand for, in order, each real file once.
-
-    An input is a file, a directory (all text files below, sorted, hidden ones skipped), a glob pattern (the files it
-    matches, sorted) or `-`. The first bytes of each are checked. Raises one error with every problem found, of the
-    kind of the first: ConfigError for a name, GptcliError for a file that cannot be read, DataError for its content.
-    """
-    _codec_name(options)
-    if not inputs:
-        raise ConfigError("no input; name a file, or - for standard input")
-    if inputs.count("-") > 1:
-        raise ConfigError("-: standard input can be read only once; name it once")
-    sources: dict[str, Source] = {}
-    found_wrong: list[GptcliError] = []
-    for given in inputs:
-        try:
-            paths = _expand(given)
-        except GptcliError as error:
-            found_wrong.append(error)
-            continue
-        for path in paths:
-            real = "-" if path is None else os.path.realpath(path)
-            try:
-                if real not in sources:
-                    sources[real] = _inspect(path, options)
-            except GptcliError as error:
-                found_wrong.append(error)
-    if found_wrong:
-        raise type(found_wrong[0])(*dict.fromkeys(problem for error in found_wrong for problem in error.problems))
-    return list(sources.values())
-
-
-def _expand(given: str) -> Sequence[Path | None]:
-    """The files and streams that one input stands for."""
-    if given == "-":
-        return [None]
-    try:
-        mode = os.stat(given).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return _matching_files(given)
-    except OSError as error:
-        raise _unreadable(shown(given), error) from None
-    except ValueError:  # a NUL, or a surrogate that stands for no byte
-        raise ConfigError(f"{shown(given)}: no such file") from None
-    return _text_files_below(given) if stat.S_ISDIR(mode) else [Path(given)]
-
-
-def _matching_files(pattern: str) -> list[Path]:
-    """The files, not directories, that a glob pattern matches, sorted."""
-    if any(character in pattern for character in "*?["):
-        if found := [Path(name) for name in glob.glob(pattern, recursive=True) if not os.path.isdir(name)]:
-            return sorted(found)
-        raise ConfigError(f"{shown(pattern)}: no file matches")
-    if os.path.islink(pattern):
-        raise ConfigError(f"{shown(pattern)}: link to a missing file, '{shown(os.readlink(pattern))}'")
-    directory, name = os.path.split(pattern)
-    try:
-        near = difflib.get_close_matches(name, os.listdir(directory or "."), n=1)
-    except OSError:
-        near = []
-    hint = f"; did you mean '{shown(os.path.join(directory, near[0]))}'?" if near else ""
-    raise ConfigError(f"{shown(pattern) or repr(pattern)}: no such file{hint}")
-
-
-def _text_files_below(directory: str) -> list[Path]:
-    """Every file with a text suffix below a directory, sorted; links to directories are followed, each one once."""
-    found: list[Path] = []
-    errors: list[OSError] = []
-    visited = set()
-    for parent, directories, names in os.walk(directory, onerror=errors.append, followlinks=True):
-        if os.path.realpath(parent) in visited:
-            directories.clear()
-            continue
-        visited.add(os.path.realpath(parent))
-        directories[:] = [name for name in directories if not name.startswith(".")]
-        paths = [Path(parent, name) for name in names if not name.startswith(".") and _has_suffix(name, _TEXT_SUFFIXES)]
-        # A FIFO or a socket in the tree is nobody's corpus; a broken link is kept, to be reported.
-        found += [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
-    if errors:
-        raise GptcliError(*(str(_unreadable(shown(error.filename), error)) for error in errors))
-    if not found:
-        raise DataError(f"{shown(directory)}: no text files below; want {' '.join(_TEXT_SUFFIXES)}, or these with .gz")
-    return sorted(found)
-
-
-def _has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:
-    return name.lower().removesuffix(".gz").endswith(suffixes)
-
-
-def _inspect(path: Path | None, options: TextOptions) -> Source:
-    """The source at a path, its first bytes checked; a stream stays open, and keeps the bytes that were looked at."""
-    name = "stdin" if path is None else shown(str(path))
-    opened = _raw_blocks(path, name)
-    head, blocks = _peek(opened, lambda head: len(head) >= len(_GZIP_MAGIC))
-    compressed = head.startswith(_GZIP_MAGIC)
-    content = _gunzip(blocks, name) if compressed else blocks
-    head, content = _peek(content, lambda head: len(head) >= HEAD_BYTES)
-    _check_head(head, name, options)
-    is_jsonl = path is not None and _has_suffix(path.name, _JSONL_SUFFIXES)
-    if path is not None and os.path.isfile(path):
-        opened.close()
-        return Source(name, path, "jsonl" if is_jsonl else "text", compressed)
-    if not head:
-        raise DataError(f"{name}: no input; pipe text in")
-    if not is_jsonl and _after_space(head).startswith(b"{"):
-        head, content = _peek(content, lambda head: b"\n" in _after_space(head) or len(head) > MAX_LINE_BYTES)
-        is_jsonl = _starts_with_object(head, options)
-    return Source(name, path, "jsonl" if is_jsonl else "text", compressed, [content])
-
-
-def _after_space(head: bytes | bytearray) -> bytes | bytearray:
-    return head.removeprefix(codecs.BOM_UTF8).lstrip()
-
-
-def _starts_with_object(head: bytes, options: TextOptions) -> bool:
-    """Whether the first line that is not blank is a JSON object."""
-    line = _after_space(head).split(b"\n", 1)[0]
-    try:
-        return isinstance(json.loads(line.decode(options.encoding, "replace")), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _check_head(head: bytes, name: str, options: TextOptions) -> None:
-    """Raises DataError if the first bytes are those of no text, or of text in another encoding than the given."""
-    codec = _codec_name(options)
-    for magic, kind, advice in _NOT_TEXT:
-        if re.match(magic, head):
-            raise DataError(f"{name}: is {kind}, not text; {advice}")
-    if encoding := next((encoding for mark, encoding in _BYTE_ORDER_MARKS if head.startswith(mark)), None):
-        if not codec.startswith(encoding):
-            what = f"begins with the byte order mark of {encoding.upper()}"
-            raise DataError(f"{name}: {what}; pass --encoding {encoding}")
-        return
-    if not codec.startswith(("utf-16", "utf-32")) and (offset := head.find(b"\0", 0, HEAD_BYTES)) >= 0:
-        raise DataError(f"{name}: looks binary (NUL byte at offset {offset}); name a text file, or pass its --encoding")
-
-
-def _codec_name(options: TextOptions) -> str:
-    """Python's name of the encoding; utf-8 for utf-8-sig, as a byte order mark is dropped in any case."""
-    try:
-        "".encode(options.encoding)  # refuses what is no text encoding, such as hex
-        name = codecs.lookup(options.encoding).name
-        codecs.getincrementaldecoder(name)
-    except (LookupError, ValueError):
-        name = "undefined"
-    if name in _NOT_FOR_FILES:
-        raise ConfigError(f"unknown encoding '{shown(options.encoding)}'; try utf-8, utf-16, latin-1, cp1252, gb18030")
-    return "utf-8" if name == "utf-8-sig" else name
-
-
-# ------------------------------------------------------------------------------------------------------ bytes to text
-
-
-def _unreadable(name: str, error: OSError) -> GptcliError:
-    """What to tell the user about a failed system call."""
-    match error.errno:
-        case errno.ELOOP:
-            return ConfigError(f"{name}: symbolic link loop")
-        case errno.ENOENT:
-            return ConfigError(f"{name}: no such file")
-        case errno.EACCES | errno.EPERM:
-            return GptcliError(f"{name}: permission denied (need read)")
-    return GptcliError(f"{name}: cannot be read ({error.strerror or error})")
-
-
-def _raw_blocks(path: Path | None, name: str) -> Generator[bytes]:
-    """The bytes of a file, or of standard input (None), in blocks. Never waits for a person to type."""
-    if path is None and (sys.stdin is None or sys.stdin.closed):
-        raise ConfigError("stdin is closed; name a file or pipe text in")
-    try:
-        with nullcontext(sys.stdin.buffer) if path is None else open(path, "rb", buffering=0) as file:
-            if file.isatty():
-                raise ConfigError(f"{name} is a terminal; name a file or pipe text in")
-            while (block := file.read(PIECE_BYTES)) != b"":
-                if block is None:  # a stream in non-blocking mode is not at its end
-                    raise BlockingIOError(errno.EAGAIN, "no data is ready, and it is set not to wait for it")
-                yield block
-    except OSError as error:
-        raise _unreadable(name, error) from None
-
-
-def _gunzip(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
-    """Decompresses gzip members, one after another, in blocks however well they are compressed."""
-    member, total_bytes = zlib.decompressobj(wbits=31), 0
-    for block in blocks:
-        while block:
-            if member.eof:
-                block = block.lstrip(b"\0")  # padding of tape and disk blocks, as gzip allows it
-                if not block:
-                    break
-                member = zlib.decompressobj(wbits=31)
-            try:
-                output = member.decompress(block, PIECE_BYTES)
-            except zlib.error as error:
-                reason = str(error).rpartition(": ")[2]
-                raise DataError(f"{name}: gzip data is corrupt ({reason}); copy or compress the file again") from None
-            total_bytes += len(output)
-            if output:
-                yield output
-            block = member.unused_data if member.eof else member.unconsumed_tail
-    if not member.eof:
-        raise DataError(f"{name}: ends early after {total_bytes} bytes; the gzip file is cut short, copy it again")
-
-
-def _peek(blocks: Iterator[bytes], enough: Callable[[bytearray], bool]) -> tuple[bytes, Iterator[bytes]]:
-    """The first bytes, as many as it takes to be enough or all, and an iterator over all blocks, those included."""
-    head, seen = bytearray(), []
-    for block in blocks:
-        head += block
-        seen.append(block)
-        if enough(head):
-            break
-    return bytes(head), chain(seen, blocks)
-
-
-def _content(source: Source) -> Iterator[bytes]:
-    """The decompressed blocks of a source."""
-    if source.stream is not None:
-        if not source.stream:
-            raise GptcliError(f"{source.name}: can be read only once; save it to a file and name that")
-        return source.stream.pop()
-    blocks = _raw_blocks(source.path, source.name)
-    return _gunzip(blocks, source.name) if source.compressed else blocks
-
-
 class _Decoder:
     """Blocks of bytes to text, newlines kept as they are; knows the line and column (from 1) of an undecodable byte."""
 
     def __init__(self, name: str, options: TextOptions) -> None:
         self._name = name
-        self._codec_name = _codec_name(options)
+        self._codec_name = codec_name(options)
         self._codec = codecs.getincrementaldecoder(self._codec_name)(options.errors)
         self._drops_mark = self._codec_name == "utf-8"
         self._line, self._column = 1, 1  # of the next character
@@ -373,7 +108,7 @@ class _Decoder:
 def _decoded_blocks(source: Source, options: TextOptions) -> Iterator[tuple[str, int]]:
     """The text of each block of a source, with the bytes of the block."""
     decoder = _Decoder(source.name, options)
-    for block in _content(source):
+    for block in content_blocks(source):
         yield decoder.decode(block), len(block)
     yield decoder.decode(b"", final=True), 0
 
@@ -508,27 +243,3 @@ def _record_text(line: str, place: str, field: str) -> str:
 
 def _json_type(value: object) -> str:
     return _JSON_TYPES.get(type(value), "an object")
-
-
-# ----------------------------------------------------------------------------------------------------- whole sources
-
-
-def decompressed_bytes(source: Source) -> int:
-    """The bytes of a source's content: a file's size, or for gzip what a pass over it counts. A stream has no size."""
-    if source.path is None or source.stream is not None:
-        raise GptcliError(f"{source.name}: the size of a stream is not known before it is read")
-    if source.compressed:
-        return sum(map(len, _content(source)))
-    try:
-        return source.path.stat().st_size
-    except OSError as error:
-        raise _unreadable(source.name, error) from None
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's bytes as they are on disk, in hexadecimal."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise _unreadable(shown(os.fspath(path)), error) from None
