@@ -303,10 +303,10 @@ def digests(checkpoint: Path) -> list[str]:
     return [hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() for name in WEIGHTS]
 
 
-def metrics(run: Path) -> list[tuple[str, int, float | None]]:
+def metrics(run: Path) -> list[tuple[str, int, float | str]]:
     """What a metrics.jsonl says, without its times."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(record["kind"], record["step"], record.get("loss_nats")) for record in records]
+    return [(record["kind"], record["step"], record.get("loss_nats", record.get("text"))) for record in records]
 
 
 def leftovers(directory: Path) -> list[str]:

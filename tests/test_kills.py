@@ -123,11 +123,13 @@ def crash_at_operations(command: str, home: Home, tmp_path: Path, count: int | N
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    """Every file that a user sees, by its path."""
+    """Every file that a user sees, by its path, but a lock that its owner had no time to remove."""
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in directory.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(directory).parts)
+        if path.is_file()
+        and path.name != fsio.LOCK
+        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
     }
 
 

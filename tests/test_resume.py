@@ -5,7 +5,6 @@ Every cut point:  pytest -m slow tests/test_resume.py
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import Home, digests
+from faults import Home, digests, metrics
 
 from gptcli import configfile, interrupt
 from gptcli.config import PretrainConfig
@@ -70,13 +69,7 @@ def cut_and_resume(home: Home, step: int) -> None:
 
 def assert_same(home: Home, name: str) -> None:
     assert digests(home.newest(name)) == digests(home.newest("control"))
-    assert told(home.path / name) == told(home.path / "control")
-
-
-def told(run: Path) -> list[tuple[str, int, float | None]]:
-    """What metrics.jsonl says, without its times."""
-    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [(record["kind"], record["step"], record.get("loss_nats", record.get("text"))) for record in records]
+    assert metrics(home.path / name) == metrics(home.path / "control")
 
 
 @pytest.mark.parametrize("step", [7, 35, 60])

@@ -146,7 +146,9 @@ class Retention(RuleBasedStateMachine):
         assert found == checkpoint.step_directory(self.run, max(self.good))
         checkpoint.restore(self.state, found)
         assert self.state.step == max(self.good)
-        assert math.isclose(float(self.state.model.embedding.weight[0, 0].detach()), self.state.step / 1000, rel_tol=1e-6)
+        assert math.isclose(
+            float(self.state.model.embedding.weight[0, 0].detach()), self.state.step / 1000, rel_tol=1e-6
+        )
 
     def _forget_deleted(self) -> None:
         self.good = {step for step in self.good if checkpoint.step_directory(self.run, step).is_dir()}

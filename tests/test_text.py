@@ -224,7 +224,7 @@ def test_standard_input_is_text_jsonl_or_gzip_by_its_content() -> None:
     assert read_stdin(rows) == ["stdin", "jsonl", False, [["a", True, 16], ["b", True, 13]]]
     assert read_stdin(gzip.compress(rows)) == ["stdin", "jsonl", True, [["a", True, 16], ["b", True, 13]]]
     assert read_stdin(b"{not json}\nx") == ["stdin", "text", False, [["{not json}\nx", True, 12]]]
-    assert read_stdin(b"") == ["DataError", "stdin: no input"]
+    assert read_stdin(b"") == ["DataError", "stdin: no input; pipe text in"]
 
 
 def test_standard_input_that_comes_in_drips_loses_nothing() -> None:

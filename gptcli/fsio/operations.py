@@ -72,7 +72,8 @@ def create(path: Path) -> BinaryIO:
 def create_temporary(directory: Path, prefix: str) -> tuple[BinaryIO, Path]:
     """A new file of an unused name, open for writing."""
     descriptor, name = _do("create", (directory / prefix,), lambda: tempfile.mkstemp(prefix=prefix, dir=directory))
-    return cast(BinaryIO, io.BufferedWriter(_File(descriptor, Path(name)), 1 << 20)), Path(name)
+    path = directory / Path(name).name  # relative where the user's was
+    return cast(BinaryIO, io.BufferedWriter(_File(descriptor, path), 1 << 20)), path
 
 
 def open_to_append(path: Path) -> BinaryIO:
@@ -119,7 +120,8 @@ def unlink(path: Path) -> None:
 
 
 def make_temporary_directory(directory: Path, prefix: str) -> Path:
-    return Path(_do("mkdir", (directory / prefix,), lambda: tempfile.mkdtemp(prefix=prefix, dir=directory)))
+    name = _do("mkdir", (directory / prefix,), lambda: tempfile.mkdtemp(prefix=prefix, dir=directory))
+    return directory / Path(name).name
 
 
 def make_directory(path: Path) -> None:
