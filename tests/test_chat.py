@@ -188,6 +188,24 @@ def test_a_stopped_answer_keeps_what_was_said(endless: Path) -> None:
     assert chat.turns[-1].finish_reason is None
 
 
+def test_the_turns_before_a_question_are_not_computed_again(yes: Path) -> None:
+    chat = chat_with(yes, system="s" * 100)
+    computed = 0
+
+    def count(_module: torch.nn.Module, inputs: tuple[torch.Tensor], _output: torch.Tensor) -> None:
+        nonlocal computed
+        computed += inputs[0].numel()
+
+    chat.speaker.engine.model.embedding.register_forward_hook(count)
+    spent = []
+    for question in ("one?", "two?", "three?"):
+        computed = 0
+        assert "".join(chat.ask(question)) == "Yes"
+        spent.append(computed)
+    assert spent[0] > 100
+    assert max(spent[1:]) < 30
+
+
 def test_a_question_without_an_answer_is_not_part_of_the_conversation(tmp_path: Path) -> None:
     chat = chat_with(table_model(tmp_path / "model", [""]))
     assert list(chat.ask("?")) == []

@@ -16,7 +16,7 @@ How much is an oak lamp?
 QUESTIONS
 
 echo "== questions that were held out: the share of answers that hold every fact they must" >&2
-jq -c '.wanted = .messages[-1].content | .messages |= .[:-1] | .temperature = 0' examples/shop/heldout.jsonl |
+jq -c '.wanted = .messages[-1].content | .messages |= .[:-1] | .temperature = 0 | .max_tokens = 60' examples/shop/heldout.jsonl |
   gptcli chat runs/shop --jsonl > runs/shop/answers.jsonl
 jq -c 'select(.text as $answer | any(.facts[]; . as $fact | $answer | contains($fact) | not))
        | {question: .messages[-2].content, text, wanted}' runs/shop/answers.jsonl >&2

@@ -1,0 +1,118 @@
+"""The pipelines in examples/: their data are sound, and each script runs from beginning to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Result, RunCli, environment, tiny_run_file
+
+from gptcli import configfile
+from gptcli.config import FinetuneConfig, PretrainConfig
+from gptcli.tasks.conversation import ASSISTANT, USER, read_messages
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (EXAMPLES / name).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/*.yaml")), ids=lambda path: path.parent.name)
+def test_the_run_file_of_a_pipeline_loads_and_loads_again(path: Path) -> None:
+    kind = FinetuneConfig if path.stem == "finetune" else PretrainConfig
+    loaded = configfile.load(kind, path)
+    assert configfile.parse(kind, configfile.dump(loaded.value), name="dump").value == loaded.value
+
+
+def test_the_shop_gives_the_same_answer_to_every_question_of_a_topic() -> None:
+    """A question that begins a conversation has one answer, and the held-out ones are none of them."""
+    answers: dict[str, set[str]] = {}
+    for row in rows("shop/train.jsonl"):
+        messages = [message for message in read_messages(row["messages"], "train") if message.role != "system"]
+        answers.setdefault(messages[0].content, set()).add(messages[1].content)
+    assert len(answers) >= 150
+    assert all(len(found) == 1 for found in answers.values())
+    topics = {next(iter(found)) for found in answers.values()}
+    for row in rows("shop/heldout.jsonl"):
+        *before, question, answer = read_messages(row["messages"], "heldout")
+        assert (question.role, answer.role) == (USER, ASSISTANT)
+        assert answer.content in topics
+        assert all(fact in answer.content for fact in row["facts"])
+        assert before or question.content not in answers
+
+
+def test_the_reviews_are_balanced_and_those_held_out_are_no_training_rows() -> None:
+    train, held_out = rows("reviews/train.jsonl"), rows("reviews/heldout.jsonl")
+    assert len(train) >= 300
+    assert not {row["text"] for row in train} & {row["text"] for row in held_out}
+    for part in (train, held_out):
+        assert 0.35 < sum(row["label"] == "positive" for row in part) / len(part) < 0.65
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer: Path, run_cli: RunCli) -> Path:
+    """A directory with the examples, `gptcli` in bin/, and in quickstart/run a model of six steps."""
+    work = tmp_path_factory.mktemp("work")
+    shutil.copytree(EXAMPLES, work / "examples")
+    (work / "bin").mkdir()
+    (work / "bin" / "gptcli").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gptcli "$@"\n')
+    (work / "bin" / "gptcli").chmod(0o755)
+    (work / "run.yaml").write_text(tiny_run_file(corpus, work / "quickstart" / "run", tokenizer=tokenizer))
+    made = run_cli("pretrain", work / "run.yaml", "-q", "-s", "model.context_length=256", "-s", "train.batch_size=1")
+    assert made.code == 0, made.err
+    return work
+
+
+def pipeline(work: Path, cache: Path, name: str, *arguments: str) -> Result:
+    path = f"{work / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    script = work / "examples" / name / "run.sh"
+    done = subprocess.run(
+        [script, *arguments],
+        capture_output=True,
+        env=environment(cache, {"PATH": path, "PYTHONPATH": str(ROOT)}),
+        cwd="/",
+        timeout=240,
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr.decode())
+
+
+needs_jq = pytest.mark.skipif(shutil.which("jq") is None, reason="the pipelines use jq")
+
+
+@needs_jq
+def test_the_basic_pipe_leads_from_text_to_text(work: Path, session_cache: Path) -> None:
+    small = ("-s", "train.steps=2", "-s", "train.batch_size=1", "-s", "model.hidden_size=16")
+    result = pipeline(work, session_cache, "pipe", *small)
+    assert result.code == 0, result.err
+    document, end = json.JSONDecoder().raw_decode(result.text)
+    assert 1 < document["bits_per_byte"] < 8
+    assert result.text[end:].startswith("\nThe value of")
+
+
+@needs_jq
+def test_the_shop_is_tuned_and_asked(work: Path, session_cache: Path) -> None:
+    result = pipeline(work, session_cache, "shop", "-s", "train.epochs=0.05", "-s", "runtime.threads=1")
+    assert result.code == 0, result.err
+    found = json.loads(result.text[result.text.rindex("{") :])
+    assert found["questions"] == len(rows("shop/heldout.jsonl"))
+    again = pipeline(work, session_cache, "shop")
+    assert again.code == 5
+    assert "runs/shop" in again.err
+
+
+@needs_jq
+def test_the_reviews_are_learnt_and_labelled(work: Path, session_cache: Path) -> None:
+    result = pipeline(work, session_cache, "reviews", "-s", "train.epochs=0.05", "-s", "runtime.threads=1")
+    assert result.code == 0, result.err
+    first, second, *rest = result.text.splitlines()
+    assert all(line.split("\t")[0] in ("positive", "negative") for line in (first, second))
+    assert json.loads("".join(rest))["reviews"] == len(rows("reviews/heldout.jsonl"))
