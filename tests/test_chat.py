@@ -34,6 +34,7 @@ from gptcli.terminal import follow
 torch.set_num_threads(1)
 
 FORM = Conversation()
+ONE_THREAD = ("--threads", "1")  # more only wait for each other in models so small
 GREEDY = GenerateOptions(temperature=0.0)
 
 
@@ -152,7 +153,7 @@ def test_the_oldest_turns_that_do_not_fit_are_dropped_and_no_others(
 
 
 def test_a_full_context_is_said_each_time_that_it_costs_a_turn(yes: Path, run_cli: RunCli) -> None:
-    result = run_cli("chat", yes, input=f"{'a' * 80}\n{'b' * 80}\n{'c' * 80}\n{'d' * 80}\nshort\n")
+    result = run_cli("chat", yes, *ONE_THREAD, input=f"{'a' * 80}\n{'b' * 80}\n{'c' * 80}\n{'d' * 80}\nshort\n")
     assert (result.code, result.text) == (0, "Yes\n" * 5)
     result.error(0, "chat", "context of 256 tokens is full")
     assert result.err.count("\n") == 2
@@ -271,13 +272,15 @@ def test_a_script_gets_an_answer_a_question_and_nothing_else_on_stdout(
     script = (
         "Open?\n\n//quit\n/set temperature=0 top_k=5\n/system Be brief.\n/undo\n/history\n/save talk.jsonl\n/quit\nno\n"
     )
-    result = run_cli("chat", yes, input=script, cwd=tmp_path)
+    result = run_cli("chat", yes, *ONE_THREAD, input=script, cwd=tmp_path)
     assert (result.code, result.out) == (0, b"Yes\nYes\n")
     assert "top_k=5" in result.err
     assert "took back: /quit" in result.err
     assert "system: Be brief.\n> Open?\nYes\n" in result.err
     assert (tmp_path / "talk.jsonl").read_text() == row("Open?", "Yes", system="Be brief.")
-    more = run_cli("chat", yes, "--load", "talk.jsonl", "-q", input="And now?\n/save talk.jsonl\n", cwd=tmp_path)
+    more = run_cli(
+        "chat", yes, *ONE_THREAD, "--load", "talk.jsonl", "-q", input="And now?\n/save talk.jsonl\n", cwd=tmp_path
+    )
     assert (more.code, more.out, more.err) == (0, b"Yes\n", "")
     last = (tmp_path / "talk.jsonl").read_text().splitlines(keepends=True)[1]
     assert last == row("Open?", "Yes", "And now?", "Yes", system="Be brief.")
@@ -315,7 +318,7 @@ def test_a_mistake_in_a_script_is_told_with_its_line(
 
 
 def test_a_place_that_takes_no_file_is_told(yes: Path, tmp_path: Path, run_cli: RunCli) -> None:
-    result = run_cli("chat", yes, input="Open?\n/save none/talk.jsonl\n", cwd=tmp_path)
+    result = run_cli("chat", yes, *ONE_THREAD, input="Open?\n/save none/talk.jsonl\n", cwd=tmp_path)
     result.error(1, "chat", "stdin:2: /save: none/talk.jsonl: No such file or directory")
 
 
@@ -332,7 +335,7 @@ def test_records_come_back_with_answers_in_order(yes: Path, run_cli: RunCli) -> 
         json.loads(row(*(["b" * 40] * 8), "Open?")) | {"id": 9, "temperature": 0},
     ]
     lines = "".join(json.dumps(record) + "\n" for record in records)
-    result = run_cli("chat", yes, "--jsonl", input=lines)
+    result = run_cli("chat", yes, *ONE_THREAD, "--jsonl", input=lines)
     result.error(3, "chat", "5 records could not be answered")
     found = [json.loads(line) for line in result.text.splitlines()]
     assert [record["id"] for record in found] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 9]
@@ -350,15 +353,15 @@ def test_records_come_back_with_answers_in_order(yes: Path, run_cli: RunCli) -> 
 
 
 def test_a_model_of_text_is_no_model_to_talk_with(tiny: Tiny, run_cli: RunCli) -> None:
-    result = run_cli("chat", tiny.run, input="Hello\n")
+    result = run_cli("chat", tiny.run, *ONE_THREAD, input="Hello\n")
     result.error(3, "chat", "was not trained on conversations", "gptcli finetune", "gptcli generate")
     assert result.out == b""
 
 
 def test_options_that_do_not_go_together_are_told(yes: Path, run_cli: RunCli) -> None:
-    run_cli("chat", yes, "--jsonl", "--system", "x").error(2, "chat", "leave out --system")
-    run_cli("chat", yes, "--system", " ").error(2, "chat", "the text is empty")
-    run_cli("chat", yes, "--temperature", "-1").error(2, "chat", "temperature")
+    run_cli("chat", yes, *ONE_THREAD, "--jsonl", "--system", "x").error(2, "chat", "leave out --system")
+    run_cli("chat", yes, *ONE_THREAD, "--system", " ").error(2, "chat", "the text is empty")
+    run_cli("chat", yes, *ONE_THREAD, "--temperature", "-1").error(2, "chat", "temperature")
 
 
 # --------------------------------------------------------------------------------------------------------- a terminal
@@ -370,7 +373,7 @@ class Terminal:
     """`gptcli chat` on a terminal of its own."""
 
     def __init__(self, cache: Path, *arguments: object, cwd: Path | None = None) -> None:
-        command, *rest = [*GPTCLI, "chat", *map(str, arguments)]
+        command, *rest = [*GPTCLI, "chat", *map(str, arguments), *ONE_THREAD]
         self.child = pexpect.spawn(
             command, rest, env=environment(cache, {"TERM": "dumb"}), cwd=cwd, timeout=60, encoding="utf-8", echo=False
         )
@@ -444,7 +447,7 @@ def test_neither_the_model_nor_a_file_reaches_the_terminal(
     tmp_path: Path, session_cache: Path, run_cli: RunCli
 ) -> None:
     model = table_model(tmp_path / "model", ["\x1b[31m\x07\x9d\u202e"])
-    plain = run_cli("chat", model, "--temperature", 0, input="?\n")
+    plain = run_cli("chat", model, *ONE_THREAD, "--temperature", 0, input="?\n")
     assert plain.out == "\x1b[31m\x07\x9d\u202e\n".encode()
     (tmp_path / "talk.jsonl").write_text(row(HOSTILE, HOSTILE, system=HOSTILE))
     terminal = Terminal(session_cache, model, "--temperature", 0, "--load", tmp_path / "talk.jsonl")
