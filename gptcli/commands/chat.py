@@ -20,6 +20,7 @@ from gptcli.errors import ConfigError, DataError
               help="With --jsonl: answers written at once.")  # fmt: skip
 @options.quiet
 @options.on_device
+@options.quantize
 def chat(run: str, system: str | None, load: str | None, jsonl: bool, batch_size: int, quiet: bool, **how: Any) -> None:
     """Talk with a model that was fine-tuned on conversations.
 

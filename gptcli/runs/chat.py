@@ -25,6 +25,7 @@ from gptcli.runs.generate import completion_record, in_order, read_items
 from gptcli.runs.score import parse_object
 from gptcli.runtime import make_runtime
 from gptcli.tasks.conversation import ASSISTANT, SYSTEM, USER, Message, read_messages
+from gptcli.weights import Quantize, pack
 
 
 class Fitted(NamedTuple):
@@ -45,6 +46,7 @@ class Speaker:
         device: str = "auto",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         threads: int | None = None,
+        quantize: Quantize | None = None,
     ) -> None:
         directory = checkpoint.resolve(run)
         conversation = checkpoint.read_purpose(directory).conversation
@@ -60,15 +62,15 @@ class Speaker:
                 f"{shown(str(directory / 'tokenizer.json'))}: no token {shown(missing[0])}, which conversations need; "
                 "the checkpoint is damaged"
             )
-        self.directory, self.conversation = directory, conversation
+        self.directory, self.conversation, self.num_parameters = directory, conversation, model.num_parameters()
+        pack(model, runtime, quantize=quantize)
         self.engine = Engine(model, self.tokenizer, runtime, slots=batch_size)
         self.stop_ids = frozenset(self.tokenizer.specials[name] for name in conversation.specials)
 
     def description(self) -> str:
         """For a person who begins to talk."""
-        model = self.engine.model
         return (
-            f"{shown(str(self.directory))}: {model.num_parameters():,} parameters, "
+            f"{shown(str(self.directory))}: {self.num_parameters:,} parameters, "
             f"context of {self.engine.context_length} tokens"
         )
 
