@@ -402,6 +402,7 @@ class TuneConfig(Section):
     keep_checkpoints: int = number(2, "newest checkpoints kept, beside the best", ge=2)
     sample_prompt: str = value("", "written on after each validation (tasks instruct, chat and text); empty: no sample")
     sample_tokens: int = number(64, "length of the sample", ge=1)
+    tensorboard: bool = value(False, "also write the metrics as TensorBoard scalars, to run_dir/tensorboard")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

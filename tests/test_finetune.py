@@ -275,3 +275,12 @@ def test_mistakes_of_the_run_file_are_named(home: Path, run_cli: RunCli, tiny: T
     )
     run_cli("classify", tiny.run, input="a\n").error(3, "classify", "names no labels")
     ok(run_cli("config", "check", "classify.yaml", cwd=home))
+
+
+def test_a_fine_tuning_run_writes_scalars_and_is_listed_as_finished(home: Path, run_cli: RunCli) -> None:
+    pytest.importorskip("tensorboard")
+    how = ("-q", "-s", "run_dir=boarded", "-s", "train.tensorboard=true", "-s", "train.epochs=1")
+    ok(run_cli("finetune", "classify.yaml", *how, cwd=home))
+    assert list((home / "boarded" / "tensorboard").glob("events.*"))
+    (facts,) = json.loads(ok(run_cli("runs", "boarded", "--json", cwd=home)).out)
+    assert facts["state"] == "finished"

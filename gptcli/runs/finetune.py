@@ -25,6 +25,7 @@ from gptcli.runs.examples import read_examples
 from gptcli.runs.training import Job, Training, check_vacant, clear
 from gptcli.runs.tuning import rows_job, text_job
 from gptcli.runtime import Runtime, keep_freed_memory, make_runtime
+from gptcli.tensorboard import check_installed
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
     fsio.check_writable(run_dir / "run.yaml", force=True)
     with fsio.locked(run_dir):
         check_vacant(run_dir, resume=resume, force=force)
+        check_installed(wanted=config.train.tensorboard)
         runtime = make_runtime(config.runtime)
         if runtime.device.type == "cpu":
             keep_freed_memory()

@@ -110,6 +110,7 @@ def train_config(config: FinetuneConfig, rows: int) -> TrainConfig:
         keep_checkpoints=tune.keep_checkpoints,
         sample_prompt=tune.sample_prompt,
         sample_tokens=tune.sample_tokens,
+        tensorboard=tune.tensorboard,
     )
 
 
