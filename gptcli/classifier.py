@@ -23,6 +23,7 @@ class LabelObjective:
 
     class_weights: Tensor  # (labels,), 1 on the average of the training rows
     label_smoothing: float
+    every_token_weight: float  # share that each token has a part of: a text's first words give their evidence directly
     text_loss_weight: float  # nats of an average token of the text count so much
     blank: int | None  # begins an example and stands for a dropped token: never predicted
 
@@ -32,13 +33,11 @@ class LabelObjective:
         layout = Packed(batch.lengths, device=runtime.device)
         hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype, layout=layout)
         labels = batch.targets[0].to(runtime.device)[layout.last]
-        nats = F.cross_entropy(
-            label_logits(model, hidden, layout),
-            labels,
-            weight=self.class_weights.to(runtime.device),
-            label_smoothing=self.label_smoothing,
-            reduction="sum",
-        )
+        nats = self._nats(label_logits(model, hidden[0, layout.last]), labels).sum()
+        if share := self.every_token_weight:
+            lengths = torch.tensor(batch.lengths, device=runtime.device)
+            every = self._nats(label_logits(model, hidden[0]), labels.repeat_interleave(lengths))
+            nats = (1 - share) * nats + share * (every / lengths.repeat_interleave(lengths)).sum()
         if self.text_loss_weight:
             following = batch.inputs[0].roll(-1).to(runtime.device).index_fill(0, layout.last, IGNORE)
             following = following if self.blank is None else following.masked_fill(following == self.blank, IGNORE)
@@ -47,12 +46,16 @@ class LabelObjective:
             nats = nats + self.text_loss_weight * len(labels) * text / tokens
         return nats
 
+    def _nats(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of each label, (N,)."""
+        weights = self.class_weights.to(logits.device)
+        return F.cross_entropy(logits, labels, weight=weights, label_smoothing=self.label_smoothing, reduction="none")
 
-def label_logits(model: GPT, hidden: Tensor, layout: Packed) -> Tensor:
-    """Logits (sequences, labels), float32, of packed hidden states (1, N, C): those of each last token."""
+
+def label_logits(model: GPT, hidden: Tensor) -> Tensor:
+    """Logits (N, labels), float32, of hidden states (N, C)."""
     assert model.label_head is not None
-    last = F.dropout(hidden[0, layout.last], model.config.dropout, model.training)
-    return model.label_head(last).float()
+    return model.label_head(F.dropout(hidden, model.config.dropout, model.training)).float()
 
 
 @torch.inference_mode()
@@ -63,7 +66,8 @@ def label_probabilities(model: GPT, sequences: Sequence[list[int]], runtime: Run
     """
     layout = Packed([len(ids) for ids in sequences], device=runtime.device)
     inputs = torch.tensor([[index for ids in sequences for index in ids]], device=runtime.device)
-    probabilities = label_logits(model, model.hidden(inputs, dtype=runtime.dtype, layout=layout), layout).softmax(-1)
+    hidden = model.hidden(inputs, dtype=runtime.dtype, layout=layout)
+    probabilities = label_logits(model, hidden[0, layout.last]).softmax(-1)
     if not bool(torch.isfinite(probabilities).all()):
         raise NumericalError("non-finite probabilities; the checkpoint is damaged or was trained to NaN")
     return probabilities.cpu()

@@ -46,14 +46,18 @@ def test_accuracy_and_macro_f1_are_those_of_scikit_learn(count: int) -> None:
 def test_the_loss_is_the_weighted_cross_entropy_of_each_last_token_and_that_of_the_text_beside_it() -> None:
     model, rows = classifier(), examples()
     weights = torch.tensor([1.0, 2.0, 0.5])
-    found = LabelObjective(weights, 0.1, 0.3, blank=0)(model, pack(rows), CPU)
+    found = LabelObjective(weights, 0.1, 0.25, 0.3, blank=0)(model, pack(rows), CPU)
     wanted, text, tokens = torch.zeros(()), torch.zeros(()), 0
     for row in rows:
         assert row.label is not None
         hidden = model.hidden(torch.tensor([row.ids]))[0]
         logits = F.linear(hidden[-1:], model.label_head.weight)  # type: ignore[union-attr]
         label = torch.tensor([row.label])
-        wanted = wanted + F.cross_entropy(logits, label, weight=weights, label_smoothing=0.1, reduction="sum")
+        wanted = wanted + 0.75 * F.cross_entropy(logits, label, weight=weights, label_smoothing=0.1, reduction="sum")
+        for state in hidden:
+            logits = F.linear(state[None], model.label_head.weight)  # type: ignore[union-attr]
+            nats = F.cross_entropy(logits, label, weight=weights, label_smoothing=0.1, reduction="sum")
+            wanted = wanted + 0.25 * nats / len(hidden)
         text = text + F.cross_entropy(model.logits(hidden)[:-1], torch.tensor(row.ids[1:]), reduction="sum")
         tokens += len(row.ids) - 1
     torch.testing.assert_close(found, wanted + 0.3 * len(rows) * text / tokens)

@@ -164,7 +164,11 @@ def _objective(config: FinetuneConfig, examples: ExampleSet) -> Objective:
     if config.classify.class_weights == "balanced":
         weights = counts.sum() / (len(counts) * counts)
     return LabelObjective(
-        weights, config.classify.label_smoothing, config.classify.text_loss_weight, examples.tokenizer.end_of_text
+        weights,
+        config.classify.label_smoothing,
+        config.classify.every_token_weight,
+        config.classify.text_loss_weight,
+        examples.tokenizer.end_of_text,
     )
 
 
