@@ -3,8 +3,8 @@
     python tests/bench/sentiment.py train.jsonl dev.jsonl
 
 Runs the commands that a user types, with examples/sentiment-base.yaml and examples/sentiment.yaml: train-tokenizer,
-pretrain, finetune, classify; then the same without pretraining, and scikit-learn's TfidfVectorizer (1- and 2-grams) with
-LogisticRegression on the same rows. Prints accuracies and the wall-clock time of each step.
+pretrain, finetune, classify; then the same without pretraining, and scikit-learn's TfidfVectorizer (1- and 2-grams)
+with LogisticRegression on the same rows. Prints accuracies and the wall-clock time of each step.
 
 Learnt on four fifths of one set, measured on the fifth (film reviews, 5,536 rows; one seed, no pretraining; the linear
 model has 0.796 there): a vocabulary of 8,192 learnt on the rows in place of 4,096 learnt on other English beside them,
