@@ -50,7 +50,7 @@ def test_labels_may_be_numbers_and_booleans_of_json() -> None:
     [
         ("classify", {"text": "a"}, "no field 'label'"),
         ("classify", {"text": "  ", "label": "x"}, "field 'text' is empty"),
-        ("classify", {"text": "a", "label": ""}, "field 'label' is empty"),
+        ("classify", {"text": "a", "label": ""}, "the label is empty"),
         ("classify", {"text": 3, "label": "x"}, "field 'text' must be text"),
         ("choice", {"question": "q", "answer": 0}, "field 'choices' must be a list of two texts or more"),
         ("choice", {"question": "q", "choices": ["a"], "answer": 0}, "must be a list of two texts or more"),

@@ -1,4 +1,4 @@
-"""Labelled rows -> what a model is asked, and which answers are right. Standard library only."""
+"""Labelled rows -> what a model is asked, and which answers are right."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from gptcli.data.rows import Row
 from gptcli.display import shown
 from gptcli.errors import DataError
 from gptcli.evaluation.options import Task
+from gptcli.tasks.example import label_of
 
 REFERENCES = ("answer", "answers", "reference", "references", "completion")  # fields with the right answers
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -53,7 +54,7 @@ def read_item(row: Row, task: Task, template: str | None) -> Item:
     prompt = _FIELD.sub(lambda match: row.text(match[1]), template)
     match task:
         case "classify":
-            return Item(row.place, prompt, (label_of(row),), text=_filled(row, "text"))
+            return Item(row.place, prompt, (label_of(row, "label"),), text=_filled(row, "text"))
         case "choice":
             choices = _texts(row, "choices")
             return Item(row.place, prompt, (choices[_right_choice(row, choices)],), choices)
@@ -62,12 +63,6 @@ def read_item(row: Row, task: Task, template: str | None) -> Item:
             if name is None:
                 raise DataError(f"{row.place}: no right answer; want one of the fields {', '.join(REFERENCES)}")
             return Item(row.place, prompt, _texts(row, name))
-
-
-def label_of(row: Row) -> str:
-    """The label of a row: text, or a whole number or boolean as JSON writes it."""
-    value = row.fields.get("label")
-    return str(value).lower() if isinstance(value, (bool, int)) else _filled(row, "label")
 
 
 def _filled(row: Row, name: str) -> str:
