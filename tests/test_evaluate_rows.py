@@ -263,3 +263,10 @@ def test_a_label_that_the_head_does_not_know_is_an_error(
     assert cli.run(["evaluate", str(classifier), str(rows), "--task", "classify", "--threads", "1"]) == 3
     said = "label 'cat' is none of the model's: dog, boat; mend or drop the row"
     assert capfd.readouterr().err == f"gptcli evaluate: error: {rows}:2: {said}\n"
+
+
+def test_the_help_shows_tasks_and_examples_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["evaluate", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("  classify  Rows with text and label") for line in lines)
+    assert r"    --template 'Review: {text}\nSentiment:'" in lines

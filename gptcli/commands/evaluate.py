@@ -50,7 +50,7 @@ ROW_FLAGS = {field.name for field in dataclasses.fields(RowOptions)} - {"task"} 
 def evaluate(
     run: str, inputs: tuple[str, ...], task: str, stride: int | None, as_json: bool, quiet: bool, **how: Any
 ) -> None:
-    r"""How good a model is, on text or on labelled rows.
+    """How good a model is, on text or on labelled rows.
 
     RUN is a run directory or a checkpoint. DATA are files; stdin where none is named.
 
@@ -70,8 +70,8 @@ def evaluate(
     Examples:
       gptcli evaluate runs/demo held-out.txt --json | jq .bits_per_byte
       gptcli evaluate runs/sentiment dev.jsonl --task classify --compare runs/base
-      gptcli evaluate runs/gpt2 dev.jsonl --task classify --shots 5 --shots-file train.jsonl \
-        --template 'Review: {text}\nSentiment:'
+      gptcli evaluate runs/gpt2 dev.jsonl --task classify --shots 5 --shots-file train.jsonl \\
+        --template 'Review: {text}\\nSentiment:'
     """
     from gptcli import console
 
