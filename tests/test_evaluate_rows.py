@@ -269,4 +269,4 @@ def test_the_help_shows_tasks_and_examples_line_by_line(capsys: pytest.CaptureFi
     assert cli.run(["evaluate", "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("  classify  Rows with text and label") for line in lines)
-    assert r"    --template 'Review: {text}\nSentiment:'" in lines
+    assert r"      --template 'Review: {text}\nSentiment:'" in lines

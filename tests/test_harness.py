@@ -1,4 +1,6 @@
-"""lm-eval on our models: local tasks without a network. Skipped without it: pip install 'gptcli[eval]'."""
+"""lm-eval on our models: local tasks without a network. Skipped where lm-eval is missing: pip install -e '.[test,eval]'
+
+then pytest tests/test_harness.py."""
 
 import json
 from pathlib import Path
