@@ -184,8 +184,8 @@ def test_case_18_no_home_no_directory_no_place_for_temporary_files(home: Home, t
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
     environment |= {"TMPDIR": "/none", "OMP_NUM_THREADS": "1"}
     gone = tmp_path / "gone"
-    gone.mkdir()
-    program = f"import os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); from gptcli.cli import main; main()"
+    leave = f"import os; os.mkdir({str(gone)!r}); os.chdir({str(gone)!r}); os.rmdir({str(gone)!r})"
+    program = f"{leave}; from gptcli.cli import main; main()"
     for arguments, code in (
         (["count", str(home.path / "tok.json"), str(home.path / "corpus.txt")], 0),
         (["count", "tok.json"], 2),

@@ -25,7 +25,7 @@ from gptcli.data import shards
 from gptcli.data.text import TextOptions, find_sources, read_pieces
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.errors import GptcliError
-from gptcli.runs.generate import read_items
+from gptcli.runs.generate import read_items, text_prompt
 from gptcli.runs.score import read_records
 from gptcli.runs.tokens import read_ids
 
@@ -98,6 +98,9 @@ def loaders(home: Home) -> dict[str, Loader]:
     def lines(path: Path) -> list[bytes]:
         return path.read_bytes().splitlines(keepends=True)
 
+    def prompts(path: Path) -> object:
+        return list(read_items(lines(path), GenerateOptions(), text_prompt))
+
     readers: dict[str, tuple[str, bytes, Callable[[Path], object]]] = {
         "run file": ("run.yaml", read(home.path / "run.yaml"), lambda path: configfile.load(PretrainConfig, path)),
         "text": ("text.txt", text, pieces),
@@ -108,7 +111,7 @@ def loaders(home: Home) -> dict[str, Loader]:
         "weights": ("model.safetensors", weights, lambda path: tensors.read_tensors(path, shapes)),
         "manifest": ("manifest.json", read(newest / "manifest.json"), lambda path: checkpoint.verify(path.parent)),
         "index": ("index.json", read(data / "index.json"), lambda path: shards.TokenArray(path.parent, "train")),
-        "prompts": ("prompts.jsonl", RECORD * 3, lambda path: list(read_items(lines(path), GenerateOptions()))),
+        "prompts": ("prompts.jsonl", RECORD * 3, prompts),
         "records": ("records.jsonl", jsonl, lambda path: list(read_records(lines(path), jsonl=True, field="text"))),
         "ids": ("ids.jsonl", b'{"ids": [1, 2, 3]}\n', lambda path: list(read_ids(lines(path), as_json=True))),
     }

@@ -1,6 +1,6 @@
 """Saving, crashing, damaging, resuming and deleting in any order: there is always a checkpoint to go on from.
 
-5,000 sequences:  pytest -m slow tests/test_retention.py
+500 sequences:  pytest -m slow tests/test_retention.py
 """
 
 from __future__ import annotations
@@ -183,6 +183,6 @@ def test_some_sequences_leave_a_checkpoint_to_go_on_from() -> None:
 
 
 @pytest.mark.slow
-def test_5000_sequences_leave_a_checkpoint_to_go_on_from() -> None:
-    run_machine(5000, 10)
-    print("\nG17: 5,000 sequences of up to 10 acts")
+def test_500_sequences_leave_a_checkpoint_to_go_on_from() -> None:
+    run_machine(500, 10)
+    print("\nG17: 500 sequences of up to 10 acts")
