@@ -58,9 +58,8 @@ def clear(run_dir: Path) -> None:
         fsio.remove_file(run_dir / link)
 
 
-def trim_metrics(path: Path, state: TrainState, *, done: bool) -> None:
-    """Drop the lines of what will be done again, that the run has ended unless it is done, and half a line that a kill
-    left."""
+def trim_metrics(path: Path, state: TrainState) -> None:
+    """Drop the lines of what will be done again, the word that the run has ended, and half a line that a kill left."""
     if not path.exists():
         return
     kept = []
@@ -70,7 +69,7 @@ def trim_metrics(path: Path, state: TrainState, *, done: bool) -> None:
             again = state.pending and record["kind"] != "train"
             if record["step"] + again > state.step or not line.endswith(b"\n"):
                 continue
-            if record["kind"] == "end" and not done:
+            if record["kind"] == "end":
                 continue
         except (ValueError, KeyError, TypeError):
             continue

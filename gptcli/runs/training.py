@@ -101,10 +101,12 @@ class Training:
             self.resumed_step = state.step
         self._check_patience(state)
         done = (state.step >= job.train.steps or self.exhausted) and not state.pending
-        trim_metrics(self.metrics_path, state, done=done)
+        trim_metrics(self.metrics_path, state)
         fsio.write_file(self.run_dir / "run.yaml", configfile.dump(job.config))
         self._describe(state, resumed=found is not None)
         if done:
+            with fsio.appending(self.metrics_path) as metrics:
+                self._writer(metrics, lambda _: None)({"kind": "end", "step": state.step})
             self.report.message(f"already done at step {state.step}; raise train.steps or train.epochs to go on")
             return Outcome(state.step, True, 0, None)
         again = f"gptcli {job.command} {self.run_dir / 'run.yaml'} --resume"
