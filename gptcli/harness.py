@@ -38,6 +38,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         """Ids, none of them special."""
         return self.gpt_tokenizer.encode(string)
 
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:  # noqa: ARG002
+        """As TemplateLM, which encodes the pairs; its bar, which TQDM_DISABLE does not reach, says nothing of use."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
     def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
         """(summed log-probability, whether every token was the likeliest) of each continuation."""
         sequences = (self._sequence(context, continuation) for _, context, continuation in requests)
