@@ -68,6 +68,7 @@ class Job:
     description: str  # of the data and the steps, for the first message
     purpose: Purpose = field(default_factory=Purpose)
     patience: int | None = None  # stop after so many validations without a better one
+    less_memory: str = ""  # what to set where memory runs out; empty: as in pretraining
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,8 @@ class Training:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise GptcliError(
-                f"step {state.step + 1}: out of memory; {less_memory(job.train, state.model.config.context_length)}"
-            ) from None
+            advice = job.less_memory or less_memory(job.train, state.model.config.context_length)
+            raise GptcliError(f"step {state.step + 1}: out of memory; {advice}") from None
 
     def _restore(self, state: TrainState, directory: Path) -> None:
         training = fsio.read_json(directory / "training.json")

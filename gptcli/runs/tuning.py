@@ -86,6 +86,7 @@ def text_job(
         ),
         purpose=purpose,
         patience=config.train.patience,
+        less_memory=f"lower train.micro_batch_tokens (it is {config.train.micro_batch_tokens}) or data.max_tokens",
     )
 
 
@@ -153,6 +154,7 @@ def rows_job(
         ),
         purpose=purpose,
         patience=config.train.patience,
+        less_memory=f"lower train.micro_batch_tokens (it is {config.train.micro_batch_tokens}) or data.max_tokens",
     )
 
 
