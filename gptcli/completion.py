@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 import random
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor
 
 from gptcli.config import GenerateOptions
+from gptcli.constrain import Constraint
 from gptcli.data.batches import derived_seed
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.lookup import Lookup
 from gptcli.sample import penalize
 
 FinishReason = Literal["stop", "length"]
@@ -74,18 +77,25 @@ class TextBuffer:
 class Row:
     """A completion in the making, and what drawing its next token needs."""
 
-    def __init__(self, completion: Completion, tokenizer: Tokenizer, window_tokens: int) -> None:
+    def __init__(
+        self, completion: Completion, tokenizer: Tokenizer, room_tokens: int, constraint: Constraint | None
+    ) -> None:
+        """`room_tokens`: new tokens for which the context has room."""
         request = completion.request
         self.completion, self.options = completion, request.options
         self.buffer = TextBuffer(self.options.stop)
         self.random = random.Random(derived_seed(self.options.seed, request.sample))
         self.token_bytes = tokenizer.token_bytes
-        self.ends = request.stop_ids | ({tokenizer.end_of_text} - {None})
+        end_of_text = set() if tokenizer.end_of_text is None else {tokenizer.end_of_text}
+        self.ends = request.stop_ids | (end_of_text if self.options.stop_at_eos else set())
         self.end_ids = torch.tensor(sorted(self.ends), dtype=torch.long)
-        self.room = min(self.options.max_tokens, window_tokens)
+        self.never_ids = torch.tensor(sorted(end_of_text - self.ends), dtype=torch.long)
+        self.room = min(self.options.max_tokens, room_tokens)
         self.seen: Tensor | None = None
         if self.options.repetition_penalty != 1.0:
             self.seen = torch.tensor(request.prompt, dtype=torch.long)
+        self.constraint, self.state = constraint, 0
+        self.lookup = Lookup(request.prompt) if self.options.lookup else None
 
     @property
     def finished(self) -> bool:
@@ -95,6 +105,20 @@ class Row:
         """Change the row's logits (V,), in place, by what its options say of single tokens."""
         if self.seen is not None:
             penalize(logits, self.seen, self.options.repetition_penalty)
+        if len(self.never_ids):
+            logits[self.never_ids] = -math.inf
+        may_end = len(self.completion.ids) >= self.options.min_tokens
+        if self.constraint is not None:
+            may_end = self.constraint.automaton.accepts(self.state)
+            ends = logits[self.end_ids]
+            logits.masked_fill_(self.constraint.forbidden(self.state), -math.inf)
+            logits[self.end_ids] = ends
+        if not may_end and len(self.end_ids):
+            logits[self.end_ids] = -math.inf
+
+    def guess(self) -> list[int]:
+        """Tokens that may come next, where guesses are asked for."""
+        return [] if self.lookup is None else self.lookup.guess(min(self.options.lookup, self.room))
 
     def take(self, token: int, logprobs: Tensor | None) -> None:
         """Bring the completion up to date with its next token; logprobs (V,) where they are asked for."""
@@ -107,10 +131,19 @@ class Row:
             self.seen = torch.cat((self.seen, torch.tensor([token])))
         if logprobs is not None:
             completion.logprobs.append(float(logprobs[token]))
+            if self.options.logprobs > 1:
+                best = logprobs.topk(min(self.options.logprobs, len(logprobs)))
+                completion.alternatives.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+        if self.lookup is not None:
+            self.lookup.add(token)
         text, stopped = self.buffer.add(self.token_bytes[token])
         completion.text += text
+        if self.constraint is not None:
+            self.state = self.constraint.automaton.after(self.state, self.token_bytes[token])
         if stopped:
             completion.finish_reason = "stop"
+        elif self.constraint is not None and self.constraint.automaton.ended(self.state):
+            self._finish("stop")
         elif len(completion.ids) >= self.room:
             self._finish("length")
 

@@ -442,4 +442,17 @@ class GenerateOptions(Section):
     n: int = number(1, "samples per prompt", ge=1, le=1 << 20)
     stop: tuple[str, ...] = value((), "end before the first of these strings")
     truncate: Literal["error", "left"] = value("error", "a prompt longer than the context: refuse it, or keep its end")
-    logprobs: bool = value(False, "give the log-probability of every new token")
+    logprobs: int = number(0, "give the log-probability of every new token, and from 2 on of so many likeliest", ge=0)
+    min_tokens: int = number(0, "new tokens at least, before one may end the text", ge=0)
+    stop_at_eos: bool = value(True, "<|endoftext|> ends the text; else it is never drawn")
+    choices: tuple[str, ...] = value((), "the text is one of these")
+    regex: str | None = value(None, "the whole text matches this pattern")
+    lookup: int = number(0, "guess so many tokens from the text so far; changes the speed only", ge=0, le=64)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.choices and self.regex is not None:
+            yield "regex", "choices say what the text may be; leave out one of the two"
+        if "" in self.choices:
+            yield "choices", "an empty choice; leave it out"
+        if self.min_tokens > self.max_tokens:
+            yield "min_tokens", f"{self.min_tokens} is more than max_tokens {self.max_tokens}"

@@ -16,6 +16,7 @@ from torch import Tensor
 from gptcli.cache import QUERY_BLOCK, Decode, Prefill
 from gptcli.completion import Completion, FinishReason, Request, Row, TextBuffer
 from gptcli.config import GenerateOptions
+from gptcli.constrain import Constraint, TokenTable, pattern_of
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.errors import DataError, NumericalError
 from gptcli.model import GPT
@@ -25,6 +26,7 @@ from gptcli.slots import Slots, common_length
 
 __all__ = ["Completion", "Engine", "FinishReason", "Request", "TextBuffer"]
 
+CACHED_PATTERNS = 64
 PREFILL_TOKENS = 1024  # of prompts in one pass, beside a single longer one: the matrices need no more to be busy
 
 
@@ -65,6 +67,8 @@ class Engine:
         self.slots = Slots(model.config, slots, dtype=runtime.dtype, device=runtime.device)
         self.count = slots
         self.rows: list[Row] = []
+        self.token_table: TokenTable | None = None
+        self.constraints: dict[str, Constraint] = {}
 
     def fit(self, prompt: list[int], options: GenerateOptions) -> list[int]:
         """The prompt as far as it fits beside one new token; DataError unless options.truncate allows a cut."""
@@ -107,9 +111,7 @@ class Engine:
                     queue.unfinished.popleft()
             if not self.rows:
                 return
-            logits = self._decode(tokens)
-            tokens = self._draw(logits, self.rows)
-            yield from [row.completion for row in self.rows]
+            yield from self._step(tokens)
             self._drop_finished(tokens)
             while queue.unfinished and queue.unfinished[0].finish_reason is not None:
                 queue.unfinished.popleft()
@@ -131,7 +133,9 @@ class Engine:
             windows.append(window)
             known.append(logits)
             counts.append(len(window) - share)
-            self.rows.append(Row(queue.begin(), self.tokenizer, self.context_length - len(window) + 1))
+            completion = queue.begin()
+            constraint = self._constraint(request.options)
+            self.rows.append(Row(completion, self.tokenizer, self.context_length - len(window) + 1, constraint))
         places = [index for index, count in enumerate(counts) if count]
         if places:
             layout = Prefill(self.slots.cache, [first + place for place in places], [counts[place] for place in places])
@@ -144,14 +148,47 @@ class Engine:
                 self.slots.filled(first + place, windows[place], logits)
         return self._draw(torch.stack([logits for logits in known if logits is not None]), self.rows[first:])
 
-    def _decode(self, tokens: list[int]) -> Tensor:
-        """Logits (B, V) after one more token of every row."""
-        layout = Decode(self.slots.cache, len(tokens), 1)
-        ids = torch.tensor(tokens, device=self.runtime.device)[:, None]
-        hidden = self.model.hidden(ids, dtype=self.runtime.dtype, layout=layout)
-        for held, token in zip(self.slots.held, tokens, strict=False):
-            held.ids.append(token)
-        return self._logits(hidden[:, -1])
+    def _step(self, tokens: list[int]) -> Iterator[Completion]:
+        """One more token of every row, and more where a guess was right; `tokens`, the last of each, are replaced.
+
+        A guess is computed as if it had been drawn, and then drawn for: so nothing but the speed changes.
+        """
+        guesses = [row.guess() for row in self.rows]
+        held = self.slots.cache.lengths[: len(tokens)]
+        width = 1 + min(max(map(len, guesses)), self.slots.cache.capacity - max(held) - 1)
+        fed = [([token, *guess] + [token] * width)[:width] for token, guess in zip(tokens, guesses, strict=True)]
+        layout = Decode(self.slots.cache, len(tokens), width)
+        batch = torch.tensor(fed, device=self.runtime.device)
+        hidden = self.model.hidden(batch, dtype=self.runtime.dtype, layout=layout)  # (B, width, C)
+        going = list(range(len(tokens)))
+        for place in range(width):
+            every = len(going) == len(tokens)
+            drawn = self._draw(
+                self._logits(hidden[:, place] if every else hidden[going, place]), [self.rows[i] for i in going]
+            )
+            for index, token in zip(going, drawn, strict=True):
+                tokens[index] = token
+                self.slots.advance(index, fed[index][place], held[index] + place + 1)
+                yield self.rows[index].completion
+            going = [
+                index
+                for index in going
+                if place + 1 < width and not self.rows[index].finished and fed[index][place + 1] == tokens[index]
+            ]
+            if not going:
+                return
+
+    def _constraint(self, options: GenerateOptions) -> Constraint | None:
+        pattern = pattern_of(options)
+        if pattern is None:
+            return None
+        if self.token_table is None:
+            self.token_table = TokenTable(self.tokenizer)
+        if pattern not in self.constraints:
+            if len(self.constraints) >= CACHED_PATTERNS:
+                del self.constraints[next(iter(self.constraints))]
+            self.constraints[pattern] = Constraint(pattern, self.token_table)
+        return self.constraints[pattern]
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Logits (B, V), float32 on the CPU."""

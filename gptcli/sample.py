@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -51,7 +52,8 @@ def _top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     ids = logits.topk(count).indices.sort(-1).values
     ranked, order = logits.gather(1, ids).sort(dim=-1, descending=True, stable=True)
     ids = ids.gather(1, order)
-    tied = (logits >= ranked[:, -1:]).sum(-1) > count  # of several that equal the last, topk takes any
+    # Of several that equal the last, topk takes any; those that cannot be drawn do not matter.
+    tied = ((logits >= ranked[:, -1:]).sum(-1) > count) & (ranked[:, -1] > -math.inf)
     for row in tied.nonzero().flatten().tolist():
         order = logits[row].argsort(descending=True, stable=True)[:count]
         ranked[row], ids[row] = logits[row, order], order

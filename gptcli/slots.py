@@ -76,6 +76,11 @@ class Slots:
             held.exact, held.prompt_logits = len(window), logits.clone()
         held.ids = list(window)
 
+    def advance(self, row: int, token: int, tokens: int) -> None:
+        """The row holds one more token, `tokens` in all; what it was given beyond that does not count."""
+        self.held[row].ids.append(token)
+        self.cache.lengths[row] = tokens
+
     def swap(self, one: int, other: int) -> None:
         """Exchange two rows."""
         if one != other:

@@ -20,7 +20,25 @@ from gptcli.errors import ConfigError, DataError
 @options.draw_option(
     "--truncate", click.Choice(["error", "left"]), "A prompt longer than the context: refuse, or keep its end."
 )
-@click.option("--logprobs", is_flag=True, default=None, help="With --json or --jsonl: log-probability of each token.")
+@options.draw_option("--min-tokens", int, "New tokens at least, before one may end the text.")
+@click.option(
+    "--stop-at-eos/--no-stop-at-eos",
+    default=None,
+    help="<|endoftext|> ends the text, or is never drawn.  [default: ends]",
+)
+@click.option("--choices", metavar="A,B,...", help="The text is one of these.")
+@click.option(
+    "--regex", metavar="PATTERN", help="The whole text matches; docs of gptcli.pattern say what is understood."
+)
+@options.draw_option("--lookup", int, "Guess N tokens from the text so far: another speed, the same text.")
+@click.option(
+    "--logprobs",
+    metavar="[K]",
+    type=int,
+    is_flag=False,
+    flag_value=1,
+    help="With --json or --jsonl: log-probability of each token and, from 2 on, of the K likeliest.",
+)
 @click.option("--jsonl", is_flag=True, help='Read {"prompt": ..., "id": ..., options...} records from stdin.')
 @click.option("--json", "as_json", is_flag=True, help="One JSON document per prompt, with ids and finish reason.")
 @click.option("--stream", is_flag=True, help="Write text as it comes; this is how one sample is written in any case.")
@@ -42,6 +60,8 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
     """
     from gptcli import console
 
+    if how["choices"] is not None:
+        how["choices"] = tuple(how["choices"].split(","))
     chosen = options.take_drawing(how)
     check_usage(prompt, chosen, jsonl=jsonl, as_json=as_json, stream=stream)
     text = "" if jsonl else console.prompt_text(prompt)
@@ -77,3 +97,7 @@ def check_usage(prompt: str | None, chosen: GenerateOptions, *, jsonl: bool, as_
         raise ConfigError("--stream writes one text; leave out --jsonl, --json and --n")
     if chosen.logprobs and not (jsonl or as_json):
         raise ConfigError("--logprobs needs --json or --jsonl")
+    if chosen.regex is not None:
+        from gptcli.automaton import Automaton
+
+        Automaton(chosen.regex)

@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from gptcli import checkpoint
 from gptcli.config import GenerateOptions, RuntimeConfig
+from gptcli.constrain import check_pattern
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
 from gptcli.engine import Completion, Engine, Request
@@ -190,11 +191,16 @@ def options_of(defaults: GenerateOptions, given: dict[str, Any], place: str) -> 
     changes = {}
     for name, value in given.items():
         default = getattr(defaults, name)
-        if name == "stop":
+        if isinstance(default, tuple):
             value = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
             fits = isinstance(value, tuple) and all(isinstance(stop, str) for stop in value)
         elif name == "top_k":
             fits = value is None or type(value) is int
+        elif name == "regex":
+            fits = value is None or isinstance(value, str)
+        elif name == "logprobs":  # true is 1
+            fits = type(value) in (bool, int)
+            value = int(value) if fits else value
         elif isinstance(default, float):
             fits = type(value) in (int, float)
         else:
@@ -203,6 +209,8 @@ def options_of(defaults: GenerateOptions, given: dict[str, Any], place: str) -> 
             raise DataError(f"{place}: {name}: wrong type of value {shown(repr(value))}")
         changes[name] = value
     try:
-        return dataclasses.replace(defaults, **changes)
+        chosen = dataclasses.replace(defaults, **changes)
+        check_pattern(chosen)
+        return chosen
     except ConfigError as error:
         raise DataError(*(f"{place}: {problem}" for problem in error.problems)) from None
