@@ -72,3 +72,15 @@ def test_training_alone_is_a_table_of_tabs_in_a_pipe(tiny: Tiny, run_cli: RunCli
 
 def test_a_word_that_is_no_command_of_bench_is_taken_for_a_run_file(run_cli: RunCli) -> None:
     run_cli("bench", "nothing.yaml").error(2, "bench", "nothing.yaml: no such file")
+
+
+def test_writing_is_measured_for_several_batches(tiny: Tiny, run_cli: RunCli) -> None:
+    result = run_cli("bench", "generate", tiny.run, "--batch", 1, "--batch", 3, "--quantize", "int8", "--json", "-q")
+    assert (result.code, result.err) == (0, "")
+    facts = json.loads(result.out)
+    assert [speed["batch"] for speed in facts["batches"]] == [1, 3]
+    for speed in facts["batches"]:
+        assert speed["decode_tokens_per_second"] > 1
+        assert speed["prefill_tokens_per_second"] > 1
+        assert speed["mbu"] > 0
+    assert facts["memory_bytes"] > facts["weight_bytes"] > 0

@@ -1,11 +1,15 @@
-"""gptcli bench [all|machine|train]"""
+"""gptcli bench [all|machine|train|generate]"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
 from gptcli.commands import options
 from gptcli.commands.groups import DefaultGroup
+
+DEFAULT_BATCHES = (1, 8, 32)
 
 
 @click.group(cls=DefaultGroup, default="all", no_args_is_help=True)
@@ -71,6 +75,37 @@ def train(run_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from gptcli.runs.bench import bench_train
 
     facts = bench_train(config)
+    if as_json:
+        console.write_json(facts.as_dict())
+    else:
+        console.write_facts(facts.lines())
+
+
+@bench.command(no_args_is_help=True)
+@click.argument("run")
+@click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Texts at a time; repeatable.  [default: 1 8 32]",
+)
+@options.on_device
+@options.quantize
+@options.as_json
+@options.quiet
+def generate(run: str, batches: tuple[int, ...], as_json: bool, quiet: bool, **how: Any) -> None:
+    """How fast a checkpoint reads prompts and writes text: tokens/s, time to the first token, MBU and memory.
+
+    \b
+    Example:
+      gptcli bench generate runs/demo --quantize int8 --json | jq '.batches[0].decode_tokens_per_second'
+    """
+    from gptcli import console
+    from gptcli.runs.bench_generate import bench_generate
+
+    report = console.ConsoleReport("bench", quiet=quiet)
+    facts = bench_generate(run, batches=batches or DEFAULT_BATCHES, report=report, **how)
     if as_json:
         console.write_json(facts.as_dict())
     else:

@@ -182,11 +182,11 @@ def writing_speed(model: GPT, tokenizer: Tokenizer | None, runtime: Runtime) -> 
     """Write with the model's weights as they are; without a tokenizer, with one of a few words."""
     tokenizer = tokenizer or learn_merges(["time and again"], vocab_size=258, pattern="gpt2")
     model.eval().to(runtime.dtype)
-    engine = Engine(model, tokenizer, runtime, slots=1)
     times: list[float] = []
     first: list[float] = []
     length = min(DECODE_TOKENS, model.config.context_length - 1)
     while len(times) < DECODE_TOKENS:
+        engine = Engine(model, tokenizer, runtime, slots=1)  # a new one, which holds nothing of the last text
         last = time.perf_counter()
         options = GenerateOptions(max_tokens=length, seed=len(first))
         for completion in engine.steps([Request([0], options)]):
