@@ -27,9 +27,7 @@ from gptcli.errors import ConfigError, DataError
     help="<|endoftext|> ends the text, or is never drawn.  [default: ends]",
 )
 @click.option("--choices", metavar="A,B,...", help="The text is one of these.")
-@click.option(
-    "--regex", metavar="PATTERN", help="The whole text matches; docs of gptcli.pattern say what is understood."
-)
+@click.option("--regex", metavar="PATTERN", help="The whole text matches: . [...] \\d \\w \\s (...) | * + ? {m,n}.")
 @options.draw_option("--lookup", int, "Guess N tokens from the text so far: another speed, the same text.")
 @click.option(
     "--logprobs",
@@ -57,6 +55,7 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
       echo "Once upon a time" | gptcli generate runs/demo --max-tokens 100
       gptcli generate runs/demo "The sea" --n 3 --temperature 1 --top-p 0.9 --seed 7
       gptcli generate runs/demo --jsonl < prompts.jsonl | jq -r .text
+      gptcli generate runs/demo "Good or bad? " --choices good,bad --temperature 0
     """
     from gptcli import console
 
