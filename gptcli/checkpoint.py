@@ -26,6 +26,7 @@ from gptcli.config import LoraConfig, ModelConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError, GptcliError
+from gptcli.lora import WEIGHTS as ADAPTER_WEIGHTS
 from gptcli.lora import merge_adapter, read_adapter, write_adapter
 from gptcli.model import GPT
 from gptcli.optim import Optimizers
@@ -278,18 +279,22 @@ def verify(directory: Path) -> None:
     DataError or NumericalError names the first file or tensor that is wrong.
     """
     described = fsio.verify(directory)
-    if missing := {"config.json", "model.safetensors", "tokenizer.json"} - described:
+    purpose = read_purpose(directory) if "config.json" in described else Purpose()
+    weights_path = directory / ("model.safetensors" if purpose.adapter is None else ADAPTER_WEIGHTS)
+    if missing := {"config.json", "tokenizer.json", weights_path.name} - described:
         raise DataError(f"{shown(str(directory / fsio.MANIFEST))}: says nothing of {min(missing)}; it is damaged")
     config = read_config(directory)
     Tokenizer.load(directory)
     with torch.device("meta"):
-        shapes = {name: weight.shape for name, weight in stored_weights(GPT(config)).items()}
-    weights_path, training_path = directory / "model.safetensors", directory / "training.safetensors"
-    check_finite(read_tensors(weights_path, shapes), shown(str(weights_path)))
+        model = GPT(config, labels=len(purpose.labels))
+    shapes = {name: weight.shape for name, weight in stored_weights(model).items()}
+    wanted = shapes if purpose.adapter is None else tensor_shapes(weights_path)  # those of an adapter fit its base
+    check_finite(read_tensors(weights_path, wanted), shown(str(weights_path)))
+    training_path = directory / "training.safetensors"
     if training_path.name in described:
         slots = tensor_shapes(training_path)
         for name, shape in slots.items():
-            if len(shape) and shape != shapes.get(name.partition(".")[2]):
+            if purpose.adapter is None and len(shape) and shape != shapes.get(name.partition(".")[2]):
                 raise DataError(f"{shown(str(training_path))}: {shown(name)} fits no weight of the model")
         check_finite(read_tensors(training_path, slots), shown(str(training_path)))
 

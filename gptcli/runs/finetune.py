@@ -22,7 +22,8 @@ from gptcli.model import GPT
 from gptcli.optim import Optimizers
 from gptcli.report import Report
 from gptcli.runs.examples import read_examples
-from gptcli.runs.training import Job, Training, check_vacant, clear
+from gptcli.runs.run_directory import check_vacant, clear
+from gptcli.runs.training import Job, Training
 from gptcli.runs.tuning import rows_job, text_job
 from gptcli.runtime import Runtime, keep_freed_memory, make_runtime
 from gptcli.tensorboard import check_installed

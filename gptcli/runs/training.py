@@ -32,8 +32,6 @@ from gptcli.metrics import score_documents
 from gptcli.model import GPT
 from gptcli.report import Report
 from gptcli.runs.run_directory import FREE_TO_CHANGE, differences, trim_metrics
-from gptcli.runs.run_directory import check_vacant as check_vacant
-from gptcli.runs.run_directory import clear as clear
 from gptcli.runtime import Runtime, matmul_flops_per_second
 from gptcli.tensorboard import recording
 from gptcli.train import Hooks, Objective, Record, train
