@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gptcli.attention import causal_attention
 from gptcli.config import ModelConfig
-from gptcli.functional import relu_squared, rotate
+from gptcli.functional import relu_squared, rms_normalize, rotate
 
 
 class Linear(nn.Linear):
@@ -55,7 +55,8 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = None if self.weight is None else self.weight.to(x.dtype)
         if self.kind == "rmsnorm":
-            return F.rms_norm(x, (self.size,), weight, self.eps)
+            y = rms_normalize(x, self.eps)
+            return y if weight is None else y * weight
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.layer_norm(x, (self.size,), weight, bias, self.eps)
 
@@ -101,7 +102,7 @@ class Attention(nn.Module):
         H, K, D = config.num_heads, config.kv_heads, config.head_size
         q_and_k, v = self.qkv(x).view(B, T, H + 2 * K, D).split((H + K, K), dim=2)  # (B, T, H+K, D), (B, T, K, D)
         if config.qk_norm:
-            q_and_k = F.rms_norm(q_and_k, (D,), eps=config.norm_eps)  # Henry et al. 2020
+            q_and_k = rms_normalize(q_and_k, config.norm_eps)  # Henry et al. 2020
         if config.qk_norm_weight:  # (H+K, D)
             scales = torch.cat((self.query_norm.weight.expand(H, D), self.key_norm.weight.expand(K, D)))
             q_and_k = q_and_k * scales.to(x.dtype)
