@@ -293,7 +293,7 @@ class TrainConfig(Section):
 
     steps: int = number(1000, "optimizer steps", ge=1, le=1 << 40)
     batch_size: int = number(16, "sequences in an optimizer step, over all devices", ge=1, le=1 << 24)
-    micro_batch_size: int | None = number(None, "sequences in one forward pass, null: batch_size", ge=1, le=1 << 24)
+    micro_batch_size: int | None = number(None, "sequences in one forward pass, null: batch_size; on a CPU about 1,024 tokens of it", ge=1, le=1 << 24)
     log_every_steps: int = number(10, "a metrics line", ge=1)
     eval_every_steps: int = number(250, "validation; always after the last step, too", ge=1)
     eval_tokens: int | None = number(200_000, "validation tokens on the way (the last is over all), null: all", ge=1)

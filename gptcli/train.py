@@ -27,6 +27,8 @@ from gptcli.model import GPT
 from gptcli.optim import learning_rate_factor
 from gptcli.runtime import Runtime, memory_bytes
 
+CPU_MICRO_TOKENS = 1024  # matrix products of so many rows are as fast as longer ones, and what they keep fits a cache
+
 Record = dict[str, Any]  # one line of metrics.jsonl
 Objective = Callable[[GPT, Batch, Runtime], Tensor]  # what is minimised, summed over the targets of a batch
 
@@ -195,6 +197,14 @@ def train_step(
     state.optimizers.step()
     state.optimizers.zero_grad()
     return nats, targets, grad_norm
+
+
+def micro_batch_rows(config: TrainConfig, context_length: int, runtime: Runtime) -> int:
+    """Sequences of one forward pass: as given, or the whole batch, or on a CPU as few as make CPU_MICRO_TOKENS."""
+    if config.micro_batch_size or runtime.device.type != "cpu":
+        return config.micro_batch
+    divisors = (rows for rows in range(1, config.batch_size) if config.batch_size % rows == 0)
+    return next((rows for rows in divisors if rows * context_length >= CPU_MICRO_TOKENS), config.batch_size)
 
 
 def due(step: int, every: int, last: int) -> bool:

@@ -31,7 +31,7 @@ from gptcli.runs.train_tokenizer import learn_tokenizer
 from gptcli.runs.training import Job, Training, validate_text, write_sample
 from gptcli.runtime import Runtime, keep_freed_memory, make_runtime
 from gptcli.tensorboard import check_installed
-from gptcli.train import next_token_nats
+from gptcli.train import micro_batch_rows, next_token_nats
 
 ABANDONED_SECONDS = 7 * 24 * 3600  # what a killed preparation left is kept so long, to go on with
 
@@ -170,7 +170,7 @@ def _job(config: PretrainConfig, tokenizer: Tokenizer, prepared: Path, runtime: 
         tokens,
         context_length=context_length,
         batch_size=batch_size,
-        micro_batch_size=config.train.micro_batch,
+        micro_batch_size=micro_batch_rows(config.train, context_length, runtime),
         first_token=tokenizer.end_of_text,
         seed=config.runtime.seed,
     )

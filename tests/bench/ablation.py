@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import dataclasses
 import json
 import statistics
 import sys
@@ -81,21 +82,29 @@ def begin(run_file: Path, overrides: list[str], seed: int) -> tuple:
     """A run at its first step, and a function that scores it on all validation bytes."""
     from gptcli import configfile
     from gptcli.config import PretrainConfig
+    from gptcli.data.batches import TokenBatches
     from gptcli.data.shards import TokenArray
     from gptcli.metrics import score_documents
     from gptcli.report import Report
     from gptcli.runs.pretrain import new_state, prepare_data
     from gptcli.runtime import keep_freed_memory, make_runtime
-    from gptcli.train import training_batches
+    from gptcli.train import micro_batch_rows
 
     settings = [*overrides, f"runtime.seed={seed}", "runtime.threads=1", "data.cache_dir=cache"]
     config = configfile.load(PretrainConfig, run_file, settings).value
     runtime = make_runtime(config.runtime)
     keep_freed_memory()
     tokenizer, prepared = prepare_data(config, Report())
-    state = new_state(config.model_for(tokenizer.vocab_size), config, runtime)
+    state = new_state(dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size), config, runtime)
     state.model.train()
-    batches = training_batches(TokenArray(prepared, "train"), config, tokenizer.end_of_text, runtime)
+    batches = TokenBatches(
+        TokenArray(prepared, "train"),
+        context_length=config.model.context_length,
+        batch_size=config.train.batch_size,
+        micro_batch_size=micro_batch_rows(config.train, config.model.context_length, runtime),
+        first_token=tokenizer.end_of_text,
+        seed=seed,
+    )
     validation = TokenArray(prepared, "validation")
 
     def finish() -> float:

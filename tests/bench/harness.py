@@ -63,6 +63,16 @@ def program(name: str, *arguments: str | Path) -> list[str | Path]:
     return [sys.executable, BENCH / name, *arguments]
 
 
+def split(text: Path, directory: Path) -> None:
+    """Write train.txt and validation.txt; the cut is moved back to the start of a UTF-8 character."""
+    data = text.read_bytes()
+    cut = int(len(data) * 0.9)
+    while cut and data[cut] & 0xC0 == 0x80:
+        cut -= 1
+    (directory / "train.txt").write_bytes(data[:cut])
+    (directory / "validation.txt").write_bytes(data[cut:])
+
+
 def note(text: str) -> None:
     """Progress, for a person who waits."""
     print(text, file=sys.stderr, flush=True)

@@ -80,7 +80,7 @@ def gptcli_step(shape: Shape, dtype: str, threads: int | None, optim: str) -> Ca
     from gptcli.data.batches import TokenBatches
     from gptcli.runs.pretrain import new_state
     from gptcli.runtime import keep_freed_memory, make_runtime
-    from gptcli.train import train_step
+    from gptcli.train import micro_batch_rows, train_step
 
     class RandomTokens:
         """Stands in for a TokenArray."""
@@ -120,7 +120,7 @@ def gptcli_step(shape: Shape, dtype: str, threads: int | None, optim: str) -> Ca
         RandomTokens(),
         context_length=shape.context,
         batch_size=shape.batch,
-        micro_batch_size=config.train.micro_batch,
+        micro_batch_size=micro_batch_rows(config.train, shape.context, runtime),
         first_token=0,
         seed=config.runtime.seed,
     )

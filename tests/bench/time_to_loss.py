@@ -34,20 +34,10 @@ from pathlib import Path
 import harness
 
 
-def split(text: Path, directory: Path) -> None:
-    """Write train.txt and validation.txt; the cut is moved back to the start of a UTF-8 character."""
-    data = text.read_bytes()
-    cut = int(len(data) * 0.9)
-    while cut and data[cut] & 0xC0 == 0x80:
-        cut -= 1
-    (directory / "train.txt").write_bytes(data[:cut])
-    (directory / "validation.txt").write_bytes(data[cut:])
-
-
 def ours(run_file: Path, text: Path, seed: int, overrides: list[str]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        split(text, directory)
+        harness.split(text, directory)
         (directory / "cache").mkdir()
         where = {"cwd": directory, "XDG_CACHE_HOME": name + "/cache"}
         settings = [f"-s{override}" for override in (f"runtime.seed={seed}", "run_dir=run", *overrides)]
