@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
 
@@ -33,3 +35,14 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """`1 thread`, `2 threads`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds_of(text: str) -> float:
+    """Of `90`, `90s`, `5m` or `1.5h`. ValueError for anything else and for nothing."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([smh]?)", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise ValueError(f"{text!r} is not a duration; write 90s, 5m or 1.5h")
+    return float(match[1]) * UNITS[match[2] or "s"]

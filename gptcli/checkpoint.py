@@ -37,6 +37,17 @@ FORMAT, VERSION = "gptcli-checkpoint", 1
 STEP_NAME = re.compile(r"step-(\d{6,})")
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """The rest of a schedule of `planned_steps` made longer or shorter: after `step` steps `position` steps of the
+    schedule were behind, and what is left of it ends with `last_step`."""
+
+    planned_steps: int
+    step: int
+    position: float
+    last_step: int
+
+
 @dataclass
 class TrainState:
     """Everything that changes while training; a checkpoint restores it bit for bit."""
@@ -48,6 +59,20 @@ class TrainState:
     best_score: float = math.inf  # of the validation that decides, lower is better: bits per byte, or 1 - F1
     best_step: int | None = None
     pending: bool = False  # what follows the step, validation and sample, is still to be done
+    stretch: Stretch | None = None  # where a run for a given time was faster or slower than planned
+
+    def last_step(self, planned_steps: int) -> int:
+        """The step that ends a run of so many steps."""
+        stretch = self.stretch
+        return stretch.last_step if stretch and stretch.planned_steps == planned_steps else planned_steps
+
+    def position(self, planned_steps: int) -> float:
+        """How many steps of the schedule are behind; `step` itself where it was not stretched."""
+        stretch = self.stretch
+        if stretch is None or stretch.planned_steps != planned_steps:
+            return self.step
+        share = (self.step - stretch.step) / (stretch.last_step - stretch.step)
+        return stretch.position + (planned_steps - stretch.position) * share
 
 
 @dataclass(frozen=True)
@@ -104,6 +129,7 @@ def save(
             "best_score": None if state.best_step is None else state.best_score,
             "best_step": state.best_step,
             "pending": state.pending,
+            "stretch": None if state.stretch is None else dataclasses.asdict(state.stretch),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "run": run_file,
@@ -268,6 +294,7 @@ def restore(state: TrainState, directory: Path) -> dict[str, Any]:
                 float(training["best_score"]),
                 int(training["best_step"]),
             )
+        state.stretch = Stretch(**training["stretch"]) if training.get("stretch") else None
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{shown(str(directory / 'training.json'))}: {shown(str(error))}") from None
     return training

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from gptcli.amounts import seconds_of
 from gptcli.errors import ConfigError
 
 
@@ -291,11 +292,15 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """How long, in what batches, and what happens on the way. Counted in optimizer steps and tokens."""
 
+    budget: str | None = value(None, "wall clock of the whole command (90s, 5m, 1.5h): sets sizes that are not given")
     steps: int = number(1000, "optimizer steps", ge=1, le=1 << 40)
     batch_size: int = number(16, "sequences in an optimizer step, over all devices", ge=1, le=1 << 24)
-    micro_batch_size: int | None = number(None, "sequences in one forward pass, null: batch_size; on a CPU about 1,024 tokens of it", ge=1, le=1 << 24)
+    micro_batch_size: int | None = number(
+        None, "sequences in one forward pass, null: batch_size; on a CPU about 1,024 tokens of it", ge=1, le=1 << 24
+    )
     log_every_steps: int = number(10, "a metrics line", ge=1)
     eval_every_steps: int = number(250, "validation; always after the last step, too", ge=1)
+    patience: int | None = number(None, "stop after so many validations without a better one; null: never", ge=1)
     eval_tokens: int | None = number(200_000, "validation tokens on the way (the last is over all), null: all", ge=1)
     save_every_steps: int = number(250, "a checkpoint; always after the last step, too", ge=1)
     keep_checkpoints: int = number(2, "newest checkpoints kept, beside the best", ge=2)
@@ -303,6 +308,10 @@ class TrainConfig(Section):
     sample_prompt: str = value("", "start of the sample; empty: the model begins")
     sample_tokens: int = number(64, "length of the sample", ge=1)
     tensorboard: bool = value(False, "also write the metrics as TensorBoard scalars, to run_dir/tensorboard")
+
+    @property
+    def budget_seconds(self) -> float | None:
+        return None if self.budget is None else seconds_of(self.budget)
 
     @property
     def micro_batch(self) -> int:
@@ -313,6 +322,10 @@ class TrainConfig(Section):
         return self.batch_size // self.micro_batch
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        try:
+            _ = self.budget_seconds
+        except ValueError as error:
+            yield "budget", str(error)
         if self.batch_size % self.micro_batch:
             yield "micro_batch_size", f"{self.micro_batch} does not divide batch_size {self.batch_size}"
 

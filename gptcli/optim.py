@@ -27,7 +27,7 @@ POLAR_EXPRESS = (
 MUON_ITERATIONS = 3  # 128 wide on Shakespeare: 2.266 bits per byte after 400 steps, 2.280 with 5, and cheaper
 
 
-def learning_rate_factor(step: int, steps: int, config: OptimConfig) -> float:
+def learning_rate_factor(step: float, steps: int, config: OptimConfig) -> float:
     """Rate of step 0 <= step < steps relative to the peak: linear warm-up, plateau, decay over the last part."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)

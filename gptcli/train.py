@@ -41,6 +41,7 @@ class Hooks:
     save: Callable[[TrainState], None]
     sample: Callable[[TrainState], None]
     report: Callable[[Record], None]
+    keep_time: Callable[[TrainState, float], None]  # gets the seconds of a step, and may stretch what is left
     stop: Callable[[], bool]  # polled between micro-batches; evaluate and sample may raise Stopped, too
 
 
@@ -57,7 +58,8 @@ def train(
     peak_flops: float | None,
     objective: Objective,
 ) -> bool:
-    """Run optimizer steps until config.steps; True if all were done, False if `hooks.stop` ended the run early.
+    """Run optimizer steps until config.steps, or the number that hooks.keep_time made of it; True if all were done,
+    False if `hooks.stop` ended the run early.
 
     A run that is stopped while it evaluates or samples is saved with this pending, and begins with it when resumed.
     NumericalError, before the update, where the loss or the gradient is not finite.
@@ -65,10 +67,10 @@ def train(
     state.model.train()
     saved_step = state.step
     clock = _Clock()
-    while (state.pending or state.step < config.steps) and not hooks.stop():
+    while (state.pending or state.step < state.last_step(config.steps)) and not hooks.stop():
         try:
             if not state.pending:
-                factor = learning_rate_factor(state.step, config.steps, optim)
+                factor = learning_rate_factor(state.position(config.steps), config.steps, optim)
                 state.optimizers.set_factor(factor)
                 nats, targets, grad_norm = train_step(
                     state,
@@ -83,7 +85,7 @@ def train(
                 state.tokens += targets
                 state.pending = True
                 clock.count(targets)
-                if due(state.step, config.log_every_steps, config.steps):
+                if due(state.step, config.log_every_steps, state.last_step(config.steps)):
                     speed = clock.lap(flops_per_token, peak_flops)
                     hooks.report(
                         {
@@ -97,21 +99,23 @@ def train(
                             "memory_bytes": memory_bytes(runtime),
                         }
                     )
+                    hooks.keep_time(state, speed["step_seconds"])
+            last_step = state.last_step(config.steps)
             with clock.paused():
-                if due(state.step, config.eval_every_steps, config.steps):
+                if due(state.step, config.eval_every_steps, last_step):
                     hooks.evaluate(state)
-                if due(state.step, config.sample_every_steps, config.steps):
+                if due(state.step, config.sample_every_steps, last_step):
                     hooks.sample(state)
         except Stopped:  # in the middle of a step, which is done again, or of what follows it, which stays pending
             break
         state.pending = False
-        if due(state.step, config.save_every_steps, config.steps):
+        if due(state.step, config.save_every_steps, last_step):
             with clock.paused():
                 hooks.save(state)
             saved_step = state.step
     if state.step != saved_step:
         hooks.save(state)
-    return state.step >= config.steps and not state.pending
+    return state.step >= state.last_step(config.steps) and not state.pending
 
 
 class _Clock:

@@ -10,12 +10,24 @@ from gptcli.commands import options
 @click.command(no_args_is_help=True)
 @click.argument("run_file")
 @options.overrides
+@click.option("--budget", metavar="TIME", help="As -s train.budget=TIME: 90s, 5m, 1.5h for all of it; sizes to fit.")
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint of run_dir, if there is one.")
 @click.option("--force", is_flag=True, help="Begin again in a run_dir that holds checkpoints; they are deleted.")
 @options.as_json
 @options.quiet
-def pretrain(run_file: str, overrides: tuple[str, ...], resume: bool, force: bool, as_json: bool, quiet: bool) -> int:
+def pretrain(
+    run_file: str,
+    overrides: tuple[str, ...],
+    budget: str | None,
+    resume: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
     """Train a model from scratch, as a run file says.
+
+    With --budget, sizes and steps that the run file leaves open are chosen for this machine, so that the run ends in
+    time with its schedule complete.
 
     Ctrl-C or SIGTERM ends the run after the step in hand, with a checkpoint; --resume goes on, to the same weights,
     bit for bit, that an unbroken run reaches.
@@ -24,17 +36,22 @@ def pretrain(run_file: str, overrides: tuple[str, ...], resume: bool, force: boo
     Examples:
       gptcli pretrain examples/pretrain.yaml
       gptcli pretrain run.yaml -s train.steps=500 -s optim.learning_rate=1e-3
+      gptcli pretrain examples/pretrain.yaml --budget 5m
       gptcli pretrain runs/demo/run.yaml --resume
     """
     from gptcli import configfile, console
     from gptcli.config import PretrainConfig
 
-    config = configfile.load(PretrainConfig, run_file, overrides).value
+    overrides = overrides if budget is None else (*overrides, f"train.budget={budget}")
+    loaded = configfile.load(PretrainConfig, run_file, overrides)
+    from gptcli.runs.deadline import process_start
     from gptcli.runs.pretrain import pretrain as run  # only now torch: a bad run file answers at once
 
     report = console.ConsoleReport("pretrain", quiet=quiet)
     try:
-        result = run(config, resume=resume, force=force, report=report)
+        result = run(
+            loaded.value, resume=resume, force=force, report=report, origins=loaded.origins, started=process_start()
+        )
     finally:
         report.close()
     if as_json:

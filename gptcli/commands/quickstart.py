@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
 
+from gptcli.amounts import seconds_of
 from gptcli.commands import options
-
-UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.5
@@ -20,10 +18,10 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only from 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, (int, float)):
             return float(value)
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", str(value).strip())
-        if not match or float(match[1]) <= 0:
-            self.fail(f"{value!r} is not a duration; write 30s, 10m or 1h", param, ctx)
-        return float(match[1]) * UNITS[match[2]]
+        try:
+            return seconds_of(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 @click.command()

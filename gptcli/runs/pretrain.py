@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gptcli import fsio
+from gptcli import checkpoint, fsio
 from gptcli.checkpoint import TrainState
 from gptcli.config import ModelConfig, PretrainConfig
 from gptcli.data.batches import TokenBatches, derived_seed
@@ -25,8 +26,10 @@ from gptcli.errors import ConfigError, DataError
 from gptcli.model import GPT
 from gptcli.optim import Optimizers
 from gptcli.report import Report
+from gptcli.runs.deadline import Deadline
 from gptcli.runs.prepare import encode_corpus, finish
 from gptcli.runs.run_directory import check_vacant, clear
+from gptcli.runs.settle import Settler
 from gptcli.runs.train_tokenizer import learn_tokenizer
 from gptcli.runs.training import Job, Training, validate_text, write_sample
 from gptcli.runtime import Runtime, keep_freed_memory, make_runtime
@@ -50,8 +53,21 @@ class PretrainResult:
         return {**dataclasses.asdict(self), "run_dir": str(self.run_dir)}
 
 
-def pretrain(config: PretrainConfig, *, resume: bool = False, force: bool = False, report: Report) -> PretrainResult:
-    """Train a model from scratch, or go on from the newest whole checkpoint of the run directory."""
+def pretrain(
+    config: PretrainConfig,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    report: Report,
+    origins: Mapping[str, str] | None = None,
+    started: float | None = None,
+) -> PretrainResult:
+    """Train a model from scratch, or go on from the newest whole checkpoint of the run directory.
+
+    `origins`: where the values come from, as configfile tells; without it those that have their defaults count as left
+    open. `started`: the moment on time.monotonic()'s clock from which train.budget counts, default now.
+    """
+    started = time.monotonic() if started is None else started
     run_dir = Path(config.run_dir)
     fsio.check_writable(run_dir / "run.yaml", force=True)
     with fsio.locked(run_dir):
@@ -60,12 +76,29 @@ def pretrain(config: PretrainConfig, *, resume: bool = False, force: bool = Fals
         runtime = make_runtime(config.runtime)
         if runtime.device.type == "cpu":
             keep_freed_memory()
+        settler = Settler(origins or {}, report)
+        goes_on = resume and (run_dir / "run.yaml").is_file() and bool(checkpoint.checkpoints(run_dir))
+        if goes_on:
+            config = settler.as_before(config, run_dir / "run.yaml")
+        ends_at = None
+        if config.train.budget_seconds is not None and not goes_on and settler.is_open(config, "train.steps"):
+            ends_at = started + config.train.budget_seconds
+            config = settler.sizes(config, runtime, ends_at - time.monotonic())
         tokenizer, prepared = prepare_data(config, report)
-        job = _job(config, tokenizer, prepared, runtime, report)
-        model_config = _model_config(config, tokenizer)
+        batches = _batches(config, tokenizer, prepared, runtime)
+        deadline = None
+        if ends_at is not None:
+            probe = new_state(_model_config(config, tokenizer), config, runtime)
+            config, pause_seconds = settler.steps(config, probe, batches, runtime, ends_at=ends_at)
+            deadline = Deadline(ends_at, config.train, pause_seconds=pause_seconds)
+            del probe
+        if not goes_on:
+            config = settler.repeated(config, config.train.steps * config.train.batch_size / batches.rows)
+        job = _job(config, tokenizer, prepared, batches, runtime, report)
+        state = new_state(_model_config(config, tokenizer), config, runtime)
         if force and not resume:
             clear(run_dir)
-        outcome = Training(job, runtime, report).go(new_state(model_config, config, runtime), resume=resume)
+        outcome = Training(job, runtime, report, deadline).go(state, resume=resume)
     bits_per_byte = None if outcome.validation is None else outcome.validation.score
     return PretrainResult(run_dir, outcome.step, outcome.finished, outcome.exit_code, bits_per_byte)
 
@@ -157,25 +190,36 @@ def _cached_tokenizer(config: PretrainConfig, key: str, cache: Path, corpus: Any
     return tokenizer
 
 
-def _job(config: PretrainConfig, tokenizer: Tokenizer, prepared: Path, runtime: Runtime, report: Report) -> Job:
-    """Pretraining as a job; ConfigError or DataError where its parts do not fit."""
+def _batches(config: PretrainConfig, tokenizer: Tokenizer, prepared: Path, runtime: Runtime) -> TokenBatches:
+    """The batches of a prepared directory; DataError where it and the tokenizer do not fit."""
     index = read_index(prepared)
     if index["tokenizer_sha256"] != tokenizer.sha256:
         raise DataError(f"{shown(str(prepared))}: its tokenizer.json has changed; run gptcli prepare again")
     if tokenizer.end_of_text is None:
         raise DataError("the tokenizer has no <|endoftext|>; train it with gptcli train-tokenizer")
-    tokens = TokenArray(prepared, "train")
-    batch_size, context_length = config.train.batch_size, config.model.context_length
-    batches = TokenBatches(
-        tokens,
+    context_length = config.model.context_length
+    return TokenBatches(
+        TokenArray(prepared, "train"),
         context_length=context_length,
-        batch_size=batch_size,
+        batch_size=config.train.batch_size,
         micro_batch_size=micro_batch_rows(config.train, context_length, runtime),
         first_token=tokenizer.end_of_text,
         seed=config.runtime.seed,
     )
-    epochs = config.train.steps * batch_size / batches.rows
-    content = {"tokenizer": tokenizer.sha256, "inputs": [fact["sha256"] for fact in index["inputs"]]}
+
+
+def _job(
+    config: PretrainConfig,
+    tokenizer: Tokenizer,
+    prepared: Path,
+    batches: TokenBatches,
+    runtime: Runtime,
+    report: Report,
+) -> Job:
+    """Pretraining as a job."""
+    epochs = config.train.steps * config.train.batch_size / batches.rows
+    inputs = [fact["sha256"] for fact in read_index(prepared)["inputs"]]
+    content = {"tokenizer": tokenizer.sha256, "inputs": inputs}
     held_out = _validation_ids(prepared, config, report)
     return Job(
         command="pretrain",
@@ -192,9 +236,10 @@ def _job(config: PretrainConfig, tokenizer: Tokenizer, prepared: Path, runtime: 
         validate=lambda model: validate_text(model, tokenizer, held_out, runtime),
         sample=lambda model: write_sample(model, tokenizer, runtime, config.train, seed=config.runtime.seed),
         description=(
-            f"{len(tokens):,} training tokens, {config.train.steps:,} steps of {batch_size * context_length:,} tokens "
-            f"({epochs:.2g} epochs)"
+            f"{len(batches.tokens):,} training tokens, {config.train.steps:,} steps of "
+            f"{config.train.batch_size * config.model.context_length:,} tokens ({epochs:.2g} epochs)"
         ),
+        patience=config.train.patience,
     )
 
 

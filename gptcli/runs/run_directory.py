@@ -16,6 +16,7 @@ FREE_TO_CHANGE = {
     "run_dir",
     "data.cache_dir",
     "train.steps",
+    "train.budget",
     "train.epochs",
     "train.micro_batch_size",
     "train.log_every_steps",

@@ -31,6 +31,7 @@ from gptcli.interrupt import Stop, stop_on_signals
 from gptcli.metrics import score_documents
 from gptcli.model import GPT
 from gptcli.report import Report
+from gptcli.runs.deadline import Deadline
 from gptcli.runs.run_directory import FREE_TO_CHANGE, differences, trim_metrics
 from gptcli.runtime import Runtime, matmul_flops_per_second
 from gptcli.tensorboard import recording
@@ -82,9 +83,10 @@ class Outcome:
 class Training:
     """A job under way, in a directory that the caller holds locked."""
 
-    def __init__(self, job: Job, runtime: Runtime, report: Report) -> None:
+    def __init__(self, job: Job, runtime: Runtime, report: Report, deadline: Deadline | None = None) -> None:
         self.job, self.runtime, self.report = job, runtime, report
         self.run_dir = job.run_dir
+        self.deadline = deadline or Deadline(None, job.train, pause_seconds=0.0)
         self.metrics_path = job.run_dir / "metrics.jsonl"
         self.validation: Validation | None = None
         self.validated_step = -1
@@ -99,7 +101,7 @@ class Training:
             self._restore(state, found)
             self.resumed_step = state.step
         self._check_patience(state)
-        done = (state.step >= job.train.steps or self.exhausted) and not state.pending
+        done = (state.step >= state.last_step(job.train.steps) or self.exhausted) and not state.pending
         trim_metrics(self.metrics_path, state)
         fsio.write_file(self.run_dir / "run.yaml", configfile.dump(job.config))
         self._describe(state, resumed=found is not None)
@@ -118,7 +120,7 @@ class Training:
             fsio.appending(self.metrics_path) as metrics,
             recording(self.run_dir / "tensorboard", self.report.warning, wanted=job.train.tensorboard) as also_record,
         ):
-            write = self._writer(metrics, also_record)
+            write = self._writer(metrics, also_record, state)
             finished = self._train(state, stop, write) or self.exhausted
             if finished:
                 write({"kind": "end", "step": state.step})
@@ -128,12 +130,13 @@ class Training:
 
     def _train(self, state: TrainState, stop: Stop, write: Callable[[Record], None]) -> bool:
         """The loop; what stops it for good is told with what to do about it."""
-        job = self.job
+        job, timed = self.job, self.deadline.timed
         hooks = Hooks(
-            evaluate=lambda state: self._evaluate(state, stop, write),
-            save=self._save,
-            sample=lambda state: self._sample(state, stop, write),
+            evaluate=timed("evaluate", lambda state: self._evaluate(state, stop, write)),
+            save=timed("save", self._save),
+            sample=timed("sample", lambda state: self._sample(state, stop, write)),
             report=write,
+            keep_time=self.deadline.keep,
             stop=lambda: stop() or self.exhausted,
         )
         try:
@@ -182,7 +185,7 @@ class Training:
             f"{self.runtime.device} {str(self.runtime.dtype).removeprefix('torch.')}, {self.runtime.threads} threads"
         )
 
-    def _writer(self, file: Any, also_record: Callable[[Record], None]) -> Callable[[Record], None]:
+    def _writer(self, file: Any, also_record: Callable[[Record], None], state: TrainState) -> Callable[[Record], None]:
         def write(record: Record) -> None:
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
             file.write((json.dumps(finite, allow_nan=False, ensure_ascii=False) + "\n").encode())
@@ -192,7 +195,7 @@ class Training:
                 note = f"loss {record['loss_nats']:.3f}  {record['tokens_per_second']:,.0f} tokens/s"
                 if self.validation is not None:
                     note += f"  {self.validation.note}"
-                self.report.progress("train", record["step"], self.job.train.steps, note)
+                self.report.progress("train", record["step"], state.last_step(self.job.train.steps), note)
 
         return write
 

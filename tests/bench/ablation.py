@@ -153,9 +153,8 @@ def report(results: list[dict]) -> None:
         bits = found["bits_per_byte"]
         mean, spread = statistics.mean(bits), max(bits) - min(bits)
         difference = "" if found is results[0] else f"{mean - base:+.3f}"
-        print(
-            f"| {found['variant']} | {found['cost']:.2f} | {found['steps']} | {mean:.3f} | {spread:.3f} | {difference} |"
-        )
+        cells = (found["variant"], f"{found['cost']:.2f}", found["steps"], f"{mean:.3f}", f"{spread:.3f}", difference)
+        print(f"| {' | '.join(map(str, cells))} |")
 
 
 def main() -> None:
