@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # a target that is not learnt, the value of PyTorch and Hugging Face
-CHUNK_LOGITS = 1 << 22  # logits of a chunk: 8 MB in bfloat16, which stays in a CPU's last-level cache
+CHUNK_LOGITS = 1 << 21  # logits of a chunk: 8 MB in float32, which stays in a CPU's last-level cache
+DEVICE_CHUNK_LOGITS = 1 << 28  # elsewhere products of few rows waste the device
+
+
+def chunk_rows(vocab_size: int, *, on_cpu: bool) -> int:
+    """Hidden states whose logits make a chunk."""
+    return max(1, (CHUNK_LOGITS if on_cpu else DEVICE_CHUNK_LOGITS) // vocab_size)
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -20,7 +26,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
         matrix = weight.to(hidden.dtype)
-        rows = max(1, CHUNK_LOGITS // matrix.shape[0])
+        rows = chunk_rows(matrix.shape[0], on_cpu=matrix.device.type == "cpu")
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
@@ -91,7 +97,7 @@ def likeliest(hidden: Tensor, head_weight: Tensor, *, cap: float) -> Tensor:
 def _logits(hidden: Tensor, head_weight: Tensor, cap: float) -> Iterator[tuple[int, Tensor]]:
     """Chunks of the logits (rows, V) in float32, each with the number of its first row."""
     flat, matrix = hidden.reshape(-1, hidden.shape[-1]), head_weight.to(hidden.dtype)
-    rows = max(1, CHUNK_LOGITS // matrix.shape[0])
+    rows = chunk_rows(matrix.shape[0], on_cpu=matrix.device.type == "cpu")
     for start in range(0, len(flat), rows):
         logits = (flat[start : start + rows] @ matrix.t()).float()
         if cap:

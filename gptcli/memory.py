@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gptcli.attention import QUERY_BLOCK
 from gptcli.config import ModelConfig, OptimConfig
-from gptcli.loss import CHUNK_LOGITS
+from gptcli.loss import chunk_rows
 from gptcli.model import GPT
 from gptcli.scoring import BATCH_TOKENS
 
@@ -134,13 +134,11 @@ def _block_bytes(work: Workload) -> int:
 
 
 def _norm_bytes(work: Workload) -> int:
-    """Kept by one norm a token. On a CPU, RMSNorm computes in float32 and keeps its input in that."""
+    """Kept by one norm a token beside its output, which the product after it keeps."""
     config = work.model.config
     if config.norm == "layernorm":
         return work.activation_size * (config.hidden_size + 2)
-    if work.on_cpu:
-        return 4 * (config.hidden_size * (2 if config.norm_weight else 1) + 1)
-    return work.activation_size * config.hidden_size + 4
+    return 4 + (work.activation_size * config.hidden_size if config.norm_weight else 0)
 
 
 def _attention_bytes(work: Workload) -> int:
@@ -149,9 +147,9 @@ def _attention_bytes(work: Workload) -> int:
     H, K, D, T = config.num_heads, config.kv_heads, config.head_size, config.context_length
     output = a * H * D
     if not work.on_cpu:
-        rotated = (H + K) * D if config.position == "rope" or config.qk_norm else 0
+        rotated = (H + K) * D * ((config.position == "rope") + config.qk_norm)
         return output + a * ((H + 2 * K) * D + rotated) + 4 * H
-    normed = 4 * ((H + 2 * K) * D if a == 4 else (H + K) * D) + 4 * (H + K) if config.qk_norm else 0
+    normed = a * (H + K) * D + 4 * (H + K) if config.qk_norm else 0
     starts = range(0, T, QUERY_BLOCK)
     scores = sum((min(start + QUERY_BLOCK, T) - start) * min(start + QUERY_BLOCK, T) for start in starts)
     copies = 3 if config.dropout else 1  # softmax, dropout's mask, their product
@@ -163,7 +161,7 @@ def head_bytes(work: Workload) -> int:
     config, a = work.model.config, work.activation_size
     assert config.vocab_size is not None
     matrix = config.vocab_size * config.hidden_size
-    chunk = config.vocab_size * max(1, min(CHUNK_LOGITS // config.vocab_size, _tokens(work)))
+    chunk = config.vocab_size * min(chunk_rows(config.vocab_size, on_cpu=work.on_cpu), _tokens(work))
     copies = 0 if a == 4 else a * matrix  # of the head, in the dtype of the activations
     chunk_bytes = chunk * (a + 4 + (4 if config.logit_softcap else 0))
     return a * _tokens(work) * config.hidden_size + 4 * matrix + copies + chunk_bytes + a * matrix
@@ -182,7 +180,9 @@ def validation_bytes(work: Workload) -> int:
     tokens = config.context_length * max(1, BATCH_TOKENS // config.context_length)
     width = max(2 * config.mlp_size, (config.num_heads + 2 * config.kv_heads) * config.head_size * 2)
     block = a * tokens * (width + 2 * config.hidden_size)
-    return max(block, a * tokens * config.hidden_size + CHUNK_LOGITS * (a + 4))
+    assert config.vocab_size is not None
+    chunk = config.vocab_size * min(chunk_rows(config.vocab_size, on_cpu=work.on_cpu), tokens)
+    return max(block, a * tokens * config.hidden_size + chunk * (a + 4))
 
 
 def cache_bytes(config: ModelConfig, rows: int, tokens: int, *, activation_size: int) -> int:

@@ -203,9 +203,9 @@ def train_step(
     return nats, targets, grad_norm
 
 
-def micro_batch_rows(config: TrainConfig, context_length: int, runtime: Runtime) -> int:
+def micro_batch_rows(config: TrainConfig, context_length: int, *, on_cpu: bool) -> int:
     """Sequences of one forward pass: as given, or the whole batch, or on a CPU as few as make CPU_MICRO_TOKENS."""
-    if config.micro_batch_size or runtime.device.type != "cpu":
+    if config.micro_batch_size or not on_cpu:
         return config.micro_batch
     divisors = (rows for rows in range(1, config.batch_size) if config.batch_size % rows == 0)
     return next((rows for rows in divisors if rows * context_length >= CPU_MICRO_TOKENS), config.batch_size)

@@ -26,7 +26,7 @@ from gptcli.model import GPT
 from gptcli.report import Report
 from gptcli.runs.pretrain import new_state
 from gptcli.runtime import Runtime, keep_freed_memory, make_runtime, memory_bytes
-from gptcli.train import train_step
+from gptcli.train import micro_batch_rows, train_step
 
 STEPS, STEP_SECONDS = 5, 5.0  # at least so many measured steps, and more while time is left
 DECODE_TOKENS = 64
@@ -136,9 +136,10 @@ def step_times(config: PretrainConfig, model_config: ModelConfig, runtime: Runti
         keep_freed_memory()
     assert model_config.vocab_size is not None
     state = new_state(model_config, config, runtime)
-    shape = (config.train.micro_batch, model_config.context_length)
+    rows = micro_batch_rows(config.train, model_config.context_length, on_cpu=runtime.device.type == "cpu")
+    shape = (rows, model_config.context_length)
     ids = torch.randint(model_config.vocab_size, shape, generator=torch.Generator().manual_seed(1))
-    batches = [Batch(ids, ids, "made up")] * config.train.micro_steps
+    batches = [Batch(ids, ids, "made up")] * (config.train.batch_size // rows)
     times: list[float] = []
     end = time.perf_counter() + STEP_SECONDS
     while len(times) < STEPS + 2 or time.perf_counter() < end:

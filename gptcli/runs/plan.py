@@ -17,6 +17,7 @@ from gptcli.model import GPT
 from gptcli.runs.bench import step_times
 from gptcli.runs.plan_report import Plan, Rates, Target
 from gptcli.runtime import make_runtime
+from gptcli.train import micro_batch_rows
 
 
 def make_plan(config: PretrainConfig, target: Target, rates: Rates, *, measured_step_seconds: float | None) -> Plan:
@@ -46,7 +47,7 @@ def make_plan(config: PretrainConfig, target: Target, rates: Rates, *, measured_
         data=training_tokens(config.data, tokenizer, vocab_size),
         weight_flops=(per_token - attention) * tokens,
         attention_flops=attention * tokens,
-        memory=memory(train.micro_batch),
+        memory=memory(micro_batch_rows(train, T, on_cpu=target.on_cpu)),
         cache_bytes=cache_bytes(model_config, 1, T, activation_size=target.activation_size),
         micro_batches={size: memory(size).total_bytes for size in sizes},
         measured_step_seconds=measured_step_seconds,

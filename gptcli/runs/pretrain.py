@@ -29,7 +29,7 @@ from gptcli.report import Report
 from gptcli.runs.deadline import Deadline
 from gptcli.runs.prepare import encode_corpus, finish
 from gptcli.runs.run_directory import check_vacant, clear
-from gptcli.runs.settle import Settler
+from gptcli.runs.settle import Settler, training_flops_per_second
 from gptcli.runs.train_tokenizer import learn_tokenizer
 from gptcli.runs.training import Job, Training, validate_text, write_sample
 from gptcli.runtime import Runtime, keep_freed_memory, make_runtime
@@ -83,7 +83,8 @@ def pretrain(
         ends_at = None
         if config.train.budget_seconds is not None and not goes_on and settler.is_open(config, "train.steps"):
             ends_at = started + config.train.budget_seconds
-            config = settler.sizes(config, runtime, ends_at - time.monotonic())
+            speed = training_flops_per_second(config, runtime)
+            config = settler.sizes(config, speed, ends_at - time.monotonic())
         tokenizer, prepared = prepare_data(config, report)
         batches = _batches(config, tokenizer, prepared, runtime)
         deadline = None
@@ -202,7 +203,7 @@ def _batches(config: PretrainConfig, tokenizer: Tokenizer, prepared: Path, runti
         TokenArray(prepared, "train"),
         context_length=context_length,
         batch_size=config.train.batch_size,
-        micro_batch_size=micro_batch_rows(config.train, context_length, runtime),
+        micro_batch_size=micro_batch_rows(config.train, context_length, on_cpu=runtime.device.type == "cpu"),
         first_token=tokenizer.end_of_text,
         seed=config.runtime.seed,
     )

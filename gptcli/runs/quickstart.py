@@ -16,9 +16,9 @@ from gptcli.report import Report
 from gptcli.runs.evaluate import evaluate
 from gptcli.runs.generate import Writer
 from gptcli.runs.pretrain import pretrain
-from gptcli.runs.settle import Settler
+from gptcli.runs.settle import Settler, training_flops_per_second
 from gptcli.runs.train_tokenizer import train_tokenizer
-from gptcli.runtime import make_runtime
+from gptcli.runtime import keep_freed_memory, make_runtime
 
 HELD_OUT_EVERY = 20  # of the documents, one is held out
 LONGEST_RESERVE_SECONDS, RESERVE_SHARE = 9.0, 0.04  # for evaluating and writing a sample after the training
@@ -45,8 +45,9 @@ def quickstart(budget_seconds: float, output: Path, *, force: bool, report: Repo
     tokenizer_file, run_file = output / "tokenizer.json", output / "run.yaml"
     ends_at = started + budget_seconds - min(LONGEST_RESERVE_SECONDS, RESERVE_SHARE * budget_seconds + 3.0)
     config = PretrainConfig(run_dir=str(output / "run"), data=DataConfig(train=(str(train_file),)))
-    runtime = make_runtime(config.runtime)
-    config = Settler({}, report).sizes(config, runtime, ends_at - time.monotonic())
+    keep_freed_memory()
+    speed = training_flops_per_second(config, make_runtime(config.runtime))
+    config = Settler({}, report).sizes(config, speed, ends_at - time.monotonic())
 
     vocab_size = config.tokenizer.vocab_size
     _show(report, f"train-tokenizer {train_file} -o {tokenizer_file} --vocab-size {vocab_size}")

@@ -105,11 +105,10 @@ class Settler:
         values = {dotted: getattr(getattr(before, (parts := dotted.split("."))[0]), parts[1]) for dotted in SETTLED}
         return self.fill(config, values)
 
-    def sizes(self, config: PretrainConfig, runtime: Runtime, seconds: float) -> PretrainConfig:
-        """Model, vocabulary and batch for training that has `seconds`, preparation of the text included."""
+    def sizes(self, config: PretrainConfig, speed: float, seconds: float) -> PretrainConfig:
+        """Model, vocabulary and batch for `seconds`, preparation of the text included, at `speed` FLOP/s."""
         text_bytes = _text_bytes(config.data)
         seconds = max(1.0, seconds - (text_bytes or 0) / PREPARING_BYTES_PER_SECOND)
-        speed = _training_flops_per_second(config, runtime)
         flops = speed * seconds
         self.report.message(
             f"budget: {amount(speed, 'FLOP/s')} in training steps of a small model, {amount(flops, 'FLOPs')} in "
@@ -199,7 +198,7 @@ def step_seconds(
     return statistics.median(times[1:])
 
 
-def _training_flops_per_second(config: PretrainConfig, runtime: Runtime) -> float:
+def training_flops_per_second(config: PretrainConfig, runtime: Runtime) -> float:
     """What this machine does in training steps of a model of 4 layers, 128 wide."""
     model_config = ModelConfig(num_layers=4, hidden_size=128, num_heads=4, context_length=128, vocab_size=1024)
     model = GPT(model_config)

@@ -35,7 +35,7 @@ from gptcli.runs.deadline import Deadline
 from gptcli.runs.run_directory import FREE_TO_CHANGE, differences, trim_metrics
 from gptcli.runtime import Runtime, matmul_flops_per_second
 from gptcli.tensorboard import recording
-from gptcli.train import Hooks, Objective, Record, train
+from gptcli.train import Hooks, Objective, Record, micro_batch_rows, train
 
 
 class Validation(NamedTuple):
@@ -159,7 +159,8 @@ class Training:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            advice = job.less_memory or less_memory(job.train, state.model.config.context_length)
+            context_length, on_cpu = state.model.config.context_length, self.runtime.device.type == "cpu"
+            advice = job.less_memory or less_memory(job.train, context_length, on_cpu=on_cpu)
             raise GptcliError(f"step {state.step + 1}: out of memory; {advice}") from None
 
     def _restore(self, state: TrainState, directory: Path) -> None:
@@ -233,9 +234,10 @@ class Training:
             self.exhausted = since >= self.job.patience
 
 
-def less_memory(train: TrainConfig, context_length: int) -> str:
+def less_memory(train: TrainConfig, context_length: int, *, on_cpu: bool) -> str:
     """What to set for a run to need less memory: a quarter of the micro-batch first, which changes no gradient."""
-    now, largest = train.micro_batch, max(1, train.micro_batch // 4)
+    now = micro_batch_rows(train, context_length, on_cpu=on_cpu)
+    largest = max(1, now // 4)
     smaller = next(size for size in range(largest, 0, -1) if train.batch_size % size == 0)
     if smaller < now:
         return f"set train.micro_batch_size={smaller} (it is {now}), which gives the same gradients"

@@ -101,7 +101,9 @@ def begin(run_file: Path, overrides: list[str], seed: int) -> tuple:
         TokenArray(prepared, "train"),
         context_length=config.model.context_length,
         batch_size=config.train.batch_size,
-        micro_batch_size=micro_batch_rows(config.train, config.model.context_length, runtime),
+        micro_batch_size=micro_batch_rows(
+            config.train, config.model.context_length, on_cpu=runtime.device.type == "cpu"
+        ),
         first_token=tokenizer.end_of_text,
         seed=seed,
     )

@@ -120,7 +120,7 @@ def gptcli_step(shape: Shape, dtype: str, threads: int | None, optim: str) -> Ca
         RandomTokens(),
         context_length=shape.context,
         batch_size=shape.batch,
-        micro_batch_size=micro_batch_rows(config.train, shape.context, runtime),
+        micro_batch_size=micro_batch_rows(config.train, shape.context, on_cpu=runtime.device.type == "cpu"),
         first_token=0,
         seed=config.runtime.seed,
     )
