@@ -13,6 +13,7 @@ from gptcli.attention import QUERY_BLOCK
 from gptcli.config import ModelConfig, OptimConfig
 from gptcli.loss import chunk_rows
 from gptcli.model import GPT
+from gptcli.optim import batch_elements
 from gptcli.scoring import BATCH_TOKENS
 
 # Of a pretraining process before it makes its model: Python, torch and the libraries (torch 2.13 on Linux).
@@ -92,9 +93,10 @@ def optimizer_bytes(work: Workload) -> int:
 
 
 def update_bytes(work: Workload) -> int:
-    """Muon's updates of all matrices, and the largest group of one shape thrice while it is orthogonalised."""
-    shapes = _muon_shapes(work)
-    return 4 * (sum(shapes.values()) + 3 * max(shapes.values(), default=0))
+    """Muon's updates that wait for others of their shape, and the largest batch thrice while it is orthogonalised."""
+    limit = batch_elements(on_cpu=work.on_cpu)
+    batches = [min(total, max(limit, rows * columns)) for (rows, columns), total in _muon_shapes(work).items()]
+    return 4 * (sum(batches) + 3 * max(batches, default=0))
 
 
 def _muon_shapes(work: Workload) -> Counter[tuple[int, ...]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ POLAR_EXPRESS = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
+
+CPU_BATCH_ELEMENTS = 1 << 20  # of matrices orthogonalised together: more needs memory and saves a CPU no time
+BATCH_ELEMENTS = 1 << 26
 
 MUON_ITERATIONS = 3  # 128 wide on Shakespeare: 2.266 bits per byte after 400 steps, 2.280 with 5, and cheaper
 
@@ -52,6 +56,11 @@ def orthogonalize(matrices: Tensor, iterations: int = len(POLAR_EXPRESS)) -> Ten
     return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
 
 
+def batch_elements(*, on_cpu: bool) -> int:
+    """Elements of a batch of matrices that Muon orthogonalises together, if one has not more."""
+    return CPU_BATCH_ELEMENTS if on_cpu else BATCH_ELEMENTS
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised, over all matrices of one shape at once.
 
@@ -76,7 +85,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            waiting: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)  # matrices of a shape, changes
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
@@ -87,15 +96,22 @@ class Muon(torch.optim.Optimizer):
                 update = weight.grad.lerp(average, group["momentum"])  # Nesterov
                 blocks = list(self.row_blocks.get(weight, (weight.shape[0],)))
                 for target, change in zip(weight.split(blocks), update.split(blocks), strict=True):
-                    by_shape[target.shape].append((target, change))
-            for (rows, columns), pairs in by_shape.items():
-                targets = [target for target, _ in pairs]
-                changes = orthogonalize(
-                    torch.stack([change for _, change in pairs]).to(self.dtype), MUON_ITERATIONS
-                ).float()
-                if group["weight_decay"]:
-                    torch._foreach_mul_(targets, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(targets, list(changes), alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+                    pairs = waiting[target.shape]
+                    pairs.append((target, change))
+                    if len(pairs) * target.numel() >= batch_elements(on_cpu=target.device.type == "cpu"):
+                        self._apply(waiting.pop(target.shape), group)
+            for pairs in waiting.values():
+                self._apply(pairs, group)
+
+    def _apply(self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
+        """Orthogonalise changes of one shape and take them off their matrices."""
+        targets = [target for target, _ in pairs]
+        rows, columns = targets[0].shape
+        stacked = torch.stack([change for _, change in pairs]).to(self.dtype)
+        changes = orthogonalize(stacked, MUON_ITERATIONS).float()
+        if group["weight_decay"]:
+            torch._foreach_mul_(targets, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(targets, list(changes), alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
 
 
 class Optimizers:
