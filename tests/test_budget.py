@@ -13,13 +13,14 @@ from conftest import RunCli, Tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli import amounts
+from gptcli import amounts, configfile
 from gptcli.checkpoint import Stretch, TrainState
 from gptcli.config import DataConfig, ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from gptcli.errors import ConfigError
 from gptcli.optim import learning_rate_factor
 from gptcli.report import Report
 from gptcli.runs.deadline import Deadline, process_start
+from gptcli.runs.pretrain import PretrainResult, pretrain
 from gptcli.runs.settle import MAX_EPOCHS, REPEATED, Settler
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other
@@ -116,36 +117,28 @@ def write_run_file(directory: Path, tiny: Tiny, extra: str = SMALL) -> Path:
     return run_file
 
 
-def test_a_run_with_a_budget_ends_in_time_with_its_schedule_complete(
-    run_cli: RunCli, tiny: Tiny, tmp_path: Path
-) -> None:
-    started = time.monotonic()
-    done = run_cli("pretrain", str(write_run_file(tmp_path, tiny)), "--budget", "14s", "-s", "runtime.threads=1")
-    seconds = time.monotonic() - started
-    assert done.code == 0, done.err
-    assert "budget: " in done.err
-    assert "steps: " in done.err
-    assert 10 < seconds < 20  # the machine may be busy; alone it is 14 s to a few per cent
-    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    rates = [record["learning_rate"] for record in records if record["kind"] == "train"]
-    assert rates[-1] < 0.1 * rates[0]
+def run_with_budget(run_file: Path, run_dir: Path, *, resume: bool = False) -> PretrainResult:
+    loaded = configfile.load(PretrainConfig, run_file, ["train.budget=6s", "runtime.threads=1", f"run_dir={run_dir}"])
+    return pretrain(loaded.value, resume=resume, report=Report(), origins=loaded.origins)
 
 
-def test_a_run_with_a_budget_that_was_stopped_goes_on_with_what_was_settled(
-    run_cli: RunCli, tiny: Tiny, tmp_path: Path
+def test_a_run_with_a_budget_completes_its_schedule_and_goes_on_with_what_was_settled(
+    tiny: Tiny, tmp_path: Path
 ) -> None:
-    arguments = ("pretrain", str(write_run_file(tmp_path, tiny)), "--budget", "8s", "-s", "runtime.threads=1")
-    assert run_cli(*arguments).code == 0
-    shutil.rmtree(tmp_path / "run/checkpoints" / (tmp_path / "run/latest").resolve().name)
-    sums = []
+    run_file = write_run_file(tmp_path, tiny)
+    whole = run_with_budget(run_file, tmp_path / "run")
+    training = json.loads((tmp_path / "run/latest/training.json").read_text())
+    planned = training["run"]["train"]["steps"]
+    assert whole.finished
+    assert whole.step == (training["stretch"] or {"last_step": planned})["last_step"]
+    shutil.rmtree((tmp_path / "run/latest").resolve())
+    weights = []
     for number in range(2):
         copy = tmp_path / f"copy{number}"
         shutil.copytree(tmp_path / "run", copy, symlinks=True)
-        done = run_cli(*arguments, "--resume", "-s", f"run_dir={copy}")
-        assert done.code == 0, done.err
-        assert "resumed at step" in done.err
-        sums.append((copy / "latest/model.safetensors").read_bytes())
-    assert sums[0] == sums[1]
+        assert run_with_budget(run_file, copy, resume=True).finished
+        weights.append((copy / "latest/model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 def test_a_budget_of_words_is_one_line_of_advice(run_cli: RunCli, tiny: Tiny, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ Run:
     python tests/bench/long_data.py [--gib 64] [--batches 2000] [--json]
 
 Learnt:
-  - Through a mapping without MADV_RANDOM, 64 GiB gave 14 thousand tokens/s and mapped 50 KB for each row of 512 bytes;
+  - Through a mapping without MADV_RANDOM, 64 GiB gave 14 thousand tokens/s and mapped 50 KB for a row of 512 bytes;
     with it 630 thousand, beside 1.6 million from a split that is in memory. Training on a CPU takes ten thousand.
-  - Holes of a sparse file come from the page cache's zeroes, so that this is the cost of the code, not of a disk. A disk
+  - Holes of a sparse file come from the page cache's zeroes, so that this is the cost of the code. A disk
     is asked for one row of T tokens at a time: 512 bytes to 4 KiB at a random place.
 """
 
