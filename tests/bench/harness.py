@@ -27,6 +27,7 @@ class Finished:
     """A process that has ended."""
 
     seconds: float  # wall clock, from its start to its end
+    cpu_seconds: float  # of its threads together
     peak_bytes: int  # resident memory
     stdout: str
     stderr: str
@@ -49,7 +50,8 @@ def run(command: Sequence[str | Path], *, cwd: Path | None = None, code: int = 0
             texts.append(file.read().decode(errors="replace"))
     if process.returncode != code:
         raise SystemExit(f"{' '.join(arguments)}: exit code {process.returncode}, want {code}\n{texts[1][-2000:]}")
-    return Finished(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), *texts)
+    cpu_seconds = usage.ru_utime + usage.ru_stime
+    return Finished(seconds, cpu_seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), *texts)
 
 
 def gptcli(*arguments: str | Path) -> list[str | Path]:
