@@ -10,8 +10,8 @@ process:
              (20 random batches) and, not timed, over every validation byte as gptcli's is
 
 A round's number is the seed of both sides. Bits per byte leave the tokenizer free: the peer's are nats per character
-/ ln 2, its text being ASCII. Exit code 1 where the median of gptcli misses the target. On a busy machine wall clocks say
-little: with --threads 1 the seconds of CPU, printed beside them, are the steadier measure.
+/ ln 2, its text being ASCII. Exit code 1 where the median of gptcli misses the target. On a busy machine wall clocks
+say little: with --threads 1 the seconds of CPU, printed beside them, are the steadier measure.
 
 With --budget the other question is asked: the bits per byte after a given time, all choices left to gptcli
 (open.yaml), against the peer's end.
