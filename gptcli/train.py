@@ -176,7 +176,7 @@ def train_step(
     targets = sum(int((batch.targets != IGNORE).sum()) for batch in micro_batches)
     if not targets:
         return 0.0, 0, 0.0
-    nats = 0.0
+    losses = []  # read together: on an accelerator each reading waits for the device
     for number, batch in enumerate(micro_batches):
         if number and stop():
             state.optimizers.zero_grad()
@@ -185,9 +185,10 @@ def train_step(
             torch.manual_seed(derived_seed(seed, "dropout", state.step, number))
         loss = objective(model, batch, runtime)
         torch.autograd.backward(loss / targets)
-        nats += float(loss.detach())
+        losses.append(loss.detach())
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
+    nats = float(torch.stack(losses).double().sum())
     grad_norm = float(norm)
     if not (math.isfinite(nats) and math.isfinite(grad_norm)):
         what = "loss" if not math.isfinite(nats) else "gradient"
