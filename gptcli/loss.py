@@ -12,7 +12,7 @@ from torch import Tensor
 
 IGNORE = -100  # a target that is not learnt, the value of PyTorch and Hugging Face
 CHUNK_LOGITS = 1 << 21  # logits of a chunk: 8 MB in float32, which stays in a CPU's last-level cache
-DEVICE_CHUNK_LOGITS = 1 << 28  # elsewhere products of few rows waste the device
+DEVICE_CHUNK_LOGITS = 1 << 26  # elsewhere products of few rows waste the device
 
 
 def chunk_rows(vocab_size: int, *, on_cpu: bool) -> int:
