@@ -36,7 +36,7 @@ def pretrain(
     Examples:
       gptcli pretrain examples/pretrain.yaml
       gptcli pretrain run.yaml -s train.steps=500 -s optim.learning_rate=1e-3
-      gptcli pretrain examples/pretrain.yaml --budget 5m
+      gptcli pretrain examples/budget.yaml --budget 10m
       gptcli pretrain runs/demo/run.yaml --resume
     """
     from gptcli import configfile, console
