@@ -107,7 +107,7 @@ class Training:
         self._describe(state, resumed=found is not None)
         if done:
             with fsio.appending(self.metrics_path) as metrics:
-                self._writer(metrics, lambda _: None)({"kind": "end", "step": state.step})
+                self._writer(metrics, lambda _: None, state)({"kind": "end", "step": state.step})
             self.report.message(f"already done at step {state.step}; raise train.steps or train.epochs to go on")
             return Outcome(state.step, True, 0, None)
         again = f"gptcli {job.command} {self.run_dir / 'run.yaml'} --resume"
