@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 IGNORE = -100  # a target that is not learnt, the value of PyTorch and Hugging Face
 CHUNK_LOGITS = 1 << 21  # logits of a chunk: 8 MB in float32, which stays in a CPU's last-level cache
@@ -77,29 +77,35 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def target_nats(hidden: Tensor, head_weight: Tensor, targets: Tensor, *, cap: float) -> Tensor:
-    """-log p of every target, float32 in the shape of `targets`; 0 where it is IGNORE. Arguments as above."""
+def target_nats(hidden: Tensor, head: Tensor | nn.Module, targets: Tensor, *, cap: float) -> Tensor:
+    """-log p of every target, float32 in the shape of `targets`; 0 where it is IGNORE. Arguments as above.
+
+    `head`: its weight, or the module itself, whose weights may be packed.
+    """
     wanted = targets.reshape(-1)
     parts = [
         F.cross_entropy(logits, wanted[start : start + len(logits)], ignore_index=IGNORE, reduction="none")
-        for start, logits in _logits(hidden, head_weight, cap)
+        for start, logits in _logits(hidden, head, cap)
     ]
     return torch.cat(parts).view(targets.shape)
 
 
 @torch.no_grad()
-def likeliest(hidden: Tensor, head_weight: Tensor, *, cap: float) -> Tensor:
+def likeliest(hidden: Tensor, head: Tensor | nn.Module, *, cap: float) -> Tensor:
     """The id of the largest logit at every place, int64 in the shape of hidden without its last dimension."""
-    parts = [logits.argmax(-1) for _, logits in _logits(hidden, head_weight, cap)]
+    parts = [logits.argmax(-1) for _, logits in _logits(hidden, head, cap)]
     return torch.cat(parts).view(hidden.shape[:-1])
 
 
-def _logits(hidden: Tensor, head_weight: Tensor, cap: float) -> Iterator[tuple[int, Tensor]]:
+def _logits(hidden: Tensor, head: Tensor | nn.Module, cap: float) -> Iterator[tuple[int, Tensor]]:
     """Chunks of the logits (rows, V) in float32, each with the number of its first row."""
-    flat, matrix = hidden.reshape(-1, hidden.shape[-1]), head_weight.to(hidden.dtype)
-    rows = chunk_rows(matrix.shape[0], on_cpu=matrix.device.type == "cpu")
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    weight = head.to(hidden.dtype) if isinstance(head, Tensor) else None
+    vocab_size = int(head.shape[0] if isinstance(head, Tensor) else head.out_features)  # type: ignore[arg-type]
+    rows = chunk_rows(vocab_size, on_cpu=flat.device.type == "cpu")
     for start in range(0, len(flat), rows):
-        logits = (flat[start : start + rows] @ matrix.t()).float()
+        piece = flat[start : start + rows]
+        logits = (head(piece) if weight is None else piece @ weight.t()).float()  # type: ignore[operator]
         if cap:
             logits = logits.div_(cap).tanh_().mul_(cap)
         yield start, logits

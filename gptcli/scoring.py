@@ -91,11 +91,11 @@ def _score_batch(model: GPT, batch: list[Sequence], runtime: Runtime, greedy: bo
         device = runtime.device
         hidden = _hidden(model, list(starts), runtime)[torch.tensor(places, device=device)]  # (n, C)
         wanted, cap = torch.tensor(targets, device=device), model.config.logit_softcap
-        nats = target_nats(hidden, model.head.weight, wanted, cap=cap).cpu()
+        nats = target_nats(hidden, model.head, wanted, cap=cap).cpu()
         if not math.isfinite(nats.double().sum()):
             raise NumericalError("the model gives a non-finite loss; the checkpoint is damaged or was trained to NaN")
         if greedy:
-            hits = (likeliest(hidden, model.head.weight, cap=cap) == wanted).cpu()
+            hits = (likeliest(hidden, model.head, cap=cap) == wanted).cpu()
     done = 0
     for ids, first in batch:
         scored = slice(done, done + max(0, len(ids) - first))

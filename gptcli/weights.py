@@ -41,6 +41,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
+        self.out_features = linear.out_features
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype))
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().to(dtype), requires_grad=False)
 
@@ -53,6 +54,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
+        self.out_features = linear.out_features
         weight = linear.weight.detach().float()
         scales = weight.abs().amax(1).clamp_min(1e-30).double() / WEIGHT_LEVELS
         with warnings.catch_warnings():  # quantized tensors are on their way out of torch; `pack` checks they are there
@@ -75,6 +77,7 @@ class Int8WeightLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
+        self.out_features = linear.out_features
         weight = linear.weight.detach().float()
         scales = weight.abs().amax(1).clamp_min(1e-30) / 127
         self.weight = nn.Parameter((weight / scales[:, None]).round().to(torch.int8), requires_grad=False)

@@ -381,3 +381,18 @@ def test_a_run_that_was_left_in_the_middle_does_the_next_no_harm(model: GPT, tok
             pass
         found = [outcome(c) for c in engine.run(asked)]
         assert found == [outcome(c) for c in make_engine(model, tokenizer).run(asked)]
+
+
+@pytest.mark.slow
+def test_ten_thousand_prompts_take_no_more_memory_than_a_thousand(model: GPT, tokenizer: Tokenizer) -> None:
+    asked = (Request([n % 256, n // 256], GenerateOptions(max_tokens=2, seed=n)) for n in range(10_000))
+    results = make_engine(model, tokenizer, 32).run(asked)
+    tracemalloc.start()
+    try:
+        for _ in itertools.islice(results, 1000):
+            pass
+        held = tracemalloc.get_traced_memory()[0]
+        assert sum(1 for _ in results) == 9000
+        assert tracemalloc.get_traced_memory()[1] < held + 1_000_000
+    finally:
+        tracemalloc.stop()
