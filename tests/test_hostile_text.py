@@ -68,13 +68,15 @@ PATHOLOGICAL = ["a", " ", "^", "1", "\U0001f468\u200d", "\n", "'s", "é", " a", 
 
 
 def slope(tokenizer: Tokenizer, unit: str, sizes: list[int]) -> tuple[float, float]:
-    """Of log time over log size, least squares; and the seconds of the largest."""
+    """Of log time (the best of five) over log size, least squares; and the seconds of the largest."""
     times = []
     for size in sizes:
-        text = unit * (size // len(unit.encode()))
-        started = time.process_time()
-        tokenizer.encode(text)
-        times.append(max(time.process_time() - started, 1e-6))
+        text, seconds = unit * (size // len(unit.encode())), []
+        for _ in range(5):
+            started = time.process_time()
+            tokenizer.encode(text)
+            seconds.append(time.process_time() - started)
+        times.append(max(min(seconds), 1e-6))
     xs, ys = [math.log(size) for size in sizes], [math.log(seconds) for seconds in times]
     mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
     spread = sum((x - mean_x) ** 2 for x in xs)
@@ -85,7 +87,7 @@ def slope(tokenizer: Tokenizer, unit: str, sizes: list[int]) -> tuple[float, flo
 def test_no_text_takes_more_than_about_linear_time_to_encode(tokenizer: Tokenizer) -> None:
     steepest = 0.0
     for unit in PATHOLOGICAL:
-        found, seconds = min(slope(tokenizer, unit, [1 << 16, 1 << 18, 1 << 20]) for _ in range(3))
+        found, seconds = slope(tokenizer, unit, [1 << 16, 1 << 18, 1 << 20])
         steepest = max(steepest, found)
         assert found <= 1.2, (unit, found)
         assert seconds <= 2.0, (unit, seconds)
