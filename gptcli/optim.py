@@ -63,13 +63,83 @@ def batch_elements(*, on_cpu: bool) -> int:
     return CPU_BATCH_ELEMENTS if on_cpu else BATCH_ELEMENTS
 
 
-class Muon(torch.optim.Optimizer):
+class _Optimizer:
+    """Groups of weights with their settings, and a state for each weight, as torch.optim.Optimizer has them: making one
+    of that class imports torch._dynamo, which takes a second or two at the start of every run."""
+
+    KINDS: tuple[str, ...] = ()  # of state that has the shape of the weight
+
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+        self.param_groups = list(groups)
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
+
+    def state_of(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        """The state of a weight, zero where there was no step yet."""
+        if weight not in self.state:
+            self.state[weight] = {kind: torch.zeros_like(weight) for kind in self.KINDS}
+        return self.state[weight]
+
+    def create_state(self) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                self.state_of(weight)
+
+    def zero_grad(self) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.grad = None
+
+    def step(self) -> None:
+        """Update every weight that has a gradient."""
+        raise NotImplementedError
+
+
+class AdamW(_Optimizer):
+    """Loshchilov and Hutter 2019, by the fused kernel of torch.optim.AdamW."""
+
+    KINDS = ("exp_avg", "exp_avg_sq")
+
+    def state_of(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        state = super().state_of(weight)
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+        return state
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            states = [self.state_of(weight) for weight in weights]
+            steps = [state["step"] for state in states]
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(
+                weights,
+                [weight.grad for weight in weights],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+
+
+class Muon(_Optimizer):
     """Momentum whose update is orthogonalised, over all matrices of one shape at once.
 
     `row_blocks` names the rows of weights that are several matrices stacked, which are orthogonalised apart: with a
     matrix for each head, a 128-wide model on Shakespeare needs 10 % fewer steps than with one for all heads, and a
     step costs less.
     """
+
+    KINDS = ("momentum_buffer",)
 
     def __init__(
         self,
@@ -81,20 +151,18 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float,
         dtype: torch.dtype,
     ) -> None:
-        super().__init__(list(parameters), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        group = {"params": list(parameters), "lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__([group])
         self.row_blocks, self.dtype = row_blocks, dtype
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+    def step(self) -> None:
         for group in self.param_groups:
             waiting: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)  # matrices of a shape, changes
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(weight)
-                average = state["momentum_buffer"].lerp_(weight.grad, 1 - group["momentum"])
+                average = self.state_of(weight)["momentum_buffer"].lerp_(weight.grad, 1 - group["momentum"])
                 update = weight.grad.lerp(average, group["momentum"])  # Nesterov
                 blocks = list(self.row_blocks.get(weight, (weight.shape[0],)))
                 for target, change in zip(weight.split(blocks), update.split(blocks), strict=True):
@@ -136,6 +204,7 @@ class Optimizers:
         decayed = [name for name in (*matrices, "head.weight") if name in named and name not in muon]
         plain = [name for name in named if name not in {*muon, *embeddings, *decayed}]
         rate = config.learning_rate
+        shared = {"betas": (config.beta1, config.beta2), "eps": config.eps}
         adamw_groups = [
             {
                 "params": [named[name] for name in embeddings],
@@ -145,14 +214,7 @@ class Optimizers:
             {"params": [named[name] for name in decayed], "lr": rate, "weight_decay": config.weight_decay},
             {"params": [named[name] for name in plain], "lr": rate, "weight_decay": 0.0},
         ]
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                [group for group in adamw_groups if group["params"]],
-                betas=(config.beta1, config.beta2),
-                eps=config.eps,
-                fused=True,
-            )
-        ]
+        self.parts: list[_Optimizer] = [AdamW({**group, **shared} for group in adamw_groups if group["params"])]
         if muon:
             self.parts.append(
                 Muon(
@@ -180,25 +242,16 @@ class Optimizers:
 
     def zero_grad(self) -> None:
         for part in self.parts:
-            part.zero_grad(set_to_none=True)
+            part.zero_grad()
 
     def tensors(self, *, create: bool = False) -> dict[str, Tensor]:
         """The state as `KIND.PARAMETER` -> tensor, not copies. `create` makes it where no step was taken yet."""
         if create:
-            self._create_state()
+            for part in self.parts:
+                part.create_state()
         return {
-            f"{kind}.{self.names[weight]}": tensor  # type: ignore[index]  # the keys of state are parameters
+            f"{kind}.{self.names[weight]}": tensor
             for part in self.parts
             for weight, state in part.state.items()
             for kind, tensor in state.items()
         }
-
-    def _create_state(self) -> None:
-        for part in self.parts:
-            for group in part.param_groups:
-                for weight in group["params"]:
-                    kinds = ("momentum_buffer",) if isinstance(part, Muon) else ("exp_avg", "exp_avg_sq")
-                    state = part.state[weight]
-                    state.update({kind: torch.zeros_like(weight) for kind in kinds if kind not in state})
-                    if not isinstance(part, Muon):
-                        state.setdefault("step", torch.zeros((), dtype=torch.float32, device=weight.device))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gptcli.config import ModelConfig, OptimConfig
 from gptcli.loss import head_cross_entropy
 from gptcli.model import GPT
-from gptcli.optim import MUON_ITERATIONS, Muon, Optimizers, learning_rate_factor, orthogonalize
+from gptcli.optim import MUON_ITERATIONS, AdamW, Muon, Optimizers, learning_rate_factor, orthogonalize
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other
 
@@ -127,10 +127,23 @@ def test_classic_decays_an_untied_head() -> None:
     assert names_where(optimizers, lambda group: group["weight_decay"] == 0.1) == MATRICES | {"head.weight"}
 
 
+def test_adamw_takes_the_steps_of_torchs_own() -> None:
+    ours, theirs = (nn.Parameter(random_matrices(8, 12)) for _ in range(2))
+    group = {"params": [ours], "lr": 1e-2, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
+    one = AdamW([group])
+    other = torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    for step in range(5):
+        for weight in (ours, theirs):
+            weight.grad = random_matrices(8, 12, seed=step)
+        one.step()
+        other.step()
+        assert torch.equal(ours, theirs)
+
+
 def test_modern_gives_muon_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
     model = make_model(norm_weight=True, bias=True)
     adamw, muon = make_optimizers(model, "modern").parts
-    assert isinstance(adamw, torch.optim.AdamW)
+    assert isinstance(adamw, AdamW)
     assert isinstance(muon, Muon)
     named = dict(model.named_parameters())
     assert {weight for group in muon.param_groups for weight in group["params"]} == {named[name] for name in MATRICES}
