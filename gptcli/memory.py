@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from gptcli.attention import QUERY_BLOCK
+from gptcli.cache import KEY_BLOCK
 from gptcli.config import ModelConfig, OptimConfig
 from gptcli.loss import chunk_rows
 from gptcli.model import GPT
@@ -189,4 +190,5 @@ def validation_bytes(work: Workload) -> int:
 
 def cache_bytes(config: ModelConfig, rows: int, tokens: int, *, activation_size: int) -> int:
     """Keys and values that writing `rows` texts of `tokens` tokens keeps."""
-    return 2 * activation_size * config.num_layers * rows * config.kv_heads * tokens * config.head_size
+    places = -(-tokens // KEY_BLOCK) * KEY_BLOCK
+    return 2 * activation_size * config.num_layers * rows * config.kv_heads * places * config.head_size

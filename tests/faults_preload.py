@@ -6,7 +6,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
-import torch._dynamo  # the first optimizer imports it, in two seconds
 
 import gptcli.cli
 import gptcli.runs.evaluate
