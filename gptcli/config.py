@@ -7,8 +7,10 @@ section made in Python is held to the same rules as one read from a file. `confi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import operator
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -56,6 +58,13 @@ def bounds_problem(declared: dataclasses.Field[Any], given: Any) -> str | None:
     return f"must be {' and '.join(wanted)}, got {given}" if wanted else None
 
 
+@functools.cache
+def _words(section: type) -> dict[str, tuple[str, ...]]:
+    """The fields of a section that take one of a few words, and those."""
+    hints = typing.get_type_hints(section)
+    return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}
+
+
 class Section:
     """Base of every section: bounds and relations are checked when one is made.
 
@@ -75,6 +84,10 @@ class Section:
         for declared in dataclasses.fields(self):  # type: ignore[arg-type]
             if problem := bounds_problem(declared, getattr(self, declared.name)):
                 found.append(f"{declared.name}: {problem}")
+        section: type = type(self)
+        for name, words in _words(section).items():
+            if getattr(self, name) not in words:
+                found.append(f"{name}: must be one of {', '.join(words)}, got {getattr(self, name)!r}")
         found = found or [f"{name}: {problem}" for name, problem in self.problems()]
         if found:
             raise ConfigError(*found)
@@ -227,6 +240,10 @@ class DataConfig(Section):
     errors: Literal["strict", "replace", "ignore"] = value("strict", "what to do with undecodable bytes")
     cache_dir: str | None = value(None, "where prepared data are kept, null: $XDG_CACHE_HOME/gptcli")
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.train:
+            yield "train", "no input; name a file"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerConfig(Section):
@@ -301,7 +318,7 @@ class TrainConfig(Section):
     log_every_steps: int = number(10, "a metrics line", ge=1)
     eval_every_steps: int = number(250, "validation; always after the last step, too", ge=1)
     patience: int | None = number(None, "stop after so many validations without a better one; null: never", ge=1)
-    eval_tokens: int | None = number(200_000, "validation tokens on the way (the last is over all), null: all", ge=1)
+    eval_tokens: int | None = number(200_000, "of validation, from the beginning of the split, null: all", ge=1)
     save_every_steps: int = number(250, "a checkpoint; always after the last step, too", ge=1)
     keep_checkpoints: int = number(2, "newest checkpoints kept, beside the best", ge=2)
     sample_every_steps: int = number(250, "a sample of the model's text; 0 is off", ge=0)
@@ -375,6 +392,10 @@ class RowsConfig(Section):
     messages_field: str = value("messages", "task chat: a list of {role, content}")
     max_tokens: int | None = number(None, "a longer row loses its end, null: the model's context", ge=2)
     on_bad_line: Literal["error", "skip"] = value("error", "a line that is no row of the task: stop, or skip and count")
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.train:
+            yield "train", "no input; name a file"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

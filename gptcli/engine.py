@@ -26,7 +26,7 @@ from gptcli.slots import Slots, common_length
 
 __all__ = ["Completion", "Engine", "FinishReason", "Request", "TextBuffer"]
 
-CACHED_PATTERNS = 64
+CACHED_PATTERNS = 8  # each with up to CACHED_MASKS of the vocabulary's size
 PREFILL_TOKENS = 1024  # of prompts in one pass, beside a single longer one: the matrices need no more to be busy
 
 

@@ -72,19 +72,21 @@ def train(
             if not state.pending:
                 factor = learning_rate_factor(state.position(config.steps), config.steps, optim)
                 state.optimizers.set_factor(factor)
+                micro_batches = batches(state.step)
                 nats, targets, grad_norm = train_step(
                     state,
-                    batches(state.step),
+                    micro_batches,
                     optim.grad_clip_norm,
                     runtime,
                     seed=seed,
                     objective=objective,
                     stop=hooks.stop,
                 )
+                tokens = sum(batch.inputs.numel() for batch in micro_batches)  # read; fine-tuning learns some of them
                 state.step += 1
-                state.tokens += targets
+                state.tokens += tokens
                 state.pending = True
-                clock.count(targets)
+                clock.count(tokens)
                 if due(state.step, config.log_every_steps, state.last_step(config.steps)):
                     speed = clock.lap(flops_per_token, peak_flops)
                     hooks.report(

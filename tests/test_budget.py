@@ -163,3 +163,8 @@ def test_sizes_that_are_given_stay() -> None:
     config = PretrainConfig(run_dir="x", data=DataConfig(train=("none",)), model=model)
     settled = Settler({}, Report()).sizes(config, 1e11, 600.0)
     assert dataclasses.replace(settled.model, context_length=model.context_length) == model
+
+
+def test_windows_longer_than_a_batch_wants_come_one_at_a_time() -> None:
+    config = PretrainConfig(run_dir="x", data=DataConfig(train=("none",)), model=ModelConfig(context_length=8192))
+    assert Settler({}, Report()).sizes(config, 1e9, 10.0).train.batch_size == 1

@@ -21,6 +21,7 @@ from gptcli.checkpoint import Purpose
 from gptcli.config import ModelConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.errors import ConfigError, DataError, NumericalError, RefusedError
+from gptcli.interop.chat_template import chat_template, conversation_of
 from gptcli.interop.configs import family_for, problems
 from gptcli.interop.families import FAMILIES
 from gptcli.model import GPT
@@ -182,6 +183,14 @@ def test_the_chat_template_refuses_text_that_spells_a_control_token(text: str, c
     theirs = transformers.AutoTokenizer.from_pretrained(chat[0])
     with pytest.raises(Exception, match="control token"):
         theirs.apply_chat_template([{"role": "user", "content": text}])
+
+
+def test_the_chat_template_holds_control_tokens_of_any_name() -> None:
+    tokenizer = made_text_tokenizer().with_specials(("<|ROLES|>", "<|END|>", "<|ANSWER|>", "<|CONTROLS|>"))
+    form = Conversation({"system": "<|ROLES|>", "user": "<|CONTROLS|>", "assistant": "<|ANSWER|>"}, "<|END|>")
+    template = chat_template(form, tokenizer)
+    assert template.count('"<|END|>"') == 2  # as the end, and among the control tokens
+    assert conversation_of(template, tokenizer) == form
 
 
 def test_generation_of_a_chat_model_ends_with_its_turn(chat: tuple[Path, Tokenizer]) -> None:

@@ -16,6 +16,8 @@ import torch
 from conftest import Result, RunCli, Tiny, environment
 from safetensors.torch import load_file
 
+from gptcli.data.batches import derived_seed
+
 GOOD = "lovely brilliant warm funny".split()
 BAD = "dull clumsy cold boring".split()
 
@@ -147,6 +149,34 @@ def test_a_run_cut_short_and_resumed_ends_with_the_same_bits(
     whole, resumed = weights(home / task, name), weights(home / "cut", name)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.parametrize("task", ["instruct", "text"])
+def test_a_classifier_that_is_taught_to_write_has_no_labels_any_more(home: Path, run_cli: RunCli, task: str) -> None:
+    ok(run_cli("finetune", "classify.yaml", "-q", "-s", "train.epochs=1", cwd=home))
+    ok(run_cli("finetune", f"{task}.yaml", "-q", "-s", "base=classify", "-s", "train.epochs=1", cwd=home))
+    ok(run_cli("generate", task, "hello", "--max-tokens", 3, cwd=home))
+    run_cli("classify", task, input="hello\n", cwd=home).error(3, "classify", "names no labels")
+
+
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_a_label_whose_rows_are_all_held_out_stops_nothing(home: Path, run_cli: RunCli, weights: str) -> None:
+    rows = reviews(20)
+    held_out = next(number for number in range(20) if derived_seed("validation", number) < 0.2 * 2**63)
+    rows[held_out]["label"] = "worst"
+    write_rows(home / "rare.jsonl", rows)
+    how = ("-q", "-s", "data.train=[rare.jsonl]", "-s", f"classify.class_weights={weights}", "-s", "train.epochs=1")
+    ok(run_cli("finetune", "classify.yaml", *how, cwd=home))
+    metrics = [json.loads(line) for line in (home / "classify" / "metrics.jsonl").read_text().splitlines()]
+    assert all(record["loss_nats"] is not None for record in metrics if record["kind"] != "end")
+
+
+def test_the_tokens_that_are_counted_are_those_that_are_read(home: Path, run_cli: RunCli) -> None:
+    how = ("-s", "train.epochs=1", "-s", "data.validation_fraction=0", "-s", "train.log_every_steps=1")
+    said = ok(run_cli("finetune", "instruct.yaml", *how, cwd=home)).err
+    metrics = [json.loads(line) for line in (home / "instruct" / "metrics.jsonl").read_text().splitlines()]
+    tokens = [record["tokens"] for record in metrics if record["kind"] == "train"]
+    assert f"24 rows to train on ({tokens[-1]:,} tokens)" in said
 
 
 def test_frozen_blocks_stay_as_they_are(home: Path, run_cli: RunCli, tiny: Tiny) -> None:

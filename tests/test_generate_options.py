@@ -13,6 +13,7 @@ from gptcli.data.tokenizer import Tokenizer, learn_merges
 from gptcli.engine import Completion, Engine, Request
 from gptcli.lookup import Lookup
 from gptcli.model import GPT
+from gptcli.runs.generate import completion_record
 from gptcli.runtime import Runtime
 from gptcli.weights import pack
 
@@ -145,6 +146,17 @@ def test_alternatives_are_the_likeliest_tokens_of_the_model(engine: Engine, toke
         wanted = logprobs[place].topk(3)
         assert [index for index, _ in best] == wanted.indices.tolist()
         assert [value for _, value in best] == pytest.approx(wanted.values.tolist(), abs=1e-4)
+
+
+def test_a_record_has_the_likeliest_tokens_at_each_place(engine: Engine, tokenizer: Tokenizer) -> None:
+    (completion,) = write(engine, 1, logprobs=3, max_tokens=5)
+    for token, likeliest in zip(
+        completion_record(completion, tokenizer)["logprobs"], completion.alternatives, strict=True
+    ):
+        assert [(top["id"], top["logprob"]) for top in token["top"]] == likeliest
+        assert token["top"][0]["token"] == tokenizer.decode([likeliest[0][0]])
+    (completion,) = write(engine, 1, logprobs=1, max_tokens=5)
+    assert all("top" not in token for token in completion_record(completion, tokenizer)["logprobs"])
 
 
 # ---------------------------------------------------------------------------------------------------------- lookup

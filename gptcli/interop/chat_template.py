@@ -38,9 +38,8 @@ def chat_template(conversation: Conversation, tokenizer: Tokenizer) -> str:
         "ANSWER": conversation.roles[ASSISTANT],
     }
     text = _TEMPLATE.replace("BEGIN\n", "" if tokenizer.end_of_text is None else "{{- bos_token -}}\n")
-    for name, value in values.items():
-        text = text.replace(name, json.dumps(value, ensure_ascii=False))
-    return text
+    # In one pass: a control token may spell one of the names.
+    return re.sub(r"\b(?:ROLES|CONTROLS|END|ANSWER)\b", lambda m: json.dumps(values[m[0]], ensure_ascii=False), text)
 
 
 def conversation_of(template: str, tokenizer: Tokenizer) -> Conversation | None:

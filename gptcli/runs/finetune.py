@@ -74,7 +74,7 @@ def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, r
     purpose, identity = checkpoint.read_purpose(base), _identity(base)
     adapter = _adapter(config, base)
     if config.task == "text":
-        purpose = dataclasses.replace(purpose, adapter=adapter)
+        purpose = dataclasses.replace(purpose, labels=(), adapter=adapter)
         return text_job(config, base, tokenizer, model.config, purpose, identity, runtime, report)
     examples = read_examples(config, tokenizer, purpose, model.config)
     for line in examples.notes():
@@ -106,6 +106,7 @@ def prepare_model(model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, purp
     grows = tokenizer.vocab_size > model.config.vocab_size
     model.grow(tokenizer.vocab_size)
     labels = len(purpose.labels)
+    model.label_head = None  # a base's own is of its task
     if labels:
         model.add_label_head(labels, torch.Generator().manual_seed(derived_seed(config.runtime.seed, "labels")))
     if config.train.dropout is not None:
@@ -121,3 +122,5 @@ def prepare_model(model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, purp
     if frozen:
         for part in (model.embedding, *model.blocks[:frozen]):
             part.requires_grad_(False)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ConfigError(f"train.frozen_blocks: {frozen} leave nothing to train; freeze fewer")

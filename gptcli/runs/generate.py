@@ -137,12 +137,15 @@ def completion_record(completion: Completion, tokenizer: Tokenizer) -> dict[str,
         "tokens": len(completion.ids),
     }
     if options.logprobs:
-        pieces = (tokenizer.decode([index]) for index in completion.ids)
-        record["logprobs"] = [
-            {"id": index, "token": piece, "logprob": value}
-            for index, piece, value in zip(completion.ids, pieces, completion.logprobs, strict=True)
-        ]
+        chosen = zip(completion.ids, completion.logprobs, strict=True)
+        record["logprobs"] = [_token_record(tokenizer, index, value) for index, value in chosen]
+        for token, likeliest in zip(record["logprobs"], completion.alternatives, strict=False):  # none for logprobs=1
+            token["top"] = [_token_record(tokenizer, index, value) for index, value in likeliest]
     return record
+
+
+def _token_record(tokenizer: Tokenizer, index: int, logprob: float) -> dict[str, Any]:
+    return {"id": index, "token": tokenizer.decode([index]), "logprob": logprob}
 
 
 def text_prompt(line: str, place: str) -> tuple[str, dict[str, Any]]:

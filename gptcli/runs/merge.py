@@ -9,7 +9,7 @@ import torch
 
 from gptcli import checkpoint, fsio
 from gptcli.display import shown
-from gptcli.errors import DataError, RefusedError
+from gptcli.errors import DataError
 
 
 def merge(run: str | Path, output: Path, *, force: bool = False) -> int:
@@ -18,9 +18,7 @@ def merge(run: str | Path, output: Path, *, force: bool = False) -> int:
     purpose = checkpoint.read_purpose(directory)
     if purpose.adapter is None:
         raise DataError(f"{shown(str(directory))}: has no adapter; it is whole already")
-    fsio.check_writable(output, force=force)
-    if output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file():
-        raise RefusedError(f"{shown(str(output))}: holds other files than a checkpoint; name another output")
+    fsio.check_replaceable(output, force=force)
     model, tokenizer = checkpoint.load(directory, dtype=torch.float32)
     with fsio.new_directory(output) as made:
         whole = dataclasses.replace(purpose, adapter=None)

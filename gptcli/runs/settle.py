@@ -133,7 +133,7 @@ class Settler:
         config = self.fill(config, {"model.context_length": context})
         tokens = flops / (6 * weights)
         wanted_tokens = min(max(tokens / STEPS_WANTED, MIN_BATCH_TOKENS), MAX_BATCH_TOKENS)
-        rows = max(1, 1 << round(math.log2(wanted_tokens / config.model.context_length)))
+        rows = 1 << max(0, round(math.log2(wanted_tokens / config.model.context_length)))
         if self.is_open(config, "train.batch_size"):
             config = self.fill(config, {"train.batch_size": rows})
             self.report.message(

@@ -252,6 +252,8 @@ def validate_text(model: GPT, tokenizer: Tokenizer, ids: list[int], runtime: Run
     if not ids:
         return None
     (score,) = score_documents(model, tokenizer, [ids], runtime, stride=model.config.context_length)
+    if not score.tokens:
+        return None
     record = {"loss_nats": score.loss_nats, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
     text = f"validation loss {score.loss_nats:.4f} nats, {score.bits_per_byte:.4f} bits per byte"
     return Validation(score.bits_per_byte, record, text, f"validation {score.bits_per_byte:.3f} bits/byte")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gptcli.checkpoint import Purpose
 from gptcli.classifier import LabelObjective, accuracy_and_macro_f1, label_probabilities
@@ -161,17 +162,23 @@ def rows_job(
 def _objective(config: FinetuneConfig, examples: ExampleSet) -> Objective:
     if config.task != "classify":
         return next_token_nats
-    counts = torch.bincount(torch.tensor([row.label for row in examples.train])).float()
-    weights = torch.ones_like(counts)
-    if config.classify.class_weights == "balanced":
-        weights = counts.sum() / (len(counts) * counts)
     return LabelObjective(
-        weights,
+        _class_weights(config, examples),
         config.classify.label_smoothing,
         config.classify.every_token_weight,
         config.classify.text_loss_weight,
         examples.tokenizer.end_of_text,
     )
+
+
+def _class_weights(config: FinetuneConfig, examples: ExampleSet) -> Tensor:
+    """(labels,), 1 on the average of the training rows; 0 for a label whose rows are all held out, if balanced."""
+    labels = torch.tensor([row.label for row in examples.train])
+    counts = torch.bincount(labels, minlength=len(examples.purpose.labels))
+    if config.classify.class_weights == "none":
+        return torch.ones(len(counts))
+    there = counts > 0
+    return torch.where(there, len(labels) / (there.sum() * counts.clamp_min(1)), 0.0)
 
 
 @torch.inference_mode()
