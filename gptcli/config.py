@@ -486,6 +486,8 @@ class GenerateOptions(Section):
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.choices and self.regex is not None:
             yield "regex", "choices say what the text may be; leave out one of the two"
+        if self.min_tokens and (self.choices or self.regex is not None):
+            yield "min_tokens", "choices or a pattern say where the text may end; leave it out"
         if "" in self.choices:
             yield "choices", "an empty choice; leave it out"
         if self.min_tokens > self.max_tokens:

@@ -63,7 +63,7 @@ class Engine:
     def __init__(self, model: GPT, tokenizer: Tokenizer, runtime: Runtime, *, slots: int = 8) -> None:
         self.model, self.tokenizer, self.runtime = model, tokenizer, runtime
         self.context_length = model.config.context_length
-        self.first = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+        self.first = tokenizer.first
         self.slots = Slots(model.config, slots, dtype=runtime.dtype, device=runtime.device)
         self.count = slots
         self.rows: list[Row] = []

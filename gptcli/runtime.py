@@ -69,10 +69,11 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def matmul_flops_per_second(runtime: Runtime) -> float | None:
-    """The device's peak in the run's dtype: of the data sheet on known accelerators, measured on a CPU (50 ms)."""
+    """The device's peak in the run's dtype: in bfloat16 of the data sheet on known accelerators, measured on a CPU
+    (50 ms); else None."""
     if runtime.device.type == "cuda":
         known = accelerators.find(torch.cuda.get_device_name(runtime.device))
-        return known.flops_per_second if known else None
+        return known.flops_per_second if known and runtime.dtype == torch.bfloat16 else None
     if runtime.device.type != "cpu":
         return None
     return matmul_peak(runtime.device, runtime.dtype, seconds=0.025)

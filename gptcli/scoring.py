@@ -38,7 +38,7 @@ class Scored(NamedTuple):
 def begin(tokenizer: Tokenizer) -> list[int]:
     """What a sequence begins with, so that the first token of its text is given something: <|endoftext|>, where the
     tokenizer has it."""
-    return [tokenizer.end_of_text if tokenizer.end_of_text is not None else 0]
+    return tokenizer.first or [0]
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:

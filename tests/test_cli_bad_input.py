@@ -364,6 +364,7 @@ def test_a_signal_ends_a_filter_with_one_line(
         (["--jsonl"], "PROMPT"),
         (["--stream", "--n", "2"], "--stream"),
         (["--logprobs"], "--json"),
+        (["--regex", "a+", "--min-tokens", "2"], "min_tokens"),
         (["--temprature", "1"], "--temperature"),
     ],
     ids=lambda part: "".join(part) if isinstance(part, list) else None,
@@ -433,3 +434,8 @@ def test_held_out_text_of_no_tokens_gives_no_validation(tiny: Tiny, tmp_path: Pa
 def test_a_record_with_a_word_that_is_none_of_its_option_is_refused(tiny: Tiny, run_cli: RunCli) -> None:
     result = run_cli("generate", tiny.run, "--jsonl", input='{"prompt": "The", "truncate": "right"}\n')
     assert "truncate: must be one of error, left" in json.loads(result.out)["error"]
+
+
+def test_a_field_of_text_is_refused_for_rows(tmp_path: Path, run_cli: RunCli) -> None:
+    result = run_cli("evaluate", tmp_path / "no-run", "rows.jsonl", "--task", "classify", "--field", "body")
+    result.error(2, "evaluate", "--field", "--template")

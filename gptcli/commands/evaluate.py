@@ -92,7 +92,8 @@ def evaluate(
 
         outputs = {name: given.pop(name) for name in ("compare", "records", "force") if name in given}
         text = TextOptions(encoding=how.pop("encoding"), errors=how.pop("errors"))
-        how.pop("field")
+        if how.pop("field") != "text":
+            raise ConfigError("--field: is of the task text; name the fields of a row in --template")
         rows = RowOptions(task=task, **prepared(given))  # type: ignore[arg-type]
         result = evaluate_rows(run, inputs or ("-",), rows, text=text, report=report, **outputs, **how)
     if as_json:

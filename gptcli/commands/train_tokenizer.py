@@ -13,7 +13,7 @@ from gptcli.commands import options
 @click.command("train-tokenizer", no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The tokenizer.json to write.")
-@click.option("--vocab-size", type=int, help="Tokens, specials included.  [default: 8192]")
+@click.option("--vocab-size", type=int, default=8192, show_default=True, help="Tokens, specials included.")
 @click.option("--pattern", type=click.Choice(["gpt2", "llama3", "qwen2"]), default="gpt2", show_default=True,
               help="How text is split into words before merging.")  # fmt: skip
 @click.option("--special", "specials", multiple=True, metavar="TOKEN", help="A control token more; repeatable.")
@@ -37,8 +37,6 @@ def train_tokenizer(inputs: tuple[str, ...], output: Path, as_json: bool, force:
     from gptcli import console
     from gptcli.runs.train_tokenizer import train_tokenizer as run
 
-    if how["vocab_size"] is None:
-        how["vocab_size"] = 8192
     report = console.ConsoleReport("train-tokenizer", quiet=quiet)
     facts = run(inputs, output, force=force, report=report, **how)
     if as_json:

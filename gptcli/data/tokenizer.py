@@ -91,6 +91,11 @@ class Tokenizer:
         """Id of the token that begins every document and ends every answer, if the tokenizer has it."""
         return next((self.specials[name] for name in DOCUMENT_MARKS if name in self.specials), None)
 
+    @property
+    def first(self) -> list[int]:
+        """What every window begins with: that token, if the tokenizer has it."""
+        return [] if self.end_of_text is None else [self.end_of_text]
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, none of them special. Lone surrogates raise UnicodeEncodeError: they are not text."""
         return self._encoder.encode(_utf8(text), add_special_tokens=False).ids

@@ -13,7 +13,7 @@ from gptcli.errors import DataError
 from gptcli.evaluation.items import Item
 from gptcli.evaluation.outcome import Cuts, Loaded, Outcome, classified
 from gptcli.report import Report
-from gptcli.scoring import BATCH_TOKENS, begin
+from gptcli.scoring import BATCH_TOKENS
 
 
 def classify_by_head(loaded: Loaded, items: Sequence[Item], report: Report) -> Outcome:
@@ -32,6 +32,6 @@ def classify_by_head(loaded: Loaded, items: Sequence[Item], report: Report) -> O
 
 
 def _sequence(loaded: Loaded, item: Item, cuts: Cuts) -> list[int]:
-    ids = loaded.tokenizer.encode(item.text)
-    cuts.rows_truncated += len(ids) > loaded.room
-    return begin(loaded.tokenizer) + ids[: loaded.room]
+    ids, room = loaded.tokenizer.first + loaded.tokenizer.encode(item.text), loaded.model.config.context_length
+    cuts.rows_truncated += len(ids) > room
+    return ids[:room]

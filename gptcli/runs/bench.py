@@ -15,21 +15,18 @@ import torch
 
 from gptcli.amounts import amount, count, duration
 from gptcli.checkpoint import TrainState
-from gptcli.config import GenerateOptions, ModelConfig, PretrainConfig, RuntimeConfig
+from gptcli.config import ModelConfig, PretrainConfig, RuntimeConfig
 from gptcli.data.batches import Batch
 from gptcli.data.size import find_vocabulary
-from gptcli.data.tokenizer import Tokenizer, learn_merges
-from gptcli.engine import Engine, Request
-from gptcli.machine import Machine, matmul_peak, measure, read_bytes_per_second, synchronize
-from gptcli.memory import cache_bytes
-from gptcli.model import GPT
+from gptcli.data.tokenizer import learn_merges
+from gptcli.machine import Machine, matmul_peak, measure, synchronize
 from gptcli.report import Report
+from gptcli.runs.bench_generate import GenerationSpeed, writing_speed
 from gptcli.runs.pretrain import new_state
 from gptcli.runtime import Runtime, keep_freed_memory, make_runtime, memory_bytes
 from gptcli.train import micro_batch_rows, train_step
 
 STEPS, STEP_SECONDS = 5, 5.0  # at least so many measured steps, and more while time is left
-DECODE_TOKENS = 64
 STARTS = 3
 
 
@@ -111,7 +108,7 @@ def bench_train(config: PretrainConfig) -> TrainingSpeed:
     return training_speed(config, vocab_size)[0]
 
 
-def training_speed(config: PretrainConfig, vocab_size: int) -> tuple[TrainingSpeed, TrainState, Runtime]:
+def training_speed(config: PretrainConfig, vocab_size: int) -> tuple[TrainingSpeed, TrainState]:
     """Steps of the run's shapes on made-up tokens; also the state that they left."""
     runtime = make_runtime(config.runtime)
     state, times = step_times(config, dataclasses.replace(config.model, vocab_size=vocab_size), runtime)
@@ -126,7 +123,7 @@ def training_speed(config: PretrainConfig, vocab_size: int) -> tuple[TrainingSpe
         dtype=str(runtime.dtype).removeprefix("torch."),
         memory_bytes=memory,
     )
-    return speed, state, runtime
+    return speed, state
 
 
 def step_times(config: PretrainConfig, model_config: ModelConfig, runtime: Runtime) -> tuple[TrainState, list[float]]:
@@ -148,63 +145,6 @@ def step_times(config: PretrainConfig, model_config: ModelConfig, runtime: Runti
         synchronize(runtime.device)
         times.append(time.perf_counter() - start)
     return state, times[2:]
-
-
-# ----------------------------------------------------------------------------------------------------------- writing
-
-
-@dataclass(frozen=True)
-class WritingSpeed:
-    """How fast one text is written, token by token."""
-
-    token_seconds: float  # median
-    first_token_seconds: float
-    read_bytes: int  # a token: weights, and keys and values
-    read_bytes_per_second: float  # of the machine's memory
-
-    def as_dict(self) -> dict[str, float]:
-        return {
-            **dataclasses.asdict(self),
-            "tokens_per_second": 1 / self.token_seconds,
-            "mbu": self.read_bytes / self.token_seconds / self.read_bytes_per_second,
-        }
-
-    def lines(self) -> list[tuple[str, str]]:
-        """For a person."""
-        facts = self.as_dict()
-        return [
-            ("writing", f"{facts['tokens_per_second']:,.0f} tokens/s, one text at a time"),
-            ("first token", f"after {duration(self.first_token_seconds)}, a prompt of one token"),
-            ("memory read", f"{amount(self.read_bytes, 'B')} a token, {facts['mbu']:.1%} of the bandwidth (MBU)"),
-        ]
-
-
-def writing_speed(model: GPT, tokenizer: Tokenizer | None, runtime: Runtime) -> WritingSpeed:
-    """Write with the model's weights as they are; without a tokenizer, with one of a few words."""
-    tokenizer = tokenizer or learn_merges(["time and again"], vocab_size=258, pattern="gpt2")
-    model.eval().to(runtime.dtype)
-    times: list[float] = []
-    first: list[float] = []
-    length = min(DECODE_TOKENS, model.config.context_length - 1)
-    while len(times) < DECODE_TOKENS:
-        engine = Engine(model, tokenizer, runtime, slots=1)  # a new one, which holds nothing of the last text
-        last = time.perf_counter()
-        options = GenerateOptions(max_tokens=length, seed=len(first))
-        for completion in engine.steps([Request([0], options)]):
-            now = time.perf_counter()
-            (times if completion.ids[1:] else first).append(now - last)
-            last = now
-    weights = model.num_parameters()
-    if not model.config.tie_embeddings:
-        weights -= model.embedding.weight.numel()
-    size = runtime.dtype.itemsize
-    cache = cache_bytes(model.config, 1, length // 2, activation_size=size)
-    return WritingSpeed(
-        token_seconds=statistics.median(times),
-        first_token_seconds=statistics.median(first),
-        read_bytes=size * weights + cache,
-        read_bytes_per_second=read_bytes_per_second(runtime.device),
-    )
 
 
 # ----------------------------------------------------------------------------------------------------------- starting
@@ -232,7 +172,7 @@ class Everything:
     """What `gptcli bench RUN.yaml` prints."""
 
     training: TrainingSpeed
-    writing: WritingSpeed
+    writing: GenerationSpeed
     machine: MachineFacts
     start_seconds: dict[str, float]
 
@@ -247,14 +187,18 @@ class Everything:
     def lines(self) -> list[tuple[str, str]]:
         """For a person."""
         starts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.start_seconds.items())
-        return [*self.training.lines(), *self.writing.lines(), *self.machine.lines(), ("a process starts in", starts)]
+        written = self.writing.batch_lines()
+        return [*self.training.lines(), *written, *self.machine.lines(), ("a process starts in", starts)]
 
 
 def bench_all(config: PretrainConfig, *, report: Report) -> Everything:
-    """Training first, so that its peak of memory is its own."""
+    """Training first, so that its peak of memory is its own; then writing as `gptcli generate` does it."""
     tokenizer, vocab_size = find_vocabulary(config)
     report.message("measuring optimizer steps")
-    training, state, runtime = training_speed(config, vocab_size)
-    report.message("measuring writing, the machine and starts")
-    writing = writing_speed(state.model, tokenizer, runtime)
+    training, state = training_speed(config, vocab_size)
+    runtime = make_runtime(config.runtime, inference=True)
+    model = state.model.eval().to(runtime.dtype)
+    tokenizer = tokenizer or learn_merges(["time and again"], vocab_size=258)
+    writing = writing_speed(model, tokenizer, runtime, name="new weights", batches=(1,), report=report)
+    report.message("measuring the machine and starts")
     return Everything(training, writing, MachineFacts(measure(runtime.device)), start_seconds())

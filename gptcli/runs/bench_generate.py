@@ -14,12 +14,13 @@ from typing import Any, Literal
 from gptcli import checkpoint
 from gptcli.amounts import amount, duration
 from gptcli.config import GenerateOptions, RuntimeConfig
+from gptcli.data.tokenizer import Tokenizer
 from gptcli.engine import Engine, Request
 from gptcli.machine import read_bytes_per_second
 from gptcli.memory import cache_bytes
 from gptcli.model import GPT, Linear
 from gptcli.report import Report
-from gptcli.runtime import make_runtime, memory_bytes
+from gptcli.runtime import Runtime, make_runtime, memory_bytes
 from gptcli.weights import Quantize, pack
 
 PROMPT_TOKENS, NEW_TOKENS = 64, 64
@@ -57,21 +58,24 @@ class GenerationSpeed:
 
     def lines(self) -> list[tuple[str, str]]:
         """For a person."""
-        kind = self.quantize or self.dtype
-        found = [("checkpoint", self.checkpoint), ("weights", f"{amount(self.weight_bytes, 'B')} in {kind}")]
-        for speed in self.batches:
-            found += [
-                (
-                    f"texts at a time: {speed.batch}",
-                    f"{speed.decode_tokens_per_second:,.0f} tokens/s, {speed.mbu:.0%} of the bandwidth (MBU); "
-                    f"prompts {speed.prefill_tokens_per_second:,.0f} tokens/s, "
-                    f"first token after {duration(speed.first_token_seconds)}",
-                )
-            ]
         return [
-            *found,
+            ("checkpoint", self.checkpoint),
+            ("weights", f"{amount(self.weight_bytes, 'B')} in {self.quantize or self.dtype}"),
+            *self.batch_lines(),
             ("reading memory", amount(self.read_bytes_per_second, "B/s")),
             ("peak memory", amount(self.memory_bytes, "B")),
+        ]
+
+    def batch_lines(self) -> list[tuple[str, str]]:
+        """A line for each batch."""
+        return [
+            (
+                f"texts at a time: {speed.batch}",
+                f"{speed.decode_tokens_per_second:,.0f} tokens/s, {speed.mbu:.0%} of the bandwidth (MBU); "
+                f"prompts {speed.prefill_tokens_per_second:,.0f} tokens/s, "
+                f"first token after {duration(speed.first_token_seconds)}",
+            )
+            for speed in self.batches
         ]
 
 
@@ -85,10 +89,26 @@ def bench_generate(
     quantize: Quantize | None = None,
     report: Report,
 ) -> GenerationSpeed:
-    """Prompts of made-up tokens, each text of one length."""
+    """The speed of a run or checkpoint."""
     runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
     directory = checkpoint.resolve(run)
     model, tokenizer = checkpoint.load(directory, device=runtime.device, dtype=runtime.dtype)
+    return writing_speed(
+        model, tokenizer, runtime, name=str(directory), batches=batches, quantize=quantize, report=report
+    )
+
+
+def writing_speed(
+    model: GPT,
+    tokenizer: Tokenizer,
+    runtime: Runtime,
+    *,
+    name: str,
+    batches: Sequence[int],
+    quantize: Quantize | None = None,
+    report: Report,
+) -> GenerationSpeed:
+    """Prompts of made-up tokens, each text of one length, after the model was packed as for writing."""
     size = 1 if quantize else runtime.dtype.itemsize
     weight_bytes = size * sum(m.weight.numel() for m in model.modules() if isinstance(m, Linear))
     pack(model, runtime, quantize=quantize)
@@ -114,7 +134,7 @@ def bench_generate(
             )
         )
     return GenerationSpeed(
-        checkpoint=str(directory),
+        checkpoint=name,
         dtype=str(runtime.dtype).removeprefix("torch."),
         quantize=quantize,
         threads=runtime.threads,
@@ -130,7 +150,7 @@ def bench_generate(
 def lengths(model: GPT) -> tuple[int, int]:
     """Tokens of a prompt, and new ones, as the context has room for."""
     prompt = min(PROMPT_TOKENS, model.config.context_length // 2)
-    return prompt, min(NEW_TOKENS, model.config.context_length - prompt)
+    return prompt, min(NEW_TOKENS, model.config.context_length - prompt + 1)  # the last is never read
 
 
 def _round(engine: Engine, prompt_tokens: int, new_tokens: int, seed: int) -> tuple[float, float, float]:

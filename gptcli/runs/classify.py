@@ -17,9 +17,9 @@ from gptcli.display import shown
 from gptcli.errors import DataError
 from gptcli.runs.score import read_records
 from gptcli.runtime import make_runtime
+from gptcli.scoring import BATCH_TOKENS
 
 LINES_AT_ONCE = 256
-BATCH_TOKENS = 8192  # of a forward pass
 
 
 class Classifier:
@@ -40,12 +40,11 @@ class Classifier:
             raise DataError(f"{shown(str(directory))}: names no labels; make a classifier with gptcli finetune")
         self.runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
         self.model, self.tokenizer = checkpoint.load(directory, device=self.runtime.device, dtype=self.runtime.dtype)
-        self.first = [] if self.tokenizer.end_of_text is None else [self.tokenizer.end_of_text]
 
     def probabilities(self, texts: list[str]) -> torch.Tensor:
         """(texts, labels) float32. Of a text that is longer than the context, the end is not read."""
         encoded = self.tokenizer.encode_batch(texts)
-        sequences = [[*self.first, *ids][: self.model.config.context_length] or [0] for ids in encoded]
+        sequences = [[*self.tokenizer.first, *ids][: self.model.config.context_length] or [0] for ids in encoded]
         groups = group_by_tokens(sequences, BATCH_TOKENS, len)
         return torch.cat([label_probabilities(self.model, group, self.runtime) for group in groups])
 

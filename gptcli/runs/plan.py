@@ -73,9 +73,10 @@ def this_machine(config: PretrainConfig) -> Target:
     runtime = make_runtime(config.runtime)
     device = runtime.device
     known = accelerators.find(machine.processor_name(device)) if device.type == "cuda" else None
+    peak = known.flops_per_second if known and runtime.dtype == torch.bfloat16 else None
     return Target(
         name=f"{machine.processor_name(device)}, {count(runtime.threads, 'thread')}" if known is None else known.name,
-        flops_per_second=known.flops_per_second if known else machine.matmul_peak(device, runtime.dtype),
+        flops_per_second=peak or machine.matmul_peak(device, runtime.dtype),
         memory_bytes=machine.device_memory_bytes(device),
         read_bytes_per_second=known.read_bytes_per_second if known else machine.read_bytes_per_second(device),
         watts=known.watts if known else None,

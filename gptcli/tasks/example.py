@@ -27,8 +27,8 @@ class Example(NamedTuple):
 
     @property
     def unlearnable(self) -> bool:
-        """Nothing in it is learnt."""
-        return self.label is None and not any(self.learnt)
+        """Nothing in it is learnt; its first token has none before it to be learnt from."""
+        return self.label is None and not any(self.learnt[1:])
 
 
 Reader = Callable[[Row], Example]
@@ -45,7 +45,7 @@ def classify_reader(data: RowsConfig, tokenizer: Tokenizer, labels: Sequence[str
         if label not in numbers:
             known = ", ".join(shown(name, 40) for name in labels)
             raise DataError(f"{row.place}: label {shown(repr(label))} is not in the training rows; they have {known}")
-        ids = [*_first(tokenizer), *tokenizer.encode(text)]
+        ids = [*tokenizer.first, *tokenizer.encode(text)]
         return _cut(row.place, ids, [False] * len(ids), max_tokens)._replace(label=numbers[label])
 
     return read
@@ -69,8 +69,8 @@ def instruct_reader(data: RowsConfig, tokenizer: Tokenizer, max_tokens: int) -> 
         prompt, completion = row.text(data.prompt_field), row.text(data.completion_field)
         if not completion.strip():
             raise DataError(f"{row.place}: the completion is empty, so nothing to learn; write it or drop the row")
-        before = [*_first(tokenizer), *tokenizer.encode(prompt)]
-        after = [*tokenizer.encode(completion), *_first(tokenizer)]
+        before = [*tokenizer.first, *tokenizer.encode(prompt)]
+        after = [*tokenizer.encode(completion), *tokenizer.first]
         return _cut(row.place, before + after, [False] * len(before) + [True] * len(after), max_tokens)
 
     return read
@@ -81,14 +81,10 @@ def chat_reader(data: RowsConfig, tokenizer: Tokenizer, form: Conversation, max_
 
     def read(row: Row) -> Example:
         ids, learnt = form.example(read_messages(row.fields.get(data.messages_field), row.place), tokenizer)
-        first = _first(tokenizer)
+        first = tokenizer.first
         return _cut(row.place, first + ids, [False] * len(first) + learnt, max_tokens)
 
     return read
-
-
-def _first(tokenizer: Tokenizer) -> list[int]:
-    return [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
 
 
 def _cut(place: str, ids: list[int], learnt: list[bool], max_tokens: int) -> Example:
