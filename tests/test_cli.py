@@ -27,10 +27,15 @@ COMMANDS = [
     "runs",
     "plot",
     "checkpoint",
+    "preview",
+    "finetune",
+    "merge",
     "evaluate",
+    "eval-harness",
     "score",
     "generate",
     "chat",
+    "classify",
     "export",
     "bench",
 ]
@@ -44,6 +49,7 @@ SUBCOMMANDS = [
     "bench machine",
     "bench train",
     "bench all",
+    "bench generate",
 ]
 AWKWARD = (
     "na\u00efve \u65e5\u672c\u8a9e \U0001f468\u200d\U0001f469\u200d\U0001f467 e\u0301\r\n\t  \x1b[31m \u202e"
