@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -394,3 +395,30 @@ def test_standard_input_is_prepared_like_a_file(tmp_path: Path, tokenizer: Token
     done = subprocess.run([*command, "corpus.txt", "-o", "file"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 5
     assert "--force" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        ("größer als weiß\n".encode("latin-1") * 9, {"encoding": "latin-1"}),
+        (json.dumps({"line": "a word \\ and\n" * 150_000}).encode() + b'\n{"line": "next"}\n', {"field": "line"}),
+    ],
+    ids=["encoding", "long record"],
+)
+def test_a_stream_has_the_documents_of_a_file(tmp_path: Path, content: bytes, options: dict[str, str]) -> None:
+    (tmp_path / "file").write_bytes(content)
+    os.mkfifo(tmp_path / "stream")
+    found = []
+    for name in ("file", "stream"):
+        path = (tmp_path / name).rename(tmp_path / f"{name}.{'jsonl' if 'field' in options else 'txt'}")
+        writer = threading.Thread(target=lambda path=path: path.write_bytes(content))
+        if name == "stream":
+            writer.start()
+        corpus = survey(DataConfig(train=(str(path),), validation_fraction=0.0, **options), tmp_path, Report())
+        documents: list[str] = []
+        for _, piece in read_corpus(corpus):
+            documents += [""] * piece.starts_document
+            documents[-1] += piece.text
+        found.append(documents)
+    writer.join()
+    assert found[0] == found[1]

@@ -39,6 +39,7 @@ class Source:
     """One file, or a stream (standard input, a FIFO, a device), to read.
 
     `stream` is the decompressed content of a stream, opened to see what it is; the first read takes it out.
+    `encoding` is its own, where that is not the one asked for.
     """
 
     name: str  # for messages, safe to show
@@ -46,6 +47,7 @@ class Source:
     kind: Literal["text", "jsonl"]
     compressed: bool  # gzip, by its first bytes
     stream: list[Iterator[bytes]] | None = field(default=None, repr=False, compare=False)
+    encoding: str | None = None
 
 
 def codec_name(options: TextOptions) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,21 @@ def _spool(source: Source, path: Path, options: TextOptions) -> Source:
     """A stream as a file of UTF-8 text or JSONL, so that it can be read twice."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
-        for piece in read_pieces(source, options):
-            if source.kind == "jsonl" and piece.text:
-                piece = piece._replace(text=json.dumps({options.field: piece.text}, ensure_ascii=False) + "\n")
-            file.write(piece.text)
-    return Source(source.name, path, source.kind, compressed=False)
+        pieces = read_pieces(source, options)
+        file.writelines((piece.text for piece in pieces) if source.kind == "text" else _records(pieces, options.field))
+    return Source(source.name, path, source.kind, compressed=False, encoding="utf-8")
+
+
+def _records(pieces: Iterable[Piece], field: str) -> Iterator[str]:
+    """Documents as lines of JSONL, in parts: one may be long."""
+    begin, end = json.dumps({field: ""}, ensure_ascii=False).removesuffix('"}'), '"}\n'
+    following = ""
+    for piece in pieces:
+        if piece.starts_document:
+            yield following + begin
+            following = end
+        yield json.dumps(piece.text, ensure_ascii=False)[1:-1]
+    yield following
 
 
 def read_corpus(corpus: Corpus) -> Iterator[tuple[str, Piece]]:

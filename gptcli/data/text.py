@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from gptcli.data.blocks import (
@@ -107,7 +108,7 @@ class _Decoder:
 
 def _decoded_blocks(source: Source, options: TextOptions) -> Iterator[tuple[str, int]]:
     """The text of each block of a source, with the bytes of the block."""
-    decoder = _Decoder(source.name, options)
+    decoder = _Decoder(source.name, replace(options, encoding=source.encoding or options.encoding))
     for block in content_blocks(source):
         yield decoder.decode(block), len(block)
     yield decoder.decode(b"", final=True), 0
