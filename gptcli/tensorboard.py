@@ -76,6 +76,8 @@ def recording(directory: Path, warn: Callable[[str], None], *, wanted: bool) -> 
 
     if wanted:
         attempt(begin)
-    yield add
-    if board is not None:
-        attempt(board.close)
+    try:
+        yield add
+    finally:
+        if board is not None:
+            attempt(board.close)

@@ -141,6 +141,12 @@ def test_a_run_with_a_budget_completes_its_schedule_and_goes_on_with_what_was_se
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize(("origin", "seconds"), [("default", 90.0), ("run.yaml:7", None)])
+def test_a_budget_gives_way_to_steps(origin: str, seconds: float | None) -> None:
+    config = PretrainConfig(run_dir="x", data=DataConfig(train=("x",)), train=TrainConfig(budget="90s"))
+    assert Settler({"train.steps": origin}, Report()).budget_seconds(config) == seconds
+
+
 def test_a_budget_of_words_is_one_line_of_advice(run_cli: RunCli, tiny: Tiny, tmp_path: Path) -> None:
     done = run_cli("pretrain", str(write_run_file(tmp_path, tiny)), "--budget", "soon")
     done.error(2, "pretrain", "budget", "write 90s, 5m or 1.5h")

@@ -131,3 +131,9 @@ def test_time_can_be_taken_from_real_steps(tiny: Tiny, run_cli: RunCli) -> None:
     assert found["fits"]
     result = run_cli("plan", EXAMPLES / "gpt3-175b.yaml", "--measure", "-s", "runtime.threads=1")
     result.error(1, "plan", "--measure: the run needs 7.05 TB of memory and does not fit")
+
+
+def test_sizes_that_a_budget_leaves_open_are_not_guessed(run_cli: RunCli) -> None:
+    result = run_cli("plan", EXAMPLES / "budget.yaml", "--on", "h100")
+    result.error(2, "plan", "budget.yaml:", "train.budget leaves steps and sizes to the start of the run")
+    assert run_cli("plan", EXAMPLES / "budget.yaml", "--on", "h100", "-s", "train.steps=9").code == 0

@@ -33,10 +33,9 @@ def everything(run_file: str, overrides: tuple[str, ...], as_json: bool) -> None
 
     Nothing is read but the run file and its tokenizer: the tokens are made up and the weights are new.
     """
-    from gptcli import configfile, console
-    from gptcli.config import PretrainConfig
+    from gptcli import console
 
-    config = configfile.load(PretrainConfig, run_file, overrides).value
+    config = options.load_sized(run_file, overrides)
     from gptcli.runs.bench import bench_all
 
     facts = bench_all(config, report=console.ConsoleReport("bench"))
@@ -68,10 +67,9 @@ def machine(device: str, threads: int | None, as_json: bool) -> None:
 @options.as_json
 def train(run_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Optimizer steps of a run file's shapes, on made-up tokens: tokens/s, FLOP/s, MFU and peak memory."""
-    from gptcli import configfile, console
-    from gptcli.config import PretrainConfig
+    from gptcli import console
 
-    config = configfile.load(PretrainConfig, run_file, overrides).value
+    config = options.load_sized(run_file, overrides)
     from gptcli.runs.bench import bench_train
 
     facts = bench_train(config)

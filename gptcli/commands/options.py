@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from gptcli.config import GenerateOptions
+from gptcli.config import GenerateOptions, PretrainConfig
+from gptcli.errors import ConfigError
 
 DRAW_DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerateOptions)}
 
@@ -32,6 +33,19 @@ quantize = click.option(
 overrides = click.option(
     "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value of the run file; repeatable."
 )
+
+
+def load_sized(run_file: str, overrides: tuple[str, ...]) -> PretrainConfig:
+    """A pretraining run; ConfigError where its sizes are left to the moment when it starts."""
+    from gptcli import configfile
+
+    loaded = configfile.load(PretrainConfig, run_file, overrides)
+    if loaded.value.train.budget is not None and loaded.origins["train.steps"] == "default":
+        raise ConfigError(
+            f"{loaded.origins['train.budget']}: train.budget leaves steps and sizes to the start of the run; "
+            "give train.steps and the sizes, or name the run.yaml of a run"
+        )
+    return loaded.value
 
 
 def text_input(command: F) -> F:

@@ -58,8 +58,7 @@ def plan(
       gptcli plan examples/gpt3-175b.yaml --on h100 --mfu 0.45 --price 2.5
       gptcli plan run.yaml --peak-flops 312e12 --memory 40GB --json | jq .seconds
     """
-    from gptcli import configfile, console
-    from gptcli.config import PretrainConfig
+    from gptcli import console
 
     if measure and (accelerator or peak_flops):
         raise click.UsageError("--measure is for this machine; leave out --on and --peak-flops")
@@ -67,7 +66,7 @@ def plan(
         raise click.UsageError("--on names a device, --peak-flops and --memory describe another; give one of them")
     if memory and not peak_flops:
         raise click.UsageError("--memory goes with --peak-flops")
-    config = configfile.load(PretrainConfig, run_file, overrides).value
+    config = options.load_sized(run_file, overrides)
     from gptcli.runs import plan as planning
     from gptcli.runs.plan_report import Rates
 

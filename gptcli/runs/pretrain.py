@@ -81,8 +81,9 @@ def pretrain(
         if goes_on:
             config = settler.as_before(config, run_dir / "run.yaml")
         ends_at = None
-        if config.train.budget_seconds is not None and not goes_on and settler.is_open(config, "train.steps"):
-            ends_at = started + config.train.budget_seconds
+        budget_seconds = None if goes_on else settler.budget_seconds(config)
+        if budget_seconds is not None:
+            ends_at = started + budget_seconds
             speed = training_flops_per_second(config, runtime)
             config = settler.sizes(config, speed, ends_at - time.monotonic())
         tokenizer, prepared = prepare_data(config, report)

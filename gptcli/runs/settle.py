@@ -105,6 +105,13 @@ class Settler:
         values = {dotted: getattr(getattr(before, (parts := dotted.split("."))[0]), parts[1]) for dotted in SETTLED}
         return self.fill(config, values)
 
+    def budget_seconds(self, config: PretrainConfig) -> float | None:
+        """The time that a run is to take, None where its steps are given."""
+        if config.train.budget_seconds is None or self.is_open(config, "train.steps"):
+            return config.train.budget_seconds
+        self.report.message("train.steps is given, so train.budget chooses nothing")
+        return None
+
     def sizes(self, config: PretrainConfig, speed: float, seconds: float) -> PretrainConfig:
         """Model, vocabulary and batch for `seconds`, preparation of the text included, at `speed` FLOP/s."""
         text_bytes = _text_bytes(config.data)
