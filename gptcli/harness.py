@@ -62,6 +62,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         documents = (self.gpt_tokenizer.encode(request.args[0]) for request in requests)
         return [-score.nats for score in score_documents(self.model, self.gpt_tokenizer, documents, self.runtime)]
 
+    def prompt_room(self, max_tokens: int) -> int:
+        """Tokens of a prompt beside an answer, which takes at most half of a short context."""
+        return self.room - min(max_tokens, self.room // 2) + 1  # the last token written is never fed
+
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
         """The text that continues each prompt, up to the first of its stop strings."""
         engine = Engine(self.model, self.gpt_tokenizer, self.runtime)
@@ -70,7 +74,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             for request in requests:
                 context, given = request.args
                 options = draw_options(given)
-                room = self.room - min(options.max_tokens, self.room) + 1  # the last token written is never fed
+                room = self.prompt_room(options.max_tokens)
                 ids = self.gpt_tokenizer.encode(context)
                 self.truncated += len(ids) > room
                 yield Request(ids[-room:], options)

@@ -78,6 +78,11 @@ def test_text_is_written_up_to_the_first_stop_string(adapter: HarnessModel) -> N
     assert again == [whole[: whole.index(stop)]]
 
 
+def test_an_answer_leaves_a_prompt_half_of_a_short_context(adapter: HarnessModel) -> None:
+    assert adapter.prompt_room(4) == adapter.room - 3
+    assert adapter.prompt_room(10_000) > adapter.room // 2
+
+
 def test_only_a_request_to_sample_samples() -> None:
     assert draw_options({"until": ["\n"], "temperature": 0.0, "do_sample": False}).temperature == 0
     assert draw_options({"do_sample": True, "temperature": 0.5, "max_gen_toks": 7}).temperature == 0.5
