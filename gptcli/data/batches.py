@@ -79,7 +79,7 @@ class TokenBatches:
         if len(tokens) < context_length:
             raise DataError(
                 f"the training split has {len(tokens)} tokens, fewer than one context of {context_length}; "
-                "give more text or lower model.context_length"
+                "give more text or lower model.context_length (in fine-tuning data.max_tokens)"
             )
         self.tokens, self.context_length, self.first_token, self.seed = tokens, context_length, first_token, seed
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size

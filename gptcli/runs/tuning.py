@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from gptcli.checkpoint import Purpose
 from gptcli.classifier import LabelObjective, accuracy_and_macro_f1, label_probabilities
 from gptcli.config import DataConfig, FinetuneConfig, ModelConfig, PretrainConfig, TokenizerConfig, TrainConfig
-from gptcli.data.batches import TokenBatches
+from gptcli.data.batches import Batch, TokenBatches
 from gptcli.data.examples import ExampleBatches, group_by_tokens, pack
 from gptcli.data.shards import TokenArray, read_index
 from gptcli.data.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ def text_job(
     report: Report,
 ) -> Job:
     """Going on with pretraining on more text; a row is a window."""
-    data, seed = config.data, config.runtime.seed
+    data = config.data
     text = DataConfig(
         train=data.train,
         validation=data.validation,
@@ -63,31 +64,20 @@ def text_job(
         batch_size=train.batch_size,
         micro_batch_size=_divisor(train.batch_size, config.train.micro_batch_tokens // window),
         first_token=tokenizer.end_of_text,
-        seed=seed,
+        seed=config.runtime.seed,
     )
     validation = held_out.read(0, len(held_out)).tolist()
-    content = {"base": identity, "inputs": [fact["sha256"] for fact in read_index(prepared)["inputs"]]}
-    return Job(
-        command="finetune",
-        origin=f"from {shown(config.base)}",
-        config=config,
-        run_file={**dataclasses.asdict(config), "content": content},
-        run_dir=Path(config.run_dir),
-        optim=config.optim,
-        train=train,
-        seed=seed,
-        tokenizer=tokenizer,
+    return _job(
+        config,
+        tokenizer,
+        train,
         batches=batches,
         objective=next_token_nats,
         validate=lambda model: validate_text(model, tokenizer, validation, runtime),
-        sample=lambda model: write_sample(model, tokenizer, runtime, train, seed=seed),
-        description=(
-            f"{len(tokens):,} tokens, {train.steps:,} steps of {train.batch_size:,} windows "
-            f"({config.train.epochs:.3g} epochs)"
-        ),
+        data=(f"{len(tokens):,} tokens", "windows"),
+        content={"base": identity, "inputs": [fact["sha256"] for fact in read_index(prepared)["inputs"]]},
         purpose=purpose,
-        patience=config.train.patience,
-        less_memory=f"lower train.micro_batch_tokens (it is {config.train.micro_batch_tokens}) or data.max_tokens",
+        runtime=runtime,
     )
 
 
@@ -120,25 +110,18 @@ def rows_job(
     config: FinetuneConfig, examples: ExampleSet, purpose: Purpose, identity: list[str], runtime: Runtime
 ) -> Job:
     """Learning from rows. `identity` are the hashes of the base."""
-    rows, seed, tokenizer = examples.train, config.runtime.seed, examples.tokenizer
+    rows, tokenizer = examples.train, examples.tokenizer
     train = train_config(config, len(rows))
     classify = config.task == "classify"
-    content = {"base": identity, "tokenizer": tokenizer.sha256, "inputs": examples.sha256}
-    return Job(
-        command="finetune",
-        origin=f"from {shown(config.base)}",
-        config=config,
-        run_file={**dataclasses.asdict(config), "content": content},
-        run_dir=Path(config.run_dir),
-        optim=config.optim,
-        train=train,
-        seed=seed,
-        tokenizer=tokenizer,
+    return _job(
+        config,
+        tokenizer,
+        train,
         batches=ExampleBatches(
             rows,
             batch_size=train.batch_size,
             micro_batch_tokens=config.train.micro_batch_tokens,
-            seed=seed,
+            seed=config.runtime.seed,
             token_dropout=config.classify.token_dropout if classify else 0.0,
             blank=tokenizer.end_of_text or 0,
         ),
@@ -149,9 +132,44 @@ def rows_job(
             runtime=runtime,
             micro_batch_tokens=config.train.micro_batch_tokens,
         ),
-        sample=lambda model: write_sample(model, tokenizer, runtime, train, seed=seed),
+        data=(f"{len(rows):,} rows", "rows"),
+        content={"base": identity, "tokenizer": tokenizer.sha256, "inputs": examples.sha256},
+        purpose=purpose,
+        runtime=runtime,
+    )
+
+
+def _job(
+    config: FinetuneConfig,
+    tokenizer: Tokenizer,
+    train: TrainConfig,
+    *,
+    batches: Callable[[int], Sequence[Batch]],
+    objective: Objective,
+    validate: Callable[[GPT], Validation | None],
+    data: tuple[str, str],
+    content: dict[str, Any],
+    purpose: Purpose,
+    runtime: Runtime,
+) -> Job:
+    """What both kinds of data share. `data`: how much there is, and what a batch is made of."""
+    amount, unit = data
+    return Job(
+        command="finetune",
+        origin=f"from {shown(config.base)}",
+        config=config,
+        run_file={**dataclasses.asdict(config), "content": content},
+        run_dir=Path(config.run_dir),
+        optim=config.optim,
+        train=train,
+        seed=config.runtime.seed,
+        tokenizer=tokenizer,
+        batches=batches,
+        objective=objective,
+        validate=validate,
+        sample=lambda model: write_sample(model, tokenizer, runtime, train, seed=config.runtime.seed),
         description=(
-            f"{len(rows):,} rows, {train.steps:,} steps of {train.batch_size:,} rows ({config.train.epochs:.3g} epochs)"
+            f"{amount}, {train.steps:,} steps of {train.batch_size:,} {unit} ({config.train.epochs:.3g} epochs)"
         ),
         purpose=purpose,
         patience=config.train.patience,
