@@ -488,6 +488,8 @@ class GenerateOptions(Section):
             yield "regex", "choices say what the text may be; leave out one of the two"
         if self.min_tokens and (self.choices or self.regex is not None):
             yield "min_tokens", "choices or a pattern say where the text may end; leave it out"
+        if "" in self.stop:
+            yield "stop", "an empty text; leave it out"
         if "" in self.choices:
             yield "choices", "an empty choice; leave it out"
         if self.min_tokens > self.max_tokens:

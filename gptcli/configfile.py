@@ -422,7 +422,7 @@ class _Reader:
             self.complain(place, "missing '='; write -s key=value")
         elif key is None:
             self.complain_unknown(place, dotted)
-        elif key.section:
+        elif key.section and not (_without_none(key.hint)[1] and text.strip() in NULLS - {""}):
             self.complain(place, f"is a section; set one of its fields, -s {dotted}.field=value", dotted)
         else:
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -19,6 +20,7 @@ from gptcli.report import Report
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+_FIELD_END = re.compile(r"[\t\n\r]")
 PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
@@ -49,13 +51,24 @@ def write_line(text: str) -> None:
 
 def write_json(document: Any) -> None:
     """One line of strict JSON on stdout."""
-    write_bytes((json.dumps(document, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    line = json.dumps(document, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        content = line.encode()
+    except UnicodeEncodeError:  # a record's lone surrogate, which is passed on as the escape that it came in
+        content = (json.dumps(document, allow_nan=False) + "\n").encode()
+    write_bytes(content)
+
+
+def write_fields(fields: Iterable[str]) -> None:
+    """A line of tab-separated fields on stdout; what would end a field or the line is a visible escape."""
+    write("\t".join(_FIELD_END.sub(lambda end: shown(end[0]), field) for field in fields) + "\n")
 
 
 def write_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Names and values on stdout: a table on a terminal, tab-separated lines in a pipe."""
     if not is_terminal(sys.stdout):
-        write("".join(f"{name}\t{value}\n" for name, value in facts))
+        for fact in facts:
+            write_fields(fact)
         return
     from rich.console import Console
     from rich.table import Table
@@ -70,7 +83,7 @@ def write_facts(facts: Sequence[tuple[str, str]]) -> None:
 def write_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Rows on stdout under a header: a table on a terminal, tab-separated lines in a pipe. No cell is ever cut."""
     if not is_terminal(sys.stdout):
-        write("".join("\t".join(map(shown, row)) + "\n" for row in (header, *rows)))
+        write("".join("\t".join(map(_whole, row)) + "\n" for row in (header, *rows)))
         return
     from rich.console import Console
     from rich.measure import Measurement
@@ -81,12 +94,16 @@ def write_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for name in header:
         table.add_column(Text(shown(name), style="bold"), no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(shown(cell)) for cell in row))
+        table.add_row(*(Text(_whole(cell)) for cell in row))
     console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
     # Wider than the terminal where it must be: there the lines wrap, and nothing is lost.
     whole = Measurement.get(console, console.options.update_width(1 << 16), table).maximum
     console.width = max(console.width, whole)
     console.print(table)
+
+
+def _whole(cell: str) -> str:
+    return shown(cell, 1 << 16)
 
 
 def size() -> tuple[int, int]:

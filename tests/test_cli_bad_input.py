@@ -59,6 +59,7 @@ def test_the_line_of_a_filters_input_is_named(tokenizer: Path, run_cli: RunCli) 
     run_cli("decode", tokenizer, input="1 2\n3 x\n").error(3, "decode", "stdin:2", "not a line of ids")
     run_cli("decode", tokenizer, input="1\n300\n").error(3, "decode", "stdin:2", "300", "vocabulary of 300")
     run_cli("decode", tokenizer, input="-1\n").error(3, "decode", "stdin:1", "-1")
+    run_cli("decode", tokenizer, "--json", input="[1]\n").error(3, "decode", "stdin:1", 'want {"ids": [...]}')
     run_cli("decode", tokenizer, "--json", input='{"id": [1]}\n').error(3, "decode", "stdin:1", "'ids'")
 
 
@@ -257,6 +258,20 @@ def test_an_output_that_exists_is_replaced_by_force_only(corpus: Path, tmp_path:
     assert (data / "index.json").is_file()
 
 
+def test_no_output_takes_an_input_away(corpus: Path, tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
+    text = tmp_path / "corpus.txt"
+    text.write_bytes(corpus.read_bytes())
+    refused = run_cli("train-tokenizer", text, "-o", text, "--vocab-size", 260, "--force")
+    refused.error(5, "train-tokenizer", "corpus.txt: would replace the input")
+    run_cli("export", tiny.run, "--to", "hf", "-o", text, "--force").error(5, "export", "corpus.txt: is a file")
+    run_cli("quickstart", "-o", tmp_path).error(5, "quickstart", "holds files", "--force")
+    assert text.read_bytes() == corpus.read_bytes()
+    base = tmp_path / "base"
+    shutil.copytree(tiny.run, base, symlinks=True)
+    run_cli("export", base, "--to", "hf", "-o", base / "latest", "--force").error(5, "export", "would replace")
+    assert run_cli("checkpoint", "verify", base).code == 0
+
+
 @pytest.mark.parametrize("place", ["file/below/tok.json", "/proc/tok.json", "/proc/none/tok.json"])
 def test_a_place_that_takes_no_files_is_told_before_any_work(
     place: str, corpus: Path, tmp_path: Path, run_cli: RunCli
@@ -361,6 +376,8 @@ def test_a_signal_ends_a_filter_with_one_line(
         (["--max-tokens", "0"], "max_tokens"),
         (["--seed", "-1"], "seed"),
         (["--batch-size", "0"], "--batch-size"),
+        (["--batch-size", "100000000"], "--batch-size"),
+        (["--stop", ""], "stop: an empty text"),
         (["--jsonl"], "PROMPT"),
         (["--stream", "--n", "2"], "--stream"),
         (["--logprobs"], "--json"),
@@ -413,7 +430,33 @@ def test_a_bad_record_among_good_ones_does_not_stop_the_others(tiny: Tiny, run_c
         assert record["error"].startswith(place)
 
 
+def test_what_json_and_text_cannot_hold_in_a_passed_on_field_stops_no_record(tiny: Tiny, run_cli: RunCli) -> None:
+    lines = [
+        '{"prompt": "The", "id": "\\ud800", "max_tokens": 2}',
+        '{"prompt": "A", "far": 1e999, "max_tokens": 2}',
+        "{}",
+    ]
+    result = run_cli("generate", tiny.run, "--jsonl", input="\n".join(lines))
+    result.error(3, "generate", "1 records")
+    first, second, third = (json.loads(line) for line in result.text.splitlines())
+    assert (first["id"], second["far"]) == ("\ud800", None)
+    assert third["error"] == "stdin:3: no field 'prompt'; it has no fields"
+
+
 # --------------------------------------------------------------------------------------------------------------- runs
+
+
+@pytest.mark.parametrize("command", ["finetune", "preview"])
+def test_a_run_file_of_the_other_kind_is_told_in_one_line(command: str, tiny: Tiny, run_cli: RunCli) -> None:
+    said = "is a run file of gptcli pretrain; name one of gptcli finetune"
+    assert len(run_cli(command, tiny.run_file).error(2, command, said)) == 1
+
+
+@pytest.mark.parametrize("options", [("--mfu", "nan"), ("--price", "nan"), ("--peak-flops", "inf", "--memory", "1GB")])
+def test_a_number_that_is_not_finite_is_no_fact_of_a_machine(
+    options: tuple[str, ...], tiny: Tiny, run_cli: RunCli
+) -> None:
+    run_cli("plan", tiny.run_file, "--on", "h100", *options).error(2, "plan", "is not a finite number")
 
 
 def test_a_run_that_exists_is_gone_on_with_only_when_told(tiny: Tiny, run_cli: RunCli) -> None:

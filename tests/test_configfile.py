@@ -149,6 +149,8 @@ def test_origins_name_every_field() -> None:
 def test_the_last_override_wins_and_section_null_is_undone() -> None:
     assert read("data: {train: a}\nadapter: null", "adapter.rank=3", "adapter.rank=5").adapter == Adapter(rank=5)
     assert read("data: {train: a}\nadapter: null").adapter is None
+    assert read("data: {train: a}\nadapter: {rank: 3}", "adapter=null").adapter is None
+    assert read("data: {train: a}\nadapter: {rank: 3}", "adapter=null", "adapter.rank=5").adapter == Adapter(rank=5)
     assert read("", "data.train=[a.txt,b.txt]").data.train == ("a.txt", "b.txt")
 
 

@@ -181,6 +181,18 @@ def test_wrong_rows_are_one_line_with_their_place(
         (["--task", "choice", "--stride", "2"], "--stride: is of the task text; leave it out"),
         (["--task", "classify", "--label-word", "a"], "--label-word: 'a' has no words; want LABEL=WORDS"),
         (["--task", "classify", "--label-word", "a=b"], "--label-word: name two labels or more, each once"),
+        (
+            ["--task", "classify", "--label-word", "a=b", "--label-word", "c=b"],
+            "--label-word: two labels have the same words; give each its own",
+        ),
+        (
+            ["--task", "classify", "--template", "{text.upper}"],
+            "--template: names no field of a row; write one in braces, as {text}",
+        ),
+        (
+            ["--task", "classify", "--field", "body"],
+            "--field: is of the task text; name the fields of a row in --template",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gptcli import configfile
-from gptcli.commands.config import kind_of_run_file
+from gptcli.commands.run_file import kind_of_run_file
 from gptcli.config import PretrainConfig
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))

@@ -287,6 +287,33 @@ def test_a_label_that_training_does_not_have_is_named(home: Path, run_cli: RunCl
     result.error(3, "finetune", "held.jsonl:3: label 'fair' is not in the training rows; they have bad, good")
 
 
+def test_a_label_of_which_every_row_is_held_out_is_named_and_stops_nothing(home: Path, run_cli: RunCli) -> None:
+    how = ("-s", "data.validation_fraction=0.99", "-s", "classify.class_weights=balanced", "-s", "train.epochs=1")
+    write_rows(home / "reviews.jsonl", [*reviews(60), {"text": "never seen", "label": "rare"}])
+    assert "no row to train on has the label" in ok(run_cli("finetune", "classify.yaml", *how, cwd=home)).err
+
+
+def test_a_label_with_a_tab_and_a_newline_stays_in_its_field(home: Path, run_cli: RunCli) -> None:
+    rows = [{**row, "label": f"{row['label']}\tor\nso"} for row in reviews(40)]
+    write_rows(home / "reviews.jsonl", rows)
+    ok(run_cli("finetune", "classify.yaml", "-q", "-s", "train.epochs=1", cwd=home))
+    lines = ok(run_cli("classify", "classify", input="a\nb\n", cwd=home)).text.splitlines()
+    assert [line.split("\t")[0] in ("good\\x09or\\x0aso", "bad\\x09or\\x0aso") for line in lines] == [True, True]
+
+
+def test_a_run_file_of_finetune_is_none_of_the_commands_that_pretrain(home: Path, run_cli: RunCli) -> None:
+    said = "classify.yaml: is a run file of gptcli finetune; name one of gptcli pretrain"
+    for command in ("pretrain", "plan", "bench"):
+        assert len(run_cli(command, "classify.yaml", cwd=home).error(2, command, said)) == 1
+
+
+def test_a_run_never_begins_again_in_the_directory_of_its_base(home: Path, run_cli: RunCli, tiny: Tiny) -> None:
+    shutil.copytree(tiny.run, home / "base", symlinks=True)
+    how = ("-s", "base=base", "-s", "run_dir=base", "--force")
+    run_cli("finetune", "classify.yaml", *how, cwd=home).error(5, "finetune", "base: would replace the input base/")
+    ok(run_cli("checkpoint", "verify", "base", cwd=home))
+
+
 def test_an_adapter_on_the_wrong_base_is_refused(home: Path, run_cli: RunCli, tiny: Tiny) -> None:
     shutil.copytree(tiny.run, home / "base", symlinks=True)
     ok(run_cli("finetune", "classify.yaml", "-q", "-s", "lora.rank=2", "-s", "base=base", cwd=home))

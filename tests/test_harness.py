@@ -131,3 +131,4 @@ def test_a_local_task_gives_the_accuracies_of_our_own_evaluation(
 def test_an_unknown_task_is_one_line(tiny: Tiny, run_cli: RunCli) -> None:
     result = run_cli("eval-harness", tiny.run, "--tasks", "no_such_task", env=OFFLINE)
     assert len(result.error(2, "eval-harness", "lm-eval knows no task 'no_such_task'")) == 1
+    run_cli("eval-harness", tiny.run, "--tasks", ",").error(2, "eval-harness", "--tasks: names no task")

@@ -84,7 +84,7 @@ def train(run_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.option(
     "--batch",
     "batches",
-    type=click.IntRange(min=1),
+    type=options.batch_size,
     multiple=True,
     help="Texts at a time; repeatable.  [default: 1 8 32]",
 )

@@ -16,7 +16,7 @@ from gptcli.errors import ConfigError, DataError
 @click.option("--load", metavar="FILE", help="Go on with the last conversation of a JSONL file, as /save writes it.")
 @options.drawing
 @click.option("--jsonl", is_flag=True, help='Answer {"messages": [...]} or {"content": ...} records from stdin.')
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True,
+@click.option("--batch-size", type=options.batch_size, default=8, show_default=True,
               help="With --jsonl: answers written at once.")  # fmt: skip
 @options.quiet
 @options.on_device

@@ -33,4 +33,4 @@ def classify(run: str, jsonl: bool, **how: Any) -> None:
             console.write_json(record)
         else:
             label = record["label"]
-            console.write_line(f"{label}\t{record['probabilities'][label]:.4f}")
+            console.write_fields((label, f"{record['probabilities'][label]:.4f}"))

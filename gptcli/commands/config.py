@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import Any
-
 import click
 
 from gptcli.commands import options
-
-
-def kind_of_run_file(path: str | Path) -> Any:
-    """FinetuneConfig where the file names a task or a base, else PretrainConfig; a file that is not there is neither,
-    and reading it says so."""
-    from gptcli.config import FinetuneConfig, PretrainConfig
-
-    try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
-    except (OSError, ValueError):
-        text = ""
-    return FinetuneConfig if re.search(r"^(task|base)\s*:", text, re.MULTILINE) else PretrainConfig
+from gptcli.commands.run_file import kind_of_run_file
 
 
 @click.group()

@@ -30,14 +30,14 @@ ROW_FLAGS = {field.name for field in dataclasses.fields(RowOptions)} - {"task"} 
 @click.option("--shots-file", metavar="FILE", help="Labelled rows to draw the examples from.")
 @click.option("--max-tokens", type=click.IntRange(min=1),
               help=f"generate: new tokens at most.  [default: {DEFAULT.max_tokens}]")  # fmt: skip
-@click.option("--temperature", type=click.FloatRange(min=0, max=100),
+@click.option("--temperature", type=options.FiniteRange(min=0, max=100),
               help="generate: divides the logits; 0 takes the likeliest.  [default: 0]")  # fmt: skip
 @click.option("--stop", multiple=True, metavar="TEXT",
               help="generate: end before this text; repeatable.  [with shots: an empty line]")  # fmt: skip
 @click.option("--truncate", type=click.Choice(["error", "left"]),
               help="A prompt longer than the context: refuse, or keep its end.  [default: error]")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), help="Of shots, resamples and drawing.  [default: 0]")
-@click.option("--resamples", type=click.IntRange(min=100),
+@click.option("--resamples", type=click.IntRange(min=100, max=1_000_000),
               help=f"For intervals and tests.  [default: {DEFAULT.resamples}]")  # fmt: skip
 @click.option("--records", metavar="FILE", help="Write what was said of each row, a JSON record a line.")
 @click.option("--compare", metavar="RUN2", help="Ask another model the same, and test whether the two differ.")
@@ -112,6 +112,8 @@ def prepared(given: dict[str, Any]) -> dict[str, Any]:
         if wrong := [label for label, _, words in pairs if not label or not words.strip()]:
             raise ConfigError(f"--label-word: {wrong[0]!r} has no words; want LABEL=WORDS")
         changed["label_words"] = tuple((label, words) for label, _, words in pairs)
+        if len({words for _, _, words in pairs}) < len(pairs):
+            raise ConfigError("--label-word: two labels have the same words; give each its own")
         if len(pairs) < 2 or len({label for label, _, _ in pairs}) < len(pairs):
             raise ConfigError("--label-word: name two labels or more, each once")
     return changed

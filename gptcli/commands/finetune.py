@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from gptcli.commands import options
+from gptcli.commands.run_file import load_run_file
 
 
 @click.command(no_args_is_help=True)
@@ -26,10 +27,10 @@ def finetune(run_file: str, overrides: tuple[str, ...], resume: bool, force: boo
       gptcli finetune run.yaml -s base=runs/gpt2 -s lora.rank=8
       gptcli finetune runs/sentiment/run.yaml --resume
     """
-    from gptcli import configfile, console
+    from gptcli import console
     from gptcli.config import FinetuneConfig
 
-    config = configfile.load(FinetuneConfig, run_file, overrides).value
+    config = load_run_file(FinetuneConfig, run_file, overrides).value
     from gptcli.runs.finetune import finetune as run  # only now torch: a bad run file answers at once
 
     report = console.ConsoleReport("finetune", quiet=quiet)

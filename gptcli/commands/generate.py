@@ -40,7 +40,7 @@ from gptcli.errors import ConfigError, DataError
 @click.option("--jsonl", is_flag=True, help='Read {"prompt": ..., "id": ..., options...} records from stdin.')
 @click.option("--json", "as_json", is_flag=True, help="One JSON document per prompt, with ids and finish reason.")
 @click.option("--stream", is_flag=True, help="Write text as it comes; this is how one sample is written in any case.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Texts written at once.")
+@click.option("--batch-size", type=options.batch_size, default=8, show_default=True, help="Texts written at once.")
 @options.on_device
 @options.quantize
 def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: bool, **how: Any) -> int:

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
+from gptcli.commands.run_file import load_run_file
 from gptcli.config import GenerateOptions, PretrainConfig
 from gptcli.errors import ConfigError
 
 DRAW_DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerateOptions)}
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; NaN and infinity, which lie in every range of click, are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number", param, ctx)
+
+
+batch_size = click.IntRange(min=1, max=1 << 16)  # texts at once; what a row holds is there from the start
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,9 +50,7 @@ overrides = click.option(
 
 def load_sized(run_file: str, overrides: tuple[str, ...]) -> PretrainConfig:
     """A pretraining run; ConfigError where its sizes are left to the moment when it starts."""
-    from gptcli import configfile
-
-    loaded = configfile.load(PretrainConfig, run_file, overrides)
+    loaded = load_run_file(PretrainConfig, run_file, overrides)
     if loaded.value.train.budget is not None and loaded.origins["train.steps"] == "default":
         raise ConfigError(
             f"{loaded.origins['train.budget']}: train.budget leaves steps and sizes to the start of the run; "

@@ -27,13 +27,15 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic only from cli
 @click.argument("run_file")
 @options.overrides
 @click.option("--on", "accelerator", help="An accelerator by name: h200, h100, a100, ...  [default: this machine]")
-@click.option("--peak-flops", type=click.FloatRange(min=1), help="Of another accelerator, FLOP/s; goes with --memory.")
+@click.option(
+    "--peak-flops", type=options.FiniteRange(min=1), help="Of another accelerator, FLOP/s; goes with --memory."
+)
 @click.option("--memory", type=Bytes(), help="Of another accelerator: 80GB, 24GiB.")
-@click.option("--mfu", default=0.4, show_default=True, type=click.FloatRange(0, 1, min_open=True),
+@click.option("--mfu", default=0.4, show_default=True, type=options.FiniteRange(0, 1, min_open=True),
               help="Share of the peak that training reaches.")  # fmt: skip
 @click.option("--measure", is_flag=True, help="Take the time from a few real steps on this machine.")
-@click.option("--price", type=click.FloatRange(min=0), help="Of the machine, an hour.")
-@click.option("--watts", type=click.FloatRange(min=0, min_open=True), help="Of the machine.  [default: data sheet]")
+@click.option("--price", type=options.FiniteRange(min=0), help="Of the machine, an hour.")
+@click.option("--watts", type=options.FiniteRange(min=0, min_open=True), help="Of the machine.  [default: data sheet]")
 @options.as_json
 def plan(
     run_file: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from gptcli.commands import options
+from gptcli.commands.run_file import load_run_file
 
 
 @click.command(no_args_is_help=True)
@@ -39,11 +40,11 @@ def pretrain(
       gptcli pretrain examples/budget.yaml --budget 10m
       gptcli pretrain runs/demo/run.yaml --resume
     """
-    from gptcli import configfile, console
+    from gptcli import console
     from gptcli.config import PretrainConfig
 
     overrides = overrides if budget is None else (*overrides, f"train.budget={budget}")
-    loaded = configfile.load(PretrainConfig, run_file, overrides)
+    loaded = load_run_file(PretrainConfig, run_file, overrides)
     from gptcli.runs.deadline import process_start
     from gptcli.runs.pretrain import pretrain as run  # only now torch: a bad run file answers at once
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from gptcli.commands import options
+from gptcli.commands.run_file import load_run_file
 
 
 @click.command(no_args_is_help=True)
@@ -23,10 +24,10 @@ def preview(run_file: str, overrides: tuple[str, ...], rows: int, jsonl: bool, q
     Example:
       gptcli preview examples/chat.yaml --rows 2
     """
-    from gptcli import configfile, console
+    from gptcli import console
     from gptcli.config import FinetuneConfig
 
-    config = configfile.load(FinetuneConfig, run_file, overrides).value
+    config = load_run_file(FinetuneConfig, run_file, overrides).value
     from gptcli.runs.preview import preview as run
 
     for row in run(config, rows=rows, report=console.ConsoleReport("preview", quiet=quiet)):

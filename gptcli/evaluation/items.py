@@ -48,6 +48,11 @@ def default_template(task: Task, row: Row) -> str:
             return "Question: {question}\nAnswer:"
 
 
+def names_field(template: str) -> bool:
+    """Whether anything of a row gets into its prompt."""
+    return _FIELD.search(template) is not None
+
+
 def read_item(row: Row, task: Task, template: str | None) -> Item:
     """The question a row asks; DataError, with its place, where a field is missing or wrong."""
     template = default_template(task, row) if template is None else template

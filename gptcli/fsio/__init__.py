@@ -21,6 +21,7 @@ from gptcli.fsio.directories import (
 )
 from gptcli.fsio.files import (
     appending,
+    check_apart,
     check_writable,
     new_file,
     point,
@@ -41,6 +42,7 @@ __all__ = [
     "LOCK",
     "MANIFEST",
     "appending",
+    "check_apart",
     "check_replaceable",
     "check_writable",
     "delete",

@@ -38,8 +38,10 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def check_replaceable(path: Path, *, force: bool) -> None:
-    """Before any work: check_writable, and RefusedError where `path` is a directory of other things than ours."""
+    """Before any work: check_writable, and RefusedError where `path` is a file or a directory of others' files."""
     check_writable(path, force=force)
+    if path.is_file():
+        raise RefusedError(f"{shown(str(path))}: is a file, and the output a directory; name another output")
     if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
         raise RefusedError(f"{shown(str(path))}: holds other files than gptcli makes there; name another output")
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -134,6 +134,14 @@ def point(link: Path, target: str) -> None:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_apart(path: Path, inputs: Iterable[Path | None]) -> None:
+    """RefusedError where `path` is one of the inputs, or a directory that holds one: to replace it would take that."""
+    whole = path.resolve()
+    for given in inputs:
+        if given is not None and (whole == given.resolve() or whole in given.resolve().parents):
+            raise RefusedError(f"{shown(str(path))}: would replace the input {shown(str(given))}; name another output")
 
 
 def check_writable(path: Path, *, force: bool) -> None:

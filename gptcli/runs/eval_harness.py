@@ -56,6 +56,8 @@ def eval_harness(
 
     ConfigError where lm-eval is missing or knows no such task. Only tasks whose data lie elsewhere use the network.
     """
+    if not tasks:
+        raise ConfigError("--tasks: names no task; see lm-eval ls tasks")
     try:
         import lm_eval
         from lm_eval.tasks import TaskManager

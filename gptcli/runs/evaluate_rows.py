@@ -16,7 +16,7 @@ from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
 from gptcli.evaluation.bootstrap import Difference, Estimate, Resampling, differences, estimates
 from gptcli.evaluation.heads import classify_by_head
-from gptcli.evaluation.items import Item, read_item
+from gptcli.evaluation.items import Item, names_field, read_item
 from gptcli.evaluation.likelihood import choose, classify_by_words
 from gptcli.evaluation.options import RowOptions
 from gptcli.evaluation.outcome import Loaded, Outcome
@@ -113,8 +113,11 @@ def evaluate_rows(
     """
     if records is not None:
         fsio.check_writable(Path(records), force=force)
+        fsio.check_apart(Path(records), map(Path, (*inputs, *([options.shots_file] if options.shots_file else []))))
     if bool(options.shots) != (options.shots_file is not None):
         raise ConfigError("--shots and --shots-file go together; pass both")
+    if options.template is not None and not names_field(options.template):
+        raise ConfigError("--template: names no field of a row; write one in braces, as {text}")
     directories = [checkpoint.resolve(path) for path in (run, compare) if path is not None]
     items = _read(inputs, options, text)
     shots = None

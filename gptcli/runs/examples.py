@@ -38,10 +38,12 @@ class ExampleSet:
         truncated = sum(row.truncated for row in (*train, *validation))
         counts = Counter(self.purpose.labels[row.label] for row in train if row.label is not None)
         labels = ", ".join(f"{shown(name, 40)} {count:,}" for name, count in sorted(counts.items()))
+        lost = [shown(name, 40) for name in self.purpose.labels if counts and name not in counts]
         tokens = sum(len(row.ids) for row in train)
         return [
             f"{len(train):,} rows to train on ({tokens:,} tokens), {len(validation):,} held out",
             *([f"labels: {labels}"] if counts else []),
+            *([f"no row to train on has the label {', '.join(lost)}"] if lost else []),
             *([f"{truncated:,} rows are longer than allowed and lose their end"] if truncated else []),
             *([f"{self.unlearnable:,} rows are left out: cut, they have nothing to learn"] if self.unlearnable else []),
             *([f"{repeated:,} rows to train on repeat others"] if repeated else []),
@@ -67,9 +69,7 @@ def read_examples(config: FinetuneConfig, tokenizer: Tokenizer, purpose: Purpose
         rows = load_rows(data.train, lambda row: label_of(row, data.label_field), on_bad_line=data.on_bad_line)
         labels = tuple(sorted(set(rows.items)))
         if len(labels) < 2:
-            raise DataError(
-                f"{shown(', '.join(data.train))}: every label is {shown(repr(labels[0]))}; give two or more"
-            )
+            raise DataError(f"{names}: every row has the label {shown(repr(labels[0]))}; give two labels or more")
     max_tokens = min(data.max_tokens or model.context_length, model.context_length)
     reader = _reader(config, tokenizer, labels, form, max_tokens)
     found = load_rows(data.train, reader, on_bad_line=data.on_bad_line)

@@ -52,7 +52,7 @@ def export_hf(
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype}: is for --to gguf; choose {', '.join(DTYPES)}")
     fsio.check_replaceable(output, force=force)
-    directory, model, tokenizer, purpose = _load(run)
+    directory, model, tokenizer, purpose = _load(run, output)
     families = [family for family in FAMILIES.values() if family is not QWEN2]
     family = family_for(model.config, families, "{} of transformers, the nearest class, cannot hold it")
     if purpose.labels and not family.classifier:
@@ -76,7 +76,7 @@ def export_gguf(
     """Make `output` a directory with model.gguf; DataError names what no architecture of llama.cpp can hold."""
     gguf_package()
     fsio.check_replaceable(output, force=force)
-    directory, model, tokenizer, purpose = _load(run)
+    directory, model, tokenizer, purpose = _load(run, output)
     if purpose.labels:
         raise DataError(f"{shown(str(directory))}: a classifier, which llama.cpp cannot run; export with --to hf")
     families = [architecture.family for architecture in ARCHITECTURES.values()]
@@ -106,7 +106,8 @@ def _bytes(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.iterdir())
 
 
-def _load(run: str | Path) -> tuple[Path, GPT, Tokenizer, Purpose]:
+def _load(run: str | Path, output: Path) -> tuple[Path, GPT, Tokenizer, Purpose]:
     directory = checkpoint.resolve(run)
+    fsio.check_apart(output, [directory])
     model, tokenizer = checkpoint.load(directory)
     return directory, model, tokenizer, checkpoint.read_purpose(directory)

@@ -50,11 +50,15 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
     fsio.check_writable(run_dir / "run.yaml", force=True)
     with fsio.locked(run_dir):
         check_vacant(run_dir, resume=resume, force=force)
+        if force:
+            fsio.check_apart(run_dir, [base])
         check_installed(wanted=config.train.tensorboard)
         runtime = make_runtime(config.runtime)
         if runtime.device.type == "cpu":
             keep_freed_memory()
         model, tokenizer = checkpoint.load(base, device=runtime.device, dtype=torch.float32)
+        if config.train.frozen_blocks > (blocks := len(model.blocks)):
+            raise ConfigError(f"train.frozen_blocks: {config.train.frozen_blocks}, but the base has {blocks} blocks")
         job = _job(config, base, model, tokenizer, runtime, report)
         if config.optim.warmup_steps >= job.train.steps:
             raise ConfigError(f"optim.warmup_steps: must be below the {job.train.steps} steps of the run")
@@ -117,8 +121,6 @@ def prepare_model(model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, purp
             if head is not None:
                 head.requires_grad_(True)
     frozen = config.train.frozen_blocks
-    if frozen > len(model.blocks):
-        raise ConfigError(f"train.frozen_blocks: {frozen}, but the base has {len(model.blocks)} blocks")
     if frozen:
         for part in (model.embedding, *model.blocks[:frozen]):
             part.requires_grad_(False)

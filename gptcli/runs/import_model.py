@@ -45,6 +45,7 @@ class Imported:
 def import_model(source: Path, output: Path, *, force: bool = False, report: Report) -> Imported:
     """Make `output` a checkpoint with the model and the tokenizer of `source`."""
     fsio.check_replaceable(output, force=force)
+    fsio.check_apart(output, [source])
     document = read_document(source)
     for left in unsaid(document):
         report.warning(f"{shown(str(source / 'config.json'))}: {left}")

@@ -19,6 +19,7 @@ def merge(run: str | Path, output: Path, *, force: bool = False) -> int:
     if purpose.adapter is None:
         raise DataError(f"{shown(str(directory))}: has no adapter; it is whole already")
     fsio.check_replaceable(output, force=force)
+    fsio.check_apart(output, [directory])
     model, tokenizer = checkpoint.load(directory, dtype=torch.float32)
     with fsio.new_directory(output) as made:
         whole = dataclasses.replace(purpose, adapter=None)

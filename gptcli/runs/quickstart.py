@@ -11,6 +11,7 @@ from pathlib import Path
 from gptcli import configfile, fsio
 from gptcli.config import DataConfig, GenerateOptions, PretrainConfig
 from gptcli.data.python_english import documents
+from gptcli.display import shown
 from gptcli.errors import RefusedError
 from gptcli.report import Report
 from gptcli.runs.evaluate import evaluate
@@ -37,8 +38,10 @@ class Quickstart:
 def quickstart(budget_seconds: float, output: Path, *, force: bool, report: Report) -> Quickstart:
     """Do it all; everything lies below `output`."""
     started = time.monotonic()
-    if (output / "run").exists() and not force:
-        raise RefusedError(f"{output}: holds a quickstart; pass --force to begin again or -o for another directory")
+    if output.is_dir() and any(output.iterdir()) and not force:
+        raise RefusedError(
+            f"{shown(str(output))}: holds files; pass --force to replace them or -o for another directory"
+        )
     output.mkdir(parents=True, exist_ok=True)
     report.message("collecting English from this Python's own documentation")
     train_file, held_out_file = collect(output)

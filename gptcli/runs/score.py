@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +67,8 @@ def parse_record(line: str, place: str, field: str) -> dict[str, Any]:
     """A JSON object with text in `field`; DataError names the place."""
     record = parse_object(line, place)
     if field not in record:
-        raise DataError(f"{place}: no field {shown(field)!r}; it has {shown(', '.join(map(repr, record)))}")
+        there = shown(", ".join(map(repr, record))) or "no fields"
+        raise DataError(f"{place}: no field {shown(field)!r}; it has {there}")
     if not isinstance(record[field], str):
         raise DataError(f"{place}: field {shown(field)!r} must be text")
     try:
@@ -77,11 +79,16 @@ def parse_record(line: str, place: str, field: str) -> dict[str, Any]:
 
 
 def parse_object(line: str, place: str) -> dict[str, Any]:
-    """A JSON object; DataError names the place."""
+    """A JSON object, a number that JSON cannot hold (NaN, 1e999) as null; DataError names the place."""
     try:
-        record = json.loads(line, parse_constant=lambda _: None)
+        record = json.loads(line, parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not JSON ({shown(str(error))})") from None
     if not isinstance(record, dict):
         raise DataError(f"{place}: not a JSON object")
     return record
+
+
+def _finite(digits: str) -> float | None:
+    value = float(digits)
+    return value if math.isfinite(value) else None

@@ -25,6 +25,8 @@ from gptcli.checkpoint import TrainState
 from gptcli.config import DataConfig, ModelConfig, OptimConfig, PretrainConfig
 from gptcli.data.batches import Batch
 from gptcli.data.shards import is_prepared
+from gptcli.display import shown
+from gptcli.errors import ConfigError, DataError
 from gptcli.model import GPT
 from gptcli.optim import Optimizers
 from gptcli.report import Report
@@ -101,7 +103,10 @@ class Settler:
 
     def as_before(self, config: PretrainConfig, run_yaml: Path) -> PretrainConfig:
         """What was settled when the run began, for a run that is resumed."""
-        before = configfile.load(PretrainConfig, run_yaml).value
+        try:
+            before = configfile.load(PretrainConfig, run_yaml).value
+        except ConfigError:
+            raise DataError(f"{shown(str(run_yaml))}: is of no run of gptcli pretrain; name another run_dir") from None
         values = {dotted: getattr(getattr(before, (parts := dotted.split("."))[0]), parts[1]) for dotted in SETTLED}
         return self.fill(config, values)
 

@@ -72,12 +72,17 @@ def read_ids(lines: Iterable[bytes], *, as_json: bool) -> Iterator[tuple[dict[st
         try:
             if as_json:
                 record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError('want {"ids": [...]}')
                 ids = record.pop("ids")
             else:
-                ids = [int(word) for word in line.split()]
+                words = line.split()
+                if wrong := next((word for word in words if not word.lstrip(b"-").isdigit()), None):
+                    raise ValueError(f"{wrong.decode(errors='replace')!r} is no whole number")
+                ids = [int(word) for word in words]
             if not isinstance(ids, list) or not all(type(index) is int for index in ids):
                 raise ValueError("ids must be a list of whole numbers")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, RecursionError) as error:
             what = "no field 'ids'" if isinstance(error, KeyError) else str(error)
             raise DataError(f"stdin:{number}: not a line of ids ({shown(what)})") from None
         yield record, ids

@@ -62,6 +62,7 @@ def train_tokenizer(
     check_vocabulary(vocab_size, specials)
     options = TextOptions(field=field, encoding=encoding, errors=errors)
     sources = find_sources(inputs, options)
+    fsio.check_apart(output, (source.path for source in sources))
     sizes = [None if source.stream is not None else decompressed_bytes(source) for source in sources]
     total = None if None in sizes else sum(size for size in sizes if size is not None)
 
