@@ -317,7 +317,9 @@ class TrainConfig(Section):
     )
     log_every_steps: int = number(10, "a metrics line", ge=1)
     eval_every_steps: int = number(250, "validation; always after the last step, too", ge=1)
-    patience: int | None = number(None, "stop after so many validations without a better one; null: never", ge=1)
+    patience: int | None = number(
+        None, "stop after so many validations, of those with a checkpoint, without a better one; null: never", ge=1
+    )
     eval_tokens: int | None = number(200_000, "of validation, from the beginning of the split, null: all", ge=1)
     save_every_steps: int = number(250, "a checkpoint; always after the last step, too", ge=1)
     keep_checkpoints: int = number(2, "newest checkpoints kept, beside the best", ge=2)

@@ -22,6 +22,7 @@ from gptcli.report import Report
 from gptcli.runs.deadline import Deadline, process_start
 from gptcli.runs.pretrain import PretrainResult, pretrain
 from gptcli.runs.settle import MAX_EPOCHS, REPEATED, Settler
+from gptcli.runs.training import validations_since
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other
 
@@ -174,3 +175,9 @@ def test_sizes_that_are_given_stay() -> None:
 def test_windows_longer_than_a_batch_wants_come_one_at_a_time() -> None:
     config = PretrainConfig(run_dir="x", data=DataConfig(train=("none",)), model=ModelConfig(context_length=8192))
     assert Settler({}, Report()).sizes(config, 1e9, 10.0).train.batch_size == 1
+
+
+@pytest.mark.parametrize(("save_every", "since"), [(100, 6), (200, 3), (300, 2), (1000, 0)])
+def test_patience_counts_the_validations_that_have_a_checkpoint(save_every: int, since: int) -> None:
+    train = TrainConfig(eval_every_steps=100, save_every_steps=save_every)
+    assert validations_since(1000, 1600, train) == since

@@ -230,8 +230,12 @@ class Training:
     def _check_patience(self, state: TrainState) -> None:
         """A pure function of the step and the best one, so that a resumed run stops where an unbroken one does."""
         if self.job.patience is not None and state.best_step is not None:
-            since = (state.step - state.best_step) // self.job.train.eval_every_steps
-            self.exhausted = since >= self.job.patience
+            self.exhausted = validations_since(state.best_step, state.step, self.job.train) >= self.job.patience
+
+
+def validations_since(best_step: int, step: int, train: TrainConfig) -> int:
+    """How many have been since the best one, of those that have a checkpoint."""
+    return (step - best_step) // math.lcm(train.eval_every_steps, train.save_every_steps)
 
 
 def less_memory(train: TrainConfig, context_length: int, *, on_cpu: bool) -> str:
