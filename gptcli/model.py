@@ -305,5 +305,5 @@ def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     with torch.device("cpu"):  # also where a model is built on the meta device
         frequencies = config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
         angles = torch.outer(torch.arange(config.context_length, dtype=torch.float64), frequencies)  # (T, D/2)
-    sin = angles.sin()
-    return torch.cat((angles, angles), 1).cos().float(), torch.cat((-sin, sin), 1).float()
+    cos, sin = angles.cos().float(), angles.sin().float()
+    return torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)
