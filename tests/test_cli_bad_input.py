@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -335,6 +336,21 @@ def test_a_terminal_as_stdin_is_refused_and_not_waited_for(command: str, tokeniz
     assert done.returncode == 2
     assert done.stderr.startswith(f"gptcli {command}: error: stdin is a terminal; ")
     assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_while_modules_are_loaded_is_one_line(run_cli: RunCli) -> None:
+    early = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "gptcli.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from gptcli.__main__ import main
+main()
+"""
+    result = run_cli("--version", python=[sys.executable, "-c", early])
+    assert (result.code, result.out, result.err) == (130, b"", "gptcli: interrupted\n")
 
 
 @pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "te")])
