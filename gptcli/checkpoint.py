@@ -235,10 +235,12 @@ def read_config(directory: Path) -> ModelConfig:
     """The model config of a checkpoint directory."""
     document = _read_document(directory)
     try:
+        if lists := [name for name, value in document["model"].items() if isinstance(value, (list, dict))]:
+            raise TypeError(f"model.{lists[0]} must be a single value")
         config = ModelConfig(**document["model"])
         if type(config.vocab_size) is not int:
             raise TypeError("vocab_size is missing")
-    except (KeyError, TypeError, ConfigError) as error:
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise _damaged(directory / "config.json", error) from None
     return config
 

@@ -159,12 +159,18 @@ def cut_in_half(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+def lists_for_numbers(path: Path) -> None:
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "model": {**document["model"], "num_layers": [2]}}))
+
+
 @pytest.mark.parametrize(
     ("file", "damage", "words"),
     [
         ("model.safetensors", Path.unlink, "missing; the checkpoint is damaged"),
         ("model.safetensors", cut_in_half, "cut or damaged"),
         ("config.json", cut_in_half, "not JSON"),
+        ("config.json", lists_for_numbers, "num_layers must be a single value"),
         ("tokenizer.json", cut_in_half, "not a tokenizer.json"),
     ],
     ids=lambda part: part if isinstance(part, str) else part.__name__,
