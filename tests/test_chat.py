@@ -100,27 +100,27 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(st
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
+def trained() -> Tokenizer:
     return learn_merges(["the shop is open, the shop is closed"] * 3, vocab_size=280).with_specials(FORM.specials)
 
 
 @given(turns=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4), system=st.none() | TEXTS)
 def test_what_chat_asks_with_is_what_training_saw_before_each_answer(
-    turns: list[tuple[str, str]], system: str | None, tokenizer: Tokenizer
+    turns: list[tuple[str, str]], system: str | None, trained: Tokenizer
 ) -> None:
     """And what is learnt after it is the answer and the token that ends it, nothing else."""
     whole = messages(*(text for turn in turns for text in turn), system=system)
-    ids, learnt = FORM.example(whole, tokenizer)
+    ids, learnt = FORM.example(whole, trained)
     wanted = [False] * len(ids)
     for number, message in enumerate(whole):
         if message.role != ASSISTANT:
             continue
-        prompt = FORM.prompt(whole[:number], tokenizer)
-        answer = [*tokenizer.encode(message.content), FORM.end_id(tokenizer)]
+        prompt = FORM.prompt(whole[:number], trained)
+        answer = [*trained.encode(message.content), FORM.end_id(trained)]
         assert ids[: len(prompt) + len(answer)] == prompt + answer
         wanted[len(prompt) : len(prompt) + len(answer)] = [True] * len(answer)
     assert learnt == wanted
-    controls = [index for index in ids if index in tokenizer.specials.values()]
+    controls = [index for index in ids if index in trained.specials.values()]
     assert len(controls) == 2 * len(whole)  # text never becomes one
 
 
