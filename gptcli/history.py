@@ -7,6 +7,7 @@ import fcntl
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from gptcli.errors import ConfigError, DataError
 from gptcli.fsio.locks import LOCK
 
 State = Literal["running", "finished", "interrupted", "failed", "empty"]
+MOST_STEPS = 1 << 53  # a float counts them exactly
 RUN_FILE_BYTES = 1 << 20
 HEADER_BYTES = 100 << 20  # of a safetensors file, the format's own bound
 Record = dict[str, Any]  # one line of metrics.jsonl
@@ -117,6 +119,8 @@ def read_metrics(run_dir: Path, problems: list[str]) -> list[Record]:
             record = json.loads(line)
             if type(record["step"]) is not int or not isinstance(record["kind"], str):
                 raise TypeError
+            if not 0 <= record["step"] < MOST_STEPS:
+                raise ValueError
             records.append(record)
         except (ValueError, KeyError, TypeError, RecursionError):
             damaged += line.endswith(b"\n")
@@ -128,7 +132,7 @@ def read_metrics(run_dir: Path, problems: list[str]) -> list[Record]:
 def number_of(record: Record, name: str) -> float | None:
     """A finite number of a record."""
     value = record.get(name)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return float(value) if good else None  # type: ignore[arg-type]  # a number, as `good` says
 
 

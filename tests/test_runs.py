@@ -74,6 +74,8 @@ def test_a_run_that_stopped_in_good_order_is_told_from_one_that_was_killed(run: 
     [
         ("metrics.jsonl", b'{"kind": "a", "step": 1}\nnot json\n[]\n{"kind": "tr', "metrics.jsonl: 2 damaged lines"),
         ("metrics.jsonl", b"\xff\x00\n", "metrics.jsonl: 1 damaged line"),
+        ("metrics.jsonl", b'{"kind": "train", "step": %s}\n' % (b"9" * 400), "metrics.jsonl: 1 damaged line"),
+        ("metrics.jsonl", b'{"kind": "train", "step": 1, "loss_nats": %s}\n[]\n' % (b"9" * 400), "1 damaged line"),
         ("run.yaml", b"a: [", "run.yaml: damaged"),
         ("run.yaml", b"\xff\xfe\x00", "run.yaml: damaged"),
         ("run.yaml", b"just text", "run.yaml: damaged"),
