@@ -24,6 +24,7 @@ from gptcli.runtime import keep_freed_memory, make_runtime
 HELD_OUT_EVERY = 20  # of the documents, one is held out
 LONGEST_RESERVE_SECONDS, RESERVE_SHARE = 9.0, 0.04  # for evaluating and writing a sample after the training
 PROMPT = "The import statement"
+BEFORE_THE_RUN = {"train.jsonl", "heldout.txt", "tokenizer.json", "run.yaml"}  # what a killed quickstart leaves
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Quickstart:
 def quickstart(budget_seconds: float, output: Path, *, force: bool, report: Report) -> Quickstart:
     """Do it all; everything lies below `output`."""
     started = time.monotonic()
-    if output.is_dir() and any(output.iterdir()) and not force:
+    there = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if any(not name.startswith(".tmp-") for name in there - BEFORE_THE_RUN) and not force:
         raise RefusedError(
             f"{shown(str(output))}: holds files; pass --force to replace them or -o for another directory"
         )
