@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from faults import Trial
 
 GPTCLI = [sys.executable, "-m", "gptcli"]
 SECONDS = 120  # no command of a test takes so long; one that waits for a person would
@@ -59,11 +60,13 @@ class Tiny:
 RunCli = Callable[..., Result]
 
 
+WITHOUT = ("CI", "NO_COLOR", "FORCE_COLOR", "GPTCLI_DEBUG", "PYTHONWARNINGS")
+
+
 def environment(cache: Path, changes: dict[str, str] | None = None) -> dict[str, str]:
     """This process's environment without what changes output, with the cache in a temporary directory."""
-    without = ("CI", "NO_COLOR", "FORCE_COLOR", "GPTCLI_DEBUG", "PYTHONWARNINGS")
     return {
-        **{name: value for name, value in os.environ.items() if name not in without},
+        **{name: value for name, value in os.environ.items() if name not in WITHOUT},
         "XDG_CACHE_HOME": str(cache),
         "TERM": "xterm",
         "OMP_NUM_THREADS": "1",
@@ -96,18 +99,26 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_cli(session_cache: Path) -> RunCli:
-    """`run_cli("count", "tok.json", input="text")`: the real command, with its exit code, stdout and stderr."""
+    """`run_cli("count", "tok.json", input="text")`: the real command, with its exit code, stdout and stderr.
+
+    It runs in a process of its own that is forked from one which has imported torch; with `python` it is a new one.
+    """
 
     def run(
         *arguments: object,
         input: str | bytes = b"",
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
-        python: Sequence[str] = GPTCLI,
+        python: Sequence[str] | None = None,
     ) -> Result:
+        content = input.encode() if isinstance(input, str) else input
+        if python is None:
+            changes = {**dict.fromkeys(WITHOUT), **environment(session_cache, env)}
+            ended = Trial([*map(str, arguments)], cwd or Path.cwd(), env=changes, input=content).end()
+            return Result(ended.code, ended.out, ended.err)
         done = subprocess.run(
             [*python, *map(str, arguments)],
-            input=input.encode() if isinstance(input, str) else input,
+            input=content,
             capture_output=True,
             timeout=SECONDS,
             env=environment(session_cache, env),

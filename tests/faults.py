@@ -120,7 +120,7 @@ class Trial:
 
     arguments: list[str]
     cwd: Path
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str | None] = field(default_factory=dict)  # None: taken out of the environment
     fault: Fault | None = None
     input: bytes = b""
     stdout: str = "file"  # or closed, broken (its reader has gone), head (its reader takes one byte), full, terminal
@@ -171,13 +171,16 @@ class Trial:
 
 
 def _child(
-    arguments: list[str], cwd: str, env: dict[str, str], fault: Fault | None, directory: str, stdout: str
+    arguments: list[str], cwd: str, env: dict[str, str | None], fault: Fault | None, directory: str, stdout: str
 ) -> None:
     from gptcli import cli
     from gptcli.fsio import operations
 
     os.chdir(cwd)
-    os.environ.update(env)
+    for name, value in env.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
     for number, (name, flags) in enumerate(
         (("in", os.O_RDONLY), ("o", os.O_WRONLY | os.O_CREAT), ("e", os.O_WRONLY | os.O_CREAT))
     ):

@@ -390,8 +390,10 @@ class Terminal:
         self.expect("\r\n> ")
 
     def end(self) -> int:
-        self.child.sendeof()
-        self.child.expect(pexpect.EOF)
+        for _ in range(12):  # what is typed before the prompt waits for a line is lost
+            self.child.sendeof()
+            if self.child.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=5) == 0:
+                break
         self.child.close()
         return int(self.child.exitstatus if self.child.signalstatus is None else -self.child.signalstatus)
 
