@@ -27,7 +27,7 @@ def test_verify_says_which_checkpoint_is_damaged_and_how(tiny: Tiny, tmp_path: P
     content = bytearray(path.read_bytes())
     content[-9] ^= 4
     path.write_bytes(content)
-    result = run_cli("checkpoint", "verify", run, "--json", "-q")
+    result = run_cli("checkpoint", "verify", "run", "--json", "-q", cwd=tmp_path)
     result.error(3, "checkpoint", "1 of 2 checkpoints", "--resume")
     good, bad = json.loads(result.out)
     assert (good["step"], good["problem"]) == (3, None)

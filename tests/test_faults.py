@@ -206,7 +206,7 @@ def test_a_signal_ends_the_run_at_a_checkpoint_and_resuming_reaches_the_same_wei
 
 
 def test_a_second_writer_is_refused_and_told_the_pid_of_the_first(home: Home) -> None:
-    process = home.start("shared", "-s", "train.steps=100000")
+    process = home.start("shared", "-s", "train.steps=100000", "-s", "train.patience=100000")
     try:
         home.wait_for_step("shared", 1)
         for more in (("--resume",), ("--force",)):

@@ -327,7 +327,7 @@ def test_an_adapter_on_the_wrong_base_is_refused(home: Path, run_cli: RunCli, ti
 def test_mistakes_of_the_run_file_are_named(home: Path, run_cli: RunCli, tiny: Tiny) -> None:
     run_cli("finetune", "classify.yaml", "-s", "base=none", cwd=home).error(2, "finetune", "none: no such directory")
     run_cli("finetune", "classify.yaml", "-s", "task=sing", cwd=home).error(2, "finetune", "task", "classify")
-    run_cli("finetune", "classify.yaml", "-s", "train.frozen_blocks=9", cwd=home).error(
+    run_cli("finetune", "classify.yaml", "-s", "train.frozen_blocks=9", "-q", cwd=home).error(
         2, "finetune", "train.frozen_blocks: 9, but the base has 2 blocks"
     )
     run_cli("classify", tiny.run, input="a\n").error(3, "classify", "names no labels")
