@@ -10,45 +10,57 @@ import os
 import signal
 import sys
 import traceback
+from importlib import import_module
 from types import FrameType
 
 import click
 
 from gptcli import __version__
-from gptcli.commands import (
-    bench,
-    chat,
-    checkpoint,
-    classify,
-    config,
-    eval_harness,
-    evaluate,
-    export_model,
-    finetune,
-    generate,
-    import_model,
-    merge,
-    plan,
-    plot,
-    prepare,
-    pretrain,
-    preview,
-    quickstart,
-    runs,
-    score,
-    tokens,
-    train_tokenizer,
-)
 from gptcli.errors import GptcliError, is_out_of_memory
 
 STDOUT_CLOSED, INTERNAL = 141, 70
 
 
+COMMANDS = {
+    "quickstart": "quickstart.quickstart",
+    "train-tokenizer": "train_tokenizer.train_tokenizer",
+    "encode": "tokens.encode",
+    "decode": "tokens.decode",
+    "count": "tokens.count",
+    "prepare": "prepare.prepare",
+    "config": "config.config",
+    "plan": "plan.plan",
+    "pretrain": "pretrain.pretrain",
+    "import": "import_model.import_model",
+    "runs": "runs.runs",
+    "plot": "plot.plot",
+    "checkpoint": "checkpoint.checkpoint",
+    "preview": "preview.preview",
+    "finetune": "finetune.finetune",
+    "merge": "merge.merge",
+    "evaluate": "evaluate.evaluate",
+    "eval-harness": "eval_harness.eval_harness",
+    "score": "score.score",
+    "generate": "generate.generate",
+    "chat": "chat.chat",
+    "classify": "classify.classify",
+    "export": "export_model.export_model",
+    "bench": "bench.bench",
+}
+
+
 class Workflow(click.Group):
-    """Lists its commands in the order in which they were added, which is the order of the work."""
+    """The commands in the order of the work; the module of one is imported when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(self.commands)
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name].split(".")
+        command: click.Command = getattr(import_module(f"gptcli.commands.{module}"), name)
+        return command
 
 
 @click.group(
@@ -71,35 +83,6 @@ def cli(debug: bool) -> None:
     Results go to stdout, messages to stderr. Exit codes: 0 done, 1 failed while running, 2 usage or run file, 3 bad
     data, 4 not finite, 5 would overwrite or busy, 70 a bug, 130 interrupted, 141 stdout closed, 143 terminated.
     """
-
-
-for command in (
-    quickstart.quickstart,
-    train_tokenizer.train_tokenizer,
-    tokens.encode,
-    tokens.decode,
-    tokens.count,
-    prepare.prepare,
-    config.config,
-    plan.plan,
-    pretrain.pretrain,
-    import_model.import_model,
-    runs.runs,
-    plot.plot,
-    checkpoint.checkpoint,
-    preview.preview,
-    finetune.finetune,
-    merge.merge,
-    evaluate.evaluate,
-    eval_harness.eval_harness,
-    score.score,
-    generate.generate,
-    chat.chat,
-    classify.classify,
-    export_model.export_model,
-    bench.bench,
-):
-    cli.add_command(command)
 
 
 class _Terminated(BaseException):
@@ -222,4 +205,4 @@ def _usage(error: click.ClickException) -> str:
 
 def _command_name(arguments: list[str]) -> str:
     name = next((argument for argument in arguments if not argument.startswith("-")), "")
-    return name if name in cli.commands else ""
+    return name if name in COMMANDS else ""

@@ -63,7 +63,9 @@ PLAIN = {"NO_COLOR": {"NO_COLOR": "1"}, "TERM=dumb": {"TERM": "dumb"}, "neither"
 
 def leaves(group: click.Group = cli, prefix: str = "") -> Iterator[str]:
     """The names of all commands, `config show` for one inside of a group."""
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         if isinstance(command, click.Group):
             yield from leaves(command, f"{prefix}{name} ")
         else:
