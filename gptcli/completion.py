@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gptcli.config import GenerateOptions
-from gptcli.constrain import Constraint
+from gptcli.constrain import Constraint, most_tokens
 from gptcli.data.batches import derived_seed
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.lookup import Lookup
@@ -65,6 +65,10 @@ class TextBuffer:
         certain, self.waiting = self.waiting[: len(self.waiting) - held], self.waiting[len(self.waiting) - held :]
         return certain, False
 
+    def drop_half_a_character(self) -> None:
+        """Forget the bytes of a character that is not whole, where no more will come."""
+        self.decoder.reset()
+
     def _undecided(self) -> int:
         """Length of the longest end of the text that is the beginning of a stop string."""
         longest = max((len(stop) - 1 for stop in self.stops), default=0)
@@ -90,7 +94,7 @@ class Row:
         self.ends = request.stop_ids | (end_of_text if self.options.stop_at_eos else set())
         self.end_ids = torch.tensor(sorted(self.ends), dtype=torch.long)
         self.never_ids = torch.tensor(sorted(end_of_text - self.ends), dtype=torch.long)
-        self.room = min(self.options.max_tokens, room_tokens)
+        self.room = min(most_tokens(self.options), room_tokens)
         self.seen: Tensor | None = None
         if self.options.repetition_penalty != 1.0:
             self.seen = torch.tensor(request.prompt, dtype=torch.long)
@@ -148,6 +152,8 @@ class Row:
             self._finish("length")
 
     def _finish(self, reason: FinishReason) -> None:
+        if reason == "length":
+            self.buffer.drop_half_a_character()
         text, stopped = self.buffer.add(b"", final=True)
         self.completion.text += text
         self.completion.finish_reason = "stop" if stopped else reason

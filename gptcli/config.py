@@ -481,7 +481,7 @@ class GenerateOptions(Section):
     logprobs: int = number(0, "give the log-probability of every new token, and from 2 on of so many likeliest", ge=0)
     min_tokens: int = number(0, "new tokens at least, before one may end the text", ge=0)
     stop_at_eos: bool = value(True, "<|endoftext|> ends the text; else it is never drawn")
-    choices: tuple[str, ...] = value((), "the text is one of these")
+    choices: tuple[str, ...] = value((), "the text is one of these, whole, whatever max_tokens")
     regex: str | None = value(None, "the whole text matches this pattern")
     lookup: int = number(0, "guess so many tokens from the text so far; changes the speed only", ge=0, le=64)
 

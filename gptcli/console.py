@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import os
@@ -240,7 +241,14 @@ def stdin_lines() -> Iterator[bytes]:
         raise ConfigError("stdin is closed; pipe lines in")
     if sys.stdin.isatty():
         raise ConfigError("stdin is a terminal; pipe lines in, or redirect a file: < lines.jsonl")
-    return iter(sys.stdin.buffer.readline, b"")
+    return _without_mark(iter(sys.stdin.buffer.readline, b""))
+
+
+def _without_mark(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """The lines without the byte order mark that some programs put before UTF-8."""
+    for line in lines:
+        yield line.removeprefix(codecs.BOM_UTF8)
+        yield from lines
 
 
 def stdin_is_terminal() -> bool:

@@ -57,6 +57,21 @@ def pattern_of(options: GenerateOptions) -> str | None:
     return options.regex
 
 
+def most_tokens(options: GenerateOptions) -> int:
+    """New tokens at most. A choice comes whole, whatever max_tokens: a token has at least a byte of it."""
+    return max(len(choice.encode()) for choice in options.choices) if options.choices else options.max_tokens
+
+
+def matches(options: GenerateOptions, text: str) -> bool:
+    """Whether a text is one that the options ask for."""
+    pattern = pattern_of(options)
+    if pattern is None:
+        return True
+    automaton = Automaton(pattern)
+    state = automaton.after(0, text.encode())
+    return state != DEAD and automaton.accepts(state)
+
+
 def check_pattern(options: GenerateOptions) -> None:
     """ConfigError where the options have a pattern that cannot be used."""
     pattern = pattern_of(options)

@@ -16,7 +16,7 @@ from torch import Tensor
 from gptcli.cache import QUERY_BLOCK, Decode, Prefill
 from gptcli.completion import Completion, FinishReason, Request, Row, TextBuffer
 from gptcli.config import GenerateOptions
-from gptcli.constrain import Constraint, TokenTable, pattern_of
+from gptcli.constrain import Constraint, TokenTable, most_tokens, pattern_of
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.errors import DataError, NumericalError
 from gptcli.model import GPT
@@ -73,13 +73,17 @@ class Engine:
     def fit(self, prompt: list[int], options: GenerateOptions) -> list[int]:
         """The prompt as far as it fits beside one new token; DataError unless options.truncate allows a cut."""
         room = self.context_length - len(self.first)
+        if options.choices:  # which come whole; the last token of a text is never fed
+            room -= most_tokens(options) - 1
+        if room < 0:
+            raise DataError(f"a choice takes up to {most_tokens(options)} tokens, more than the context; shorten it")
         if not prompt and not self.first:
             raise DataError("the prompt is empty and the tokenizer has no <|endoftext|> to begin with; give a prompt")
         if len(prompt) > room and options.truncate == "error":
             raise DataError(
                 f"the prompt has {len(prompt)} tokens and the context holds {room}; shorten it or pass --truncate left"
             )
-        return prompt[-room:]
+        return prompt[len(prompt) - min(room, len(prompt)) :]
 
     @torch.inference_mode()
     def run(self, requests: Iterable[Request], *, capacity: int | None = None) -> Iterator[Completion]:

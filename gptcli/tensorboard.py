@@ -11,6 +11,8 @@ from gptcli.display import shown
 from gptcli.errors import ConfigError
 from gptcli.history import Record, number_of
 
+EVENT_FILES = "events.out.tfevents.*"
+
 
 def check_installed(*, wanted: bool = True) -> None:
     """ConfigError where TensorBoard is wanted and its package is not there."""

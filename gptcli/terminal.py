@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from gptcli import console
+from gptcli.amounts import count
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError, GptcliError, NumericalError
 from gptcli.interrupt import interrupt_as_flag
@@ -121,13 +122,13 @@ class Session:
         self.report.message("\n".join(lines) or "nothing was said yet")
 
     def _save(self, name: str) -> None:
-        if not name:
+        if name in ("", "-"):
             raise ConfigError("/save: name a file, as in /save talk.jsonl")
         try:
-            count = self.chat.save(Path(name))
+            messages = self.chat.save(Path(name))
         except OSError as error:
             raise GptcliError(f"/save: {shown(name)}: {error.strerror or error}; name another file") from None
-        self.report.message(f"appended {count} messages to {shown(name)}")
+        self.report.message(f"appended {count(messages, 'message')} to {shown(name)}")
 
 
 def talk(chat: Chat, report: Report) -> None:
@@ -153,7 +154,8 @@ def talk(chat: Chat, report: Report) -> None:
 
 
 def follow(lines: Iterable[bytes], chat: Chat, report: Report) -> None:
-    """The same for lines of a script; the first mistake ends it, with its line."""
+    """The same for lines of a script; the first mistake ends it, with its line. All that a line says is data, so that
+    every mistake in one is a DataError."""
     session = Session(chat, report)
     for number, line in enumerate(lines, 1):
         try:
@@ -166,5 +168,6 @@ def follow(lines: Iterable[bytes], chat: Chat, report: Report) -> None:
             if text.strip() and not session.take(text):
                 return
         except GptcliError as error:
-            error.problems = tuple(f"stdin:{number}: {problem}" for problem in error.problems)
-            raise
+            problems = [f"stdin:{number}: {problem}" for problem in error.problems]
+            kind = DataError if isinstance(error, ConfigError) else type(error)
+            raise kind(*problems) from None

@@ -241,10 +241,10 @@ def test_what_is_odd_about_the_rows_is_said_before_training(home: Path, run_cli:
     for words in (
         "12 rows to train on",
         "3 held out",
-        "1 rows are longer than allowed",
-        "1 rows to train on repeat others",
-        "3 held-out rows are in the training rows too",
-        "1 bad lines skipped, the first: odd.jsonl:13: not JSON",
+        "1 row cut at the end: longer than allowed",
+        "1 repeated row to train on",
+        "3 held-out rows also in the training rows",
+        "1 bad line skipped, the first: odd.jsonl:13: not JSON",
     ):
         assert words in said
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -118,6 +119,17 @@ def test_metrics_become_scalars_of_tensorboard(tiny: Tiny, tmp_path: Path, run_c
     records = [json.loads(line) for line in (tiny.run / "metrics.jsonl").read_text().splitlines()]
     bits = [(record["step"], record["bits_per_byte"]) for record in records if record["kind"] == "validation"]
     assert scalars(tmp_path / "board", "validation/bits_per_byte") == [(step, pytest.approx(b)) for step, b in bits]
+
+
+def test_scalars_are_written_once_and_replaced_by_force_only(tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
+    pytest.importorskip("tensorboard")
+    board, other = tmp_path / "board", tmp_path / "copies" / tiny.run.name
+    assert run_cli("plot", tiny.run, "--tensorboard", board).code == 0
+    run_cli("plot", tiny.run, "--tensorboard", board).error(5, "plot", "holds scalars already; pass --force")
+    assert run_cli("plot", tiny.run, "--tensorboard", board, "--force").code == 0
+    assert [step for step, _ in scalars(board, "validation/bits_per_byte")] == [3, 6]
+    shutil.copytree(tiny.run, other)
+    run_cli("plot", tiny.run, other, "--tensorboard", board).error(2, "plot", "two runs have the same name")
 
 
 def test_a_run_writes_scalars_as_it_goes(tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:

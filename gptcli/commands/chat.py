@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from gptcli.amounts import count
 from gptcli.commands import options
 from gptcli.errors import ConfigError, DataError
 
@@ -56,7 +57,7 @@ def chat(run: str, system: str | None, load: str | None, jsonl: bool, batch_size
             console.write_json(record)
             failed += "error" in record
         if failed:
-            raise DataError(f"{failed} records could not be answered; their records say why")
+            raise DataError(f"{count(failed, 'record')} could not be answered; the error field says why")
         return
     report = console.ConsoleReport("chat", quiet=quiet)
     conversation = Chat(speaker, chosen, system=system, report=report)

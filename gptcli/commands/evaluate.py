@@ -39,7 +39,9 @@ ROW_FLAGS = {field.name for field in dataclasses.fields(RowOptions)} - {"task"} 
 @click.option("--seed", type=click.IntRange(min=0), help="Of shots, resamples and drawing.  [default: 0]")
 @click.option("--resamples", type=click.IntRange(min=100, max=1_000_000),
               help=f"For intervals and tests.  [default: {DEFAULT.resamples}]")  # fmt: skip
-@click.option("--records", metavar="FILE", help="Write what was said of each row, a JSON record a line.")
+@click.option(
+    "--records", metavar="FILE", type=options.Output(), help="Write what was said of each row, a JSON record a line."
+)
 @click.option("--compare", metavar="RUN2", help="Ask another model the same, and test whether the two differ.")
 @options.text_input
 @options.on_device

@@ -11,7 +11,7 @@ from gptcli.commands import options
 
 @click.command("export", no_args_is_help=True)
 @click.argument("run")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The directory to make.")
+@click.option("-o", "--output", required=True, type=options.Output(path_type=Path), help="The directory to make.")
 @click.option("--to", "form", required=True, type=click.Choice(["hf", "gguf"]), help="transformers, or llama.cpp.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16", "q8_0"]),
               help="Of the weights; q8_0 for gguf alone.  [default: float32 for hf, float16 for gguf]")  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from gptcli.amounts import count
 from gptcli.commands import options
 from gptcli.config import GenerateOptions
 from gptcli.errors import ConfigError, DataError
@@ -26,7 +27,7 @@ from gptcli.errors import ConfigError, DataError
     default=None,
     help="<|endoftext|> ends the text, or is never drawn.  [default: ends]",
 )
-@click.option("--choices", metavar="A,B,...", help="The text is one of these.")
+@click.option("--choices", metavar="A,B,...", help="The text is one of these, whole.")
 @click.option("--regex", metavar="PATTERN", help="The whole text matches: . [...] \\d \\w \\s (...) | * + ? {m,n}.")
 @options.draw_option("--lookup", int, "Guess N tokens from the text so far: another speed, the same text.")
 @click.option(
@@ -73,18 +74,22 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
             console.write_json(record)
             failed += "error" in record
         if failed:
-            raise DataError(f"{failed} records could not be written; their records say why")
+            raise DataError(f"{count(failed, 'record')} could not be written; the error field says why")
         return 0
     if stream or (chosen.n == 1 and not as_json):
         for piece in writer.stream(text, chosen):
             console.write(piece)
         console.end_of_text()
         return 0
+    completions = []
     for completion in writer.samples(text, chosen):
         if as_json:
             console.write_json({"prompt": text, **runs.completion_record(completion, writer.tokenizer)})
         else:
             console.write_line(completion.text)
+            completions.append(completion)
+    for completion in completions:
+        runs.check_match(completion)
     return 0
 
 

@@ -11,7 +11,7 @@ from gptcli.commands import options
 
 @click.command("import", no_args_is_help=True)
 @click.argument("source", type=click.Path(path_type=Path), metavar="HF_DIR")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The checkpoint to make.")
+@click.option("-o", "--output", required=True, type=options.Output(path_type=Path), help="The checkpoint to make.")
 @options.as_json
 @options.force
 @options.quiet

@@ -11,7 +11,7 @@ from gptcli.commands import options
 
 @click.command(no_args_is_help=True)
 @click.argument("run")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The checkpoint to make.")
+@click.option("-o", "--output", required=True, type=options.Output(path_type=Path), help="The checkpoint to make.")
 @options.force
 @options.quiet
 def merge(run: str, output: Path, force: bool, quiet: bool) -> None:

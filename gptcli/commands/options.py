@@ -24,6 +24,15 @@ class FiniteRange(click.FloatRange):
         return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number", param, ctx)
 
 
+class Output(click.Path):
+    """A file or directory to make. `-`, which elsewhere is a stream, is no name for one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "-":
+            self.fail("this is not written to stdout; name a file or directory", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 batch_size = click.IntRange(min=1, max=1 << 16)  # texts at once; what a row holds is there from the start
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -15,8 +15,8 @@ from gptcli.commands import options
               help="KIND.FIELD of metrics.jsonl; repeatable.")  # fmt: skip
 @click.option("--x", "axis", type=click.Choice(["step", "tokens", "seconds"]), default="step", show_default=True,
               help="Of the horizontal axis; seconds are those of training steps.")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="An image instead: .png, .svg or .pdf.")
-@click.option("--tensorboard", type=click.Path(path_type=Path), help="Write all metrics to this directory instead.")
+@click.option("-o", "--output", type=options.Output(path_type=Path), help="An image instead: .png, .svg or .pdf.")
+@click.option("--tensorboard", type=options.Output(path_type=Path), help="Write all metrics to this directory instead.")
 @options.force
 def plot(
     runs: tuple[str, ...],
@@ -40,7 +40,7 @@ def plot(
     if output and tensorboard:
         raise ConfigError("-o and --tensorboard: give one of them")
     if tensorboard:
-        plotting.save_tensorboard(runs, tensorboard)
+        plotting.save_tensorboard(runs, tensorboard, force=force)
         return
     if output:
         plotting.check_image(output, force=force)

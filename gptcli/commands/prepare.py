@@ -13,7 +13,7 @@ from gptcli.commands import options
 @click.command(no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-t", "--tokenizer", required=True, help="A tokenizer.json, or a directory that holds one.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The directory to make.")
+@click.option("-o", "--output", required=True, type=options.Output(path_type=Path), help="The directory to make.")
 @click.option("--validation", multiple=True, metavar="INPUT", help="Held-out input; repeatable.")
 @click.option("--validation-fraction", type=float, help="Share held out where --validation is not given.")
 @click.option("--validation-split", type=click.Choice(["tail", "document"]),

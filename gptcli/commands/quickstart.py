@@ -26,7 +26,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only from 
 
 @click.command()
 @click.option("--budget", type=Duration(), default="150s", show_default=True, help="Time for all of it.")
-@click.option("-o", "--output", default="quickstart", show_default=True, type=click.Path(path_type=Path),
+@click.option("-o", "--output", default="quickstart", show_default=True, type=options.Output(path_type=Path),
               help="Directory for the corpus, the tokenizer and the run.")  # fmt: skip
 @options.force
 def quickstart(budget: float, output: Path, force: bool) -> int:

@@ -22,7 +22,7 @@ inputs = click.argument("inputs", nargs=-1, metavar="[INPUT]...")
 def encode(tokenizer: str, inputs: tuple[str, ...], lines: bool, as_json: bool, **how: Any) -> None:
     """Text to token ids: a line of ids for each document.
 
-    TOKENIZER is a tokenizer.json, or a directory (of a checkpoint, of prepared data) that holds one. A file is a
+    TOKENIZER is a tokenizer.json, or a directory (of a run, a checkpoint, prepared data) that holds one. A file is a
     document, a JSONL record is a document; stdin is read where no INPUT is named.
 
     \b

@@ -12,7 +12,7 @@ from gptcli.commands import options
 
 @click.command("train-tokenizer", no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The tokenizer.json to write.")
+@click.option("-o", "--output", required=True, type=options.Output(path_type=Path), help="The tokenizer.json to write.")
 @click.option("--vocab-size", type=int, default=8192, show_default=True, help="Tokens, specials included.")
 @click.option("--pattern", type=click.Choice(["gpt2", "llama3", "qwen2"]), default="gpt2", show_default=True,
               help="How text is split into words before merging.")  # fmt: skip

@@ -64,10 +64,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """From a tokenizer.json, or a directory that holds one."""
+        """From a tokenizer.json, or a directory that holds one: of a run, of a checkpoint, of prepared data."""
         path = Path(path)
         if path.is_dir():
-            path = path / "tokenizer.json"
+            places = [path / part / "tokenizer.json" for part in ("", "best", "latest")]
+            path = next(filter(Path.is_file, places), places[0])
         if not path.exists():
             raise ConfigError(f"{shown(str(path))}: no such file; make one with gptcli train-tokenizer")
         return cls(path.read_bytes(), name=str(path))

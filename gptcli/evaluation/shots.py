@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gptcli.amounts import count
 from gptcli.errors import DataError
 from gptcli.evaluation.items import Item
 
@@ -28,7 +29,7 @@ class Shots:
         chosen = [shot.shot for shot, _ in zip(others, range(self.count), strict=False)]
         if len(chosen) < self.count:
             raise DataError(
-                f"{item.place}: only {len(chosen)} examples beside this row, want {self.count}; lower --shots"
+                f"{item.place}: only {count(len(chosen), 'example')} beside this row, want {self.count}; lower --shots"
             )
         return chosen
 

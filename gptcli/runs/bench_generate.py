@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptcli import checkpoint
-from gptcli.amounts import amount, duration
+from gptcli.amounts import amount, count, duration
 from gptcli.config import GenerateOptions, RuntimeConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.engine import Engine, Request
@@ -116,7 +116,7 @@ def writing_speed(
     prompt, new = lengths(model)
     speeds = []
     for batch in batches:
-        report.message(f"measuring {batch} texts at a time")
+        report.message(f"measuring {count(batch, 'text')} at a time")
         read = weight_bytes + cache_bytes(
             model.config, batch, prompt + new // 2, activation_size=runtime.dtype.itemsize
         )

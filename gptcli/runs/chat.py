@@ -16,12 +16,13 @@ from typing import Any, Literal, NamedTuple
 
 from gptcli import checkpoint
 from gptcli.config import GenerateOptions, RuntimeConfig
+from gptcli.constrain import most_tokens
 from gptcli.data.rows import read_rows
 from gptcli.display import shown
 from gptcli.engine import Engine, Request
 from gptcli.errors import ConfigError, DataError
 from gptcli.report import Report
-from gptcli.runs.generate import completion_record, in_order, read_items
+from gptcli.runs.generate import Item, completion_record, in_order, read_items
 from gptcli.runs.score import parse_object
 from gptcli.runtime import make_runtime
 from gptcli.tasks.conversation import ASSISTANT, SYSTEM, USER, Message, read_messages
@@ -78,7 +79,8 @@ class Speaker:
         """The ids after which the answer to the last message is written, by the rule above; DataError where not even
         system message and question fit."""
         context = self.engine.context_length
-        room = context - len(self.engine.first) - min(options.max_tokens, context // 4)
+        answer = most_tokens(options) if options.choices else min(options.max_tokens, context // 4)
+        room = context - len(self.engine.first) - answer
         begin = 1 if messages[0].role == SYSTEM else 0
         turns = [self.conversation.turn(message, self.tokenizer) for message in messages[:-1]]
         question = self.conversation.prompt(messages[-1:], self.tokenizer)
@@ -99,9 +101,9 @@ class Speaker:
         """A record with its answer for each record {"messages": [...]} or {"content": ...}, which may have options of
         its own and other fields, which come back; one with `error` where it has no answer."""
 
-        def requests(messages: list[Message], options: GenerateOptions) -> Iterator[Request]:
-            ids = self.fit(messages, options).ids
-            return (Request(ids, options, sample, self.stop_ids) for sample in range(options.n))
+        def requests(item: Item[list[Message]], messages: list[Message]) -> Iterator[Request]:
+            ids, item.dropped_turns = self.fit(messages, item.options)
+            return (Request(ids, item.options, sample, self.stop_ids) for sample in range(item.options.n))
 
         for item, completion in in_order(self.engine, read_items(lines, defaults, _record_messages), requests):
             if completion is None or item.prompt is None:
@@ -111,8 +113,7 @@ class Speaker:
             if "messages" in record:
                 answer = Message(ASSISTANT, completion.text)
                 record["messages"] = [message._asdict() for message in (*item.prompt, answer)]
-            dropped = self.fit(item.prompt, item.options).dropped_turns
-            yield record | completion_record(completion, self.tokenizer) | {"dropped_turns": dropped}
+            yield record | completion_record(completion, self.tokenizer) | {"dropped_turns": item.dropped_turns}
 
 
 def _record_messages(line: str, place: str) -> tuple[list[Message], dict[str, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptcli import checkpoint
+from gptcli.amounts import count
 from gptcli.config import RuntimeConfig
 from gptcli.display import shown
 from gptcli.errors import ConfigError
@@ -36,7 +37,7 @@ class HarnessResult:
                 found.append(
                     (f"{name} {metric}", value + (f" ± {at['stderr']:.4f}" if at["stderr"] is not None else ""))
                 )
-            found.append((f"{name} rows", f"{task['rows']}, {task['shots']} shots"))
+            found.append((f"{name} rows", f"{task['rows']}, {count(task['shots'], 'shot')}"))
         return [*found, ("checkpoint", self.checkpoint), ("lm-eval", self.lm_eval)]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptcli import checkpoint, fsio
+from gptcli.amounts import count
 from gptcli.config import RuntimeConfig
 from gptcli.data.rows import load_rows
 from gptcli.data.text import TextOptions
@@ -175,10 +176,12 @@ def _ask(loaded: Loaded, items: list[Item], options: RowOptions, shots: Shots | 
             outcome = write(loaded, items, options, shots, report)
     cuts = outcome.details
     if cuts["rows_truncated"]:
-        report.warning(f"{cuts['rows_truncated']} of {len(items)} rows did not fit the context and were cut")
+        report.warning(f"{cuts['rows_truncated']:,} of {count(len(items), 'row')} did not fit the context and were cut")
     if cuts["shots_dropped"]:
         rows = cuts["rows_with_fewer_shots"]
-        report.warning(f"{cuts['shots_dropped']} shots of {rows} rows did not fit the context and were left out")
+        report.warning(
+            f"{count(cuts['shots_dropped'], 'shot')} of {count(rows, 'row')} did not fit the context and were left out"
+        )
     return outcome
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gptcli.amounts import count
 from gptcli.checkpoint import Purpose
 from gptcli.config import FinetuneConfig, ModelConfig, RowsConfig
 from gptcli.data.batches import derived_seed
@@ -41,14 +42,22 @@ class ExampleSet:
         lost = [shown(name, 40) for name in self.purpose.labels if counts and name not in counts]
         tokens = sum(len(row.ids) for row in train)
         return [
-            f"{len(train):,} rows to train on ({tokens:,} tokens), {len(validation):,} held out",
+            f"{count(len(train), 'row')} to train on ({count(tokens, 'token')}), {len(validation):,} held out",
             *([f"labels: {labels}"] if counts else []),
             *([f"no row to train on has the label {', '.join(lost)}"] if lost else []),
-            *([f"{truncated:,} rows are longer than allowed and lose their end"] if truncated else []),
-            *([f"{self.unlearnable:,} rows are left out: cut, they have nothing to learn"] if self.unlearnable else []),
-            *([f"{repeated:,} rows to train on repeat others"] if repeated else []),
-            *([f"{shared:,} held-out rows are in the training rows too: validation flatters"] if shared else []),
-            *([f"{len(self.bad_lines):,} bad lines skipped, the first: {self.bad_lines[0]}"] if self.bad_lines else []),
+            *([f"{count(truncated, 'row')} cut at the end: longer than allowed"] if truncated else []),
+            *(
+                [f"{count(self.unlearnable, 'row')} left out: cut before what there is to learn"]
+                if self.unlearnable
+                else []
+            ),
+            *([f"{count(repeated, 'repeated row')} to train on"] if repeated else []),
+            *([f"{count(shared, 'held-out row')} also in the training rows: validation flatters"] if shared else []),
+            *(
+                [f"{count(len(self.bad_lines), 'bad line')} skipped, the first: {self.bad_lines[0]}"]
+                if self.bad_lines
+                else []
+            ),
         ]
 
 

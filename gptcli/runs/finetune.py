@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from gptcli import checkpoint, fsio
+from gptcli.amounts import count
 from gptcli.checkpoint import Adapter, Purpose, TrainState
 from gptcli.config import FinetuneConfig
 from gptcli.data.batches import derived_seed
@@ -58,10 +59,12 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
             keep_freed_memory()
         model, tokenizer = checkpoint.load(base, device=runtime.device, dtype=torch.float32)
         if config.train.frozen_blocks > (blocks := len(model.blocks)):
-            raise ConfigError(f"train.frozen_blocks: {config.train.frozen_blocks}, but the base has {blocks} blocks")
+            raise ConfigError(
+                f"train.frozen_blocks: {config.train.frozen_blocks}, but the base has {count(blocks, 'block')}"
+            )
         job = _job(config, base, model, tokenizer, runtime, report)
         if config.optim.warmup_steps >= job.train.steps:
-            raise ConfigError(f"optim.warmup_steps: must be below the {job.train.steps} steps of the run")
+            raise ConfigError(f"optim.warmup_steps: must be below the {count(job.train.steps, 'step')} of the run")
         prepare_model(model, config, job.tokenizer, job.purpose)
         optimizers = Optimizers(
             model.named_parameters(), config.optim, row_blocks=model.row_blocks(), dtype=runtime.dtype

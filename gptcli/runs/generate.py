@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from gptcli import checkpoint
+from gptcli.amounts import count
 from gptcli.config import GenerateOptions, RuntimeConfig
-from gptcli.constrain import check_pattern
+from gptcli.constrain import check_pattern, matches, most_tokens
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
 from gptcli.engine import Completion, Engine, Request
@@ -35,6 +36,7 @@ class Item(Generic[Prompt]):
     options: GenerateOptions
     fields: dict[str, Any]
     problem: str | None = None
+    dropped_turns: int = 0  # of a conversation, that do not fit the context
 
 
 class Writer:
@@ -56,13 +58,14 @@ class Writer:
         self.engine = Engine(model, self.tokenizer, runtime, slots=batch_size)
 
     def stream(self, prompt: str, options: GenerateOptions) -> Iterator[str]:
-        """The text of one sample, piece by piece, whole characters only."""
+        """The text of one sample, piece by piece, whole characters only; at its end as check_match."""
         ids = self._fit(prompt, options)
         done = 0
         for completion in self.engine.steps([Request(ids, options)], capacity=self._capacity(ids, options)):
             if len(completion.text) > done:
                 yield completion.text[done:]
                 done = len(completion.text)
+        check_match(completion)
 
     def samples(self, prompt: str, options: GenerateOptions) -> Iterator[Completion]:
         """options.n completions of one prompt, in order."""
@@ -73,9 +76,9 @@ class Writer:
     def records(self, items: Iterable[Item[str]]) -> Iterator[dict[str, Any]]:
         """A record for every sample of every item, in order; one with `error` where an item has a problem."""
 
-        def requests(prompt: str, options: GenerateOptions) -> Iterator[Request]:
-            ids = self._fit(prompt, options)
-            return (Request(ids, options, sample) for sample in range(options.n))
+        def requests(item: Item[str], prompt: str) -> Iterator[Request]:
+            ids = self._fit(prompt, item.options)
+            return (Request(ids, item.options, sample) for sample in range(item.options.n))
 
         for item, completion in in_order(self.engine, items, requests):
             what = {"error": item.problem} if completion is None else completion_record(completion, self.tokenizer)
@@ -88,35 +91,45 @@ class Writer:
 
     @staticmethod
     def _capacity(ids: list[int], options: GenerateOptions) -> int:
-        return len(ids) + options.max_tokens + 1
+        return len(ids) + most_tokens(options) + 1
+
+
+def check_match(completion: Completion) -> None:
+    """GptcliError where a text was cut before it matched its pattern."""
+    options = completion.request.options
+    if completion.finish_reason == "length" and not matches(options, completion.text):
+        raise GptcliError(
+            f"the text is cut after {count(len(completion.ids), 'token')}, before it matches --regex; "
+            "raise --max-tokens or shorten the prompt"
+        )
 
 
 def in_order(
     engine: Engine,
     items: Iterable[Item[Prompt]],
-    requests: Callable[[Prompt, GenerateOptions], Iterable[Request]],
+    requests: Callable[[Item[Prompt], Prompt], Iterable[Request]],
 ) -> Iterator[tuple[Item[Prompt], Completion | None]]:
     """Every item with each completion of its requests, in order, written as the engine has room; an item with a
     problem, found here or before, with None."""
     failed: dict[int, list[Item[Prompt]]] = {}  # requests before them -> items that come then
     owners: dict[int, Item[Prompt]] = {}
-    count = 0
+    asked = 0
 
     def all_requests() -> Iterator[Request]:
-        nonlocal count
+        nonlocal asked
         for item in items:
             if item.prompt is not None:
                 try:
-                    made = requests(item.prompt, item.options)
+                    made = requests(item, item.prompt)
                 except GptcliError as error:
                     item.problem = str(error)
                 else:
                     for request in made:
-                        owners[count] = item
-                        count += 1
+                        owners[asked] = item
+                        asked += 1
                         yield request
                     continue
-            failed.setdefault(count, []).append(item)
+            failed.setdefault(asked, []).append(item)
 
     for completion in engine.run(all_requests()):
         yield from ((item, None) for item in failed.pop(completion.number, []))

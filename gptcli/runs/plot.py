@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from gptcli import fsio
 from gptcli.curves import Axis, Curve, curve, find_metric, metric_names
 from gptcli.display import shown
-from gptcli.errors import ConfigError, DataError
-from gptcli.history import metrics_of, number_of
-from gptcli.tensorboard import Board
+from gptcli.errors import ConfigError, DataError, RefusedError
+from gptcli.history import metrics_of
+from gptcli.tensorboard import EVENT_FILES, Board, check_installed
 
 IMAGE_FORMATS = ("png", "svg", "pdf")
 INCHES, DOTS_PER_INCH = (8.0, 4.5), 150
@@ -59,13 +60,24 @@ def save_image(curves: Sequence[Curve], path: Path, *, title: str, x_name: str) 
         figure.savefig(file, format=path.suffix[1:], dpi=DOTS_PER_INCH)
 
 
-def save_tensorboard(runs: Sequence[str], directory: Path) -> int:
-    """Write every number of the runs' metrics as TensorBoard scalars, a run a directory; returns how many."""
-    count = 0
-    for run in runs:
-        board = Board(directory / Path(run).name if len(runs) > 1 else directory)
-        for record in metrics_of(run):
+def save_tensorboard(runs: Sequence[str], directory: Path, *, force: bool) -> None:
+    """Write every number of the runs' metrics as TensorBoard scalars, a run a directory. RefusedError where there are
+    scalars already, since TensorBoard would show both; `force` removes them."""
+    check_installed()
+    records = {run: metrics_of(run) for run in runs}
+    names = {run: os.path.basename(os.path.abspath(run)) for run in records}
+    if len(set(names.values())) < len(names):
+        raise ConfigError(
+            "--tensorboard: two runs have the same name, which would be their directory; name one of them"
+        )
+    boards = {run: directory / name if len(names) > 1 else directory for run, name in names.items()}
+    old = [file for board in boards.values() for file in board.glob(EVENT_FILES)]
+    if old and not force:
+        raise RefusedError(f"{shown(str(old[0].parent))}: holds scalars already; pass --force to replace them")
+    for file in old:
+        fsio.remove_file(file)
+    for run, found in records.items():
+        board = Board(boards[run])
+        for record in found:
             board.add(record)
-            count += sum(number_of(record, name) is not None for name in record if name != "step")
         board.close()
-    return count

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli import fsio
+from gptcli.amounts import count
 from gptcli.config import DataConfig
 from gptcli.data.corpus import Corpus, read_corpus, survey
 from gptcli.data.shards import SPLITS, SplitIndex, SplitWriter, is_prepared, read_index, token_dtype, write_index
@@ -178,7 +179,10 @@ def index_document(index: dict[str, Any]) -> dict[str, Any]:
 def facts(index: dict[str, Any]) -> list[tuple[str, str]]:
     """What was prepared, for a person."""
     return [
-        (split, f"{found.tokens:,} tokens of {found.bytes:,} bytes in {found.documents:,} documents")
+        (
+            split,
+            f"{count(found.tokens, 'token')} of {count(found.bytes, 'byte')} in {count(found.documents, 'document')}",
+        )
         for split in SPLITS
         for found in [index["splits"][split]]
     ]

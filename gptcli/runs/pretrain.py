@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from gptcli import checkpoint, fsio
+from gptcli.amounts import count
 from gptcli.checkpoint import TrainState
 from gptcli.config import ModelConfig, PretrainConfig
 from gptcli.data.batches import TokenBatches, derived_seed
@@ -238,7 +239,7 @@ def _job(
         validate=lambda model: validate_text(model, tokenizer, held_out, runtime),
         sample=lambda model: write_sample(model, tokenizer, runtime, config.train, seed=config.runtime.seed),
         description=(
-            f"{len(batches.tokens):,} training tokens, {config.train.steps:,} steps of "
+            f"{len(batches.tokens):,} training tokens, {count(config.train.steps, 'step')} of "
             f"{config.train.batch_size * config.model.context_length:,} tokens ({epochs:.2g} epochs)"
         ),
         patience=config.train.patience,
@@ -247,10 +248,10 @@ def _job(
 
 def _validation_ids(prepared: Path, config: PretrainConfig, report: Report) -> list[int]:
     tokens = TokenArray(prepared, "validation")
-    count = min(len(tokens), config.train.eval_tokens or len(tokens))
+    held_out = min(len(tokens), config.train.eval_tokens or len(tokens))
     if len(tokens) == 0:
         report.warning("the validation split is empty; there will be no validation loss")
-    return [int(token) for token in tokens.read(0, count)]
+    return [int(token) for token in tokens.read(0, held_out)]
 
 
 def _model_config(config: PretrainConfig, tokenizer: Tokenizer) -> ModelConfig:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli import checkpoint
+from gptcli.amounts import count
 from gptcli.config import FinetuneConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
@@ -37,7 +38,7 @@ class PreviewRow:
             f"[{shown(token)}]" if is_learnt else shown(token)
             for token, is_learnt in zip(self.tokens, self.example.learnt, strict=True)
         )
-        return [f"{self.example.place}  {len(self.example.ids)} tokens, {learnt}{cut}", "  " + "|".join(words)]
+        return [f"{self.example.place}  {count(len(self.example.ids), 'token')}, {learnt}{cut}", "  " + "|".join(words)]
 
 
 def preview(config: FinetuneConfig, *, rows: int, report: Report) -> Iterator[PreviewRow]:

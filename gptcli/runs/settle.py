@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from gptcli import configfile
-from gptcli.amounts import amount, duration
+from gptcli.amounts import amount, count, duration
 from gptcli.checkpoint import TrainState
 from gptcli.config import DataConfig, ModelConfig, OptimConfig, PretrainConfig
 from gptcli.data.batches import Batch
@@ -132,7 +132,8 @@ class Settler:
             sizes = {"model.num_layers": layers, "model.hidden_size": width, "model.num_heads": heads}
             config = self.fill(config, sizes)
             self.report.message(
-                f"model: {layers} layers, {width} wide; so many FLOPs teach {amount(wanted, 'parameters')} the most"
+                f"model: {count(layers, 'layer')}, {width} wide; "
+                f"so many FLOPs teach {amount(wanted, 'parameters')} the most"
             )
         if text_bytes:
             vocab_size = min(vocab_size, max(512, 1 << (text_bytes // BYTES_PER_VOCABULARY_ENTRY).bit_length()))
@@ -149,7 +150,8 @@ class Settler:
         if self.is_open(config, "train.batch_size"):
             config = self.fill(config, {"train.batch_size": rows})
             self.report.message(
-                f"batch: {rows} windows of {config.model.context_length} tokens, for about {STEPS_WANTED} steps"
+                f"batch: {count(rows, 'window')} of {config.model.context_length} tokens, "
+                f"for about {STEPS_WANTED} steps"
             )
         return config
 

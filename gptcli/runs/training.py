@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gptcli import checkpoint, configfile, fsio
+from gptcli.amounts import count
 from gptcli.checkpoint import Purpose, TrainState
 from gptcli.config import GenerateOptions, OptimConfig, Section, TrainConfig
 from gptcli.data.batches import Batch
@@ -183,7 +184,8 @@ class Training:
         how = f"resumed at step {state.step}" if resumed else self.job.origin
         self.report.message(
             f"{how}: {state.model.num_parameters():,} parameters, {self.job.description}, "
-            f"{self.runtime.device} {str(self.runtime.dtype).removeprefix('torch.')}, {self.runtime.threads} threads"
+            f"{self.runtime.device} {str(self.runtime.dtype).removeprefix('torch.')}, "
+            f"{count(self.runtime.threads, 'thread')}"
         )
 
     def _writer(self, file: Any, also_record: Callable[[Record], None], state: TrainState) -> Callable[[Record], None]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptcli.amounts import count
 from gptcli.checkpoint import Purpose
 from gptcli.classifier import LabelObjective, accuracy_and_macro_f1, label_probabilities
 from gptcli.config import DataConfig, FinetuneConfig, ModelConfig, PretrainConfig, TokenizerConfig, TrainConfig
@@ -74,7 +75,7 @@ def text_job(
         batches=batches,
         objective=next_token_nats,
         validate=lambda model: validate_text(model, tokenizer, validation, runtime),
-        data=(f"{len(tokens):,} tokens", "windows"),
+        data=(count(len(tokens), "token"), "window"),
         content={"base": identity, "inputs": [fact["sha256"] for fact in read_index(prepared)["inputs"]]},
         purpose=purpose,
         runtime=runtime,
@@ -132,7 +133,7 @@ def rows_job(
             runtime=runtime,
             micro_batch_tokens=config.train.micro_batch_tokens,
         ),
-        data=(f"{len(rows):,} rows", "rows"),
+        data=(count(len(rows), "row"), "row"),
         content={"base": identity, "tokenizer": tokenizer.sha256, "inputs": examples.sha256},
         purpose=purpose,
         runtime=runtime,
@@ -169,7 +170,8 @@ def _job(
         validate=validate,
         sample=lambda model: write_sample(model, tokenizer, runtime, train, seed=config.runtime.seed),
         description=(
-            f"{amount}, {train.steps:,} steps of {train.batch_size:,} {unit} ({config.train.epochs:.3g} epochs)"
+            f"{amount}, {count(train.steps, 'step')} of {count(train.batch_size, unit)} "
+            f"({config.train.epochs:.3g} epochs)"
         ),
         purpose=purpose,
         patience=config.train.patience,
