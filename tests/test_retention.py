@@ -103,6 +103,8 @@ class Retention(RuleBasedStateMachine):
     @rule(at=st.integers(1, 45))
     def crash_in_a_save(self, at: int) -> None:
         self._advance()
+        target = checkpoint.step_directory(self.run, self.state.step)
+        before = target.stat().st_ino if target.is_dir() else None  # a damaged one that this save would replace
         operations.perform = Crasher(at)
         try:
             self._save()
@@ -110,7 +112,7 @@ class Retention(RuleBasedStateMachine):
             pass
         finally:
             operations.perform = operations._directly
-        if checkpoint.step_directory(self.run, self.state.step).is_dir():
+        if target.is_dir() and target.stat().st_ino != before:
             self.good.add(self.state.step)
         self._forget_deleted()
         self.resume()
