@@ -9,7 +9,12 @@ Trainings run two at a time with one thread each.
 
 Run:
     python tests/bench/ablation.py TEXT [--steps 200] [--seeds 3] [--json]
-    python tests/bench/ablation.py TEXT --variants "batch 32,classic" -s model.hidden_size=192   # of another recipe
+    python tests/bench/ablation.py TEXT --variants "classic" -s model.hidden_size=192   # of another recipe
+
+Learnt, and not kept (Shakespeare, 3 seeds):
+  - nanochat's scalars of a layer, on the residual stream and on the embedding that is added to it: 2.513 bits per byte
+    after 150 steps, 2.516 without, each within 0.004.
+  - value residual (Zhou et al. 2024): 2.595 and 2.600 after 100 steps, each within 0.03.
 """
 
 from __future__ import annotations
