@@ -96,5 +96,6 @@ def test_only_the_console_prints(path: Path) -> None:
 
 
 def test_the_command_line_is_there_without_torch() -> None:
-    code = "import sys, gptcli.cli; print('torch' in sys.modules, 'rich' in sys.modules)"
+    code = "import sys; from gptcli.cli import *; [cli.get_command(None, name) for name in COMMANDS]"
+    code += "; print('torch' in sys.modules, 'rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
