@@ -15,7 +15,7 @@ from faults import Fault, Home, Trial, leftovers, read_log
 from gptcli import checkpoint
 
 ERRORS = {"ENOSPC": "No space left", "EIO": "Input/output", "EROFS": "Read-only", "EDQUOT": "quota"}
-FAILING = ("create", "write", "sync", "rename", "mkdir", "open")
+FAILING = ("create", "write", "sync", "rename", "mkdir", "open", "link")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,15 @@ def test_some_operations_that_fail_end_the_run_with_one_line(home: Home) -> None
     draw = random.Random(2)
     for number, error in zip(draw.sample(failing(home), 2), ERRORS, strict=False):
         fail_at(home, number, error)
+
+
+def test_a_link_that_cannot_be_renamed_into_place_leaves_nothing(home: Home) -> None:
+    renames = [
+        number
+        for number, (name, arguments) in enumerate(read_log(home.path / "log"), 1)
+        if name == "rename" and "latest" in str(arguments)
+    ]
+    fail_at(home, renames[0], "ENOSPC")
 
 
 @pytest.mark.slow

@@ -127,7 +127,12 @@ def point(link: Path, target: str) -> None:
     temporary = link.parent / f".tmp-{link.name}-{os.getpid()}"
     operations.unlink(temporary)
     operations.link(target, temporary)
-    operations.rename(temporary, link)
+    try:
+        operations.rename(temporary, link)
+    except BaseException:
+        with suppress(OSError):
+            operations.unlink(temporary)
+        raise
     operations.sync_directory(link.parent)
 
 
