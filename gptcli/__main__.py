@@ -1,11 +1,14 @@
 """The command `gptcli`, and `python -m gptcli`."""
 
 import os
+import sys
 
 
 def main() -> None:
     """Run the command line. Ctrl-C while the modules are loaded is told as at any other time."""
     try:
+        if sys.getfilesystemencoding() == "ascii":  # LC_ALL=C and PYTHONUTF8=0: no name or text beyond it can be given
+            os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
         from gptcli.cli import main as run
     except KeyboardInterrupt:
         os.write(2, b"gptcli: interrupted\n")

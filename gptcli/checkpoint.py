@@ -198,9 +198,7 @@ def load(
     weights_path = directory / "model.safetensors"
     weights = read_tensors(weights_path, {name: weight.shape for name, weight in stored_weights(model).items()})
     check_finite(weights, shown(str(weights_path)))
-    model.load_state_dict(weights, assign=True, strict=False)
-    if config.tie_embeddings:
-        model.head.weight = model.embedding.weight
+    model.take(weights)
     return model.to(device=device, dtype=dtype).eval(), tokenizer
 
 
@@ -235,8 +233,6 @@ def read_config(directory: Path) -> ModelConfig:
     """The model config of a checkpoint directory."""
     document = _read_document(directory)
     try:
-        if lists := [name for name, value in document["model"].items() if isinstance(value, (list, dict))]:
-            raise TypeError(f"model.{lists[0]} must be a single value")
         config = ModelConfig(**document["model"])
         if type(config.vocab_size) is not int:
             raise TypeError("vocab_size is missing")

@@ -155,7 +155,7 @@ def _explain(name: str, error: BaseException, arguments: list[str]) -> int:
         case BrokenPipeError():
             return STDOUT_CLOSED
         case UnicodeEncodeError():
-            return _say(name, "the text holds lone surrogates, which are not text; mend the input", 3)
+            return _say(name, "the text is not UTF-8, or holds lone surrogates; mend the input", 3)
         case OSError():
             from gptcli.display import shown
 

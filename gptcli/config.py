@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import operator
+import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -59,10 +60,33 @@ def bounds_problem(declared: dataclasses.Field[Any], given: Any) -> str | None:
 
 
 @functools.cache
-def _words(section: type) -> dict[str, tuple[str, ...]]:
-    """The fields of a section that take one of a few words, and those."""
-    hints = typing.get_type_hints(section)
-    return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}
+def _hints(section: type) -> dict[str, Any]:
+    """The types of a section's fields, those of their unions listed."""
+    hints = {field.name: typing.get_type_hints(section)[field.name] for field in dataclasses.fields(section)}
+    unions = (types.UnionType, typing.Union)
+    return {name: typing.get_args(h) if typing.get_origin(h) in unions else (h,) for name, h in hints.items()}
+
+
+_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}
+
+
+def type_problem(hints: tuple[Any, ...], given: Any) -> str | None:
+    """Why a value has none of a field's types, or None."""
+    if any(_fits(given, hint) for hint in hints):
+        return None
+    if typing.get_origin(hints[0]) is Literal:
+        return f"must be one of {', '.join(typing.get_args(hints[0]))}, got {given!r}"
+    return f"must be {' or '.join(_KINDS.get(hint, str(hint)) for hint in hints)}, got {given!r}"
+
+
+def _fits(given: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is Literal:
+        return given in typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(given, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in given)
+    if hint in (int, float):
+        return isinstance(given, (int, hint)) and not isinstance(given, bool)
+    return isinstance(given, hint)
 
 
 class Section:
@@ -81,13 +105,12 @@ class Section:
 
     def __post_init__(self) -> None:
         found = []
-        for declared in dataclasses.fields(self):  # type: ignore[arg-type]
-            if problem := bounds_problem(declared, getattr(self, declared.name)):
-                found.append(f"{declared.name}: {problem}")
         section: type = type(self)
-        for name, words in _words(section).items():
-            if getattr(self, name) not in words:
-                found.append(f"{name}: must be one of {', '.join(words)}, got {getattr(self, name)!r}")
+        hints = _hints(section)
+        for declared in dataclasses.fields(self):  # type: ignore[arg-type]
+            given = getattr(self, declared.name)
+            if problem := type_problem(hints[declared.name], given) or bounds_problem(declared, given):
+                found.append(f"{declared.name}: {problem}")
         found = found or [f"{name}: {problem}" for name, problem in self.problems()]
         if found:
             raise ConfigError(*found)
@@ -125,6 +148,8 @@ def _gpt2(num_layers: int, num_heads: int, hidden_size: int, context_length: int
         "init_std": 0.02,
     }
 
+
+MAX_ROTARY = 1 << 27  # numbers in a rotary table: a million positions of heads 128 wide, half a GiB
 
 GPT3_SIZES: Mapping[str, tuple[int, int, int]] = {
     # Brown et al. 2020, table 2.1: layers, heads, width. Two rows of the table contradict themselves and are taken
@@ -214,6 +239,12 @@ class ModelConfig(Section):
             yield "num_heads", f"{self.num_heads} heads do not divide hidden_size {self.hidden_size}; set head_dim"
         elif self.position == "rope" and self.head_size % 2:
             yield "head_dim", f"rotary positions need an even head width, got {self.head_size}"
+        elif self.position == "rope" and self.context_length * self.head_size > MAX_ROTARY:
+            most = MAX_ROTARY // self.head_size
+            yield (
+                "context_length",
+                f"rotary positions of heads {self.head_size} wide reach to {most}; lower one of both",
+            )
         if self.num_heads % self.kv_heads:
             yield "num_kv_heads", f"{self.kv_heads} does not divide num_heads {self.num_heads}"
         if self.norm == "layernorm" and self.norm_weight:

@@ -10,10 +10,11 @@ from lm_eval.api.model import TemplateLM
 from gptcli.config import GenerateOptions
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.engine import Engine, Request
+from gptcli.errors import DataError
 from gptcli.metrics import score_documents
 from gptcli.model import GPT
 from gptcli.runtime import Runtime
-from gptcli.scoring import Sequence, begin, score_sequences
+from gptcli.scoring import Sequence, score_sequences
 
 MAX_TOKENS = 256  # of an answer, where a task does not say; the number of lm-eval's own models
 
@@ -25,13 +26,17 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def __init__(self, model: GPT, tokenizer: Tokenizer, runtime: Runtime) -> None:
         super().__init__()
         self.model, self.gpt_tokenizer, self.runtime = model, tokenizer, runtime
-        self.first = begin(tokenizer)
+        self.first = tokenizer.first
         self.room = model.config.context_length - len(self.first)
         self.truncated = 0
 
     @property
     def eot_token_id(self) -> int:
         """What every sequence begins with; lm-eval gives it as the context of a text without one."""
+        if not self.first:
+            raise DataError(
+                "the task scores texts without a context, and the tokenizer has no <|endoftext|>; take another"
+            )
         return self.first[0]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:  # noqa: ARG002

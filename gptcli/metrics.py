@@ -13,7 +13,7 @@ import torch
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.model import GPT
 from gptcli.runtime import Runtime
-from gptcli.scoring import Sequence, begin, score_sequences
+from gptcli.scoring import Sequence, score_sequences
 
 
 @dataclass(frozen=True)
@@ -75,25 +75,27 @@ def score_documents(
 ) -> Iterator[TextScore]:
     """The score of each document's ids, in order; specials among the ids are context and are not scored.
 
-    Every window begins with <|endoftext|>, so that a document's first token is scored as well. stride: new tokens
-    of a window, default half of the context. `progress` is called with the tokens scored so far. Memory is bounded
+    Every window begins with <|endoftext|>, so that a document's first token is scored as well; with a tokenizer that
+    has none, the first token of a document is given, and is not scored. stride: new tokens of a window, default half
+    of the context. `progress` is called with the tokens scored so far. Memory is bounded
     for a document of any length. NumericalError where the model's output is not finite.
     """
     window = model.config.context_length
     stride = min(stride or max(1, window // 2), window)
-    first = begin(tokenizer)
+    first = tokenizer.first
     lengths = torch.tensor([len(token) for token in tokenizer.token_bytes])
     for index in tokenizer.specials.values():
         lengths[index] = 0
     all_spans = (spans(number, ids, window=window, stride=stride) for number, ids in enumerate(documents))
     found, again = tee(chain.from_iterable(all_spans))  # they are never more than a batch apart
-    sequences = (Sequence(first + span.ids, len(first) + span.first) for span in found)
+    sequences = (Sequence(first + span.ids, max(1, len(first) + span.first)) for span in found)
     done = 0
     scored = zip(again, score_sequences(model, sequences, runtime), strict=True)
     for _, parts in groupby(scored, key=lambda pair: pair[0].document):
         nats, tokens, text_bytes = 0.0, 0, 0
         for span, part in parts:
-            byte_counts = lengths[torch.tensor(span.ids[span.first :], dtype=torch.long)]
+            given = max(span.first, 1 - len(first))
+            byte_counts = lengths[torch.tensor(span.ids[given:], dtype=torch.long)]
             ordinary = byte_counts > 0
             nats += float(part.nats.double()[ordinary].sum())
             tokens += int(ordinary.sum())

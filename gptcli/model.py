@@ -22,6 +22,8 @@ from gptcli.attention import causal_attention
 from gptcli.config import ModelConfig
 from gptcli.functional import relu_squared, rms_normalize, rotate
 
+ROTARY_BLOCK = 1 << 14  # positions whose angles are computed at once
+
 
 class Linear(nn.Linear):
     """y = x W^T + b in the dtype of x."""
@@ -185,9 +187,20 @@ class GPT(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.label_head = Linear(config.hidden_size, labels, bias=False) if labels else None
-        cos, sin = rotary_tables(self.config) if self.config.position == "rope" else (torch.empty(0, device="cpu"),) * 2
+        self._make_rotary_tables()
+
+    def _make_rotary_tables(self) -> None:
+        empty = (torch.empty(0), torch.empty(0))
+        cos, sin = rotary_tables(self.config) if self.config.position == "rope" else empty
         self.register_buffer("rotary_cos", cos, persistent=False)
         self.register_buffer("rotary_sin", sin, persistent=False)
+
+    def take(self, weights: dict[str, Tensor]) -> None:
+        """Make the tensors the weights of a model that was built on the meta device, where it costs no memory."""
+        self.load_state_dict(weights, assign=True, strict=False)
+        if self.config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self._make_rotary_tables()
 
     def hidden(self, ids: Tensor, *, dtype: torch.dtype | None = None, layout: Layout | None = None) -> Tensor:
         """Ids (B, T) -> the head's input (B, T, C) in `dtype` (default: the embedding's)."""
@@ -301,9 +314,12 @@ def softcap(logits: Tensor, cap: float) -> Tensor:
 
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and signed sin (T, D) of every position, in the half-split layout of Llama (Su et al. 2021)."""
-    D = config.head_size
-    with torch.device("cpu"):  # also where a model is built on the meta device
-        frequencies = config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
-        angles = torch.outer(torch.arange(config.context_length, dtype=torch.float64), frequencies)  # (T, D/2)
-    cos, sin = angles.cos().float(), angles.sin().float()
-    return torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)
+    T, D = config.context_length, config.head_size
+    cos, sin = torch.empty(T, D), torch.empty(T, D)
+    frequencies = config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
+    for start in range(0, T, ROTARY_BLOCK):  # so that only the tables themselves need memory
+        block = slice(start, min(start + ROTARY_BLOCK, T))
+        angles = torch.outer(torch.arange(block.start, block.stop, dtype=torch.float64), frequencies)  # (block, D/2)
+        cos[block] = angles.cos().repeat(1, 2)
+        sin[block] = torch.cat((-angles.sin(), angles.sin()), 1)
+    return cos, sin

@@ -35,12 +35,6 @@ class Scored(NamedTuple):
     greedy: bool | None  # whether every one was the likeliest, where that was asked for
 
 
-def begin(tokenizer: Tokenizer) -> list[int]:
-    """What a sequence begins with, so that the first token of its text is given something: <|endoftext|>, where the
-    tokenizer has it."""
-    return tokenizer.first or [0]
-
-
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
     """Ids of a context and of what follows it, cut where the tokens of the whole text cut it.
 

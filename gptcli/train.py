@@ -54,7 +54,6 @@ def train(
     hooks: Hooks,
     *,
     seed: int,
-    flops_per_token: float,
     peak_flops: float | None,
     objective: Objective,
 ) -> bool:
@@ -66,7 +65,7 @@ def train(
     """
     state.model.train()
     saved_step = state.step
-    clock = _Clock()
+    clock, flops = _Clock(), batch_flops(state.model)
     while (state.pending or state.step < state.last_step(config.steps)) and not hooks.stop():
         try:
             if not state.pending:
@@ -86,9 +85,9 @@ def train(
                 state.step += 1
                 state.tokens += tokens
                 state.pending = True
-                clock.count(tokens)
+                clock.count(tokens, sum(map(flops, micro_batches)))
                 if due(state.step, config.log_every_steps, state.last_step(config.steps)):
-                    speed = clock.lap(flops_per_token, peak_flops)
+                    speed = clock.lap(peak_flops)
                     hooks.report(
                         {
                             "kind": "train",
@@ -126,10 +125,13 @@ class _Clock:
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.steps = self.tokens = 0
+        self.flops = 0.0
 
-    def count(self, tokens: int) -> None:
+    def count(self, tokens: int, flops: float) -> None:
+        """A step is done."""
         self.steps += 1
         self.tokens += tokens
+        self.flops += flops
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -138,17 +140,28 @@ class _Clock:
         yield
         self.started += time.perf_counter() - began
 
-    def lap(self, flops_per_token: float, peak_flops: float | None) -> Record:
+    def lap(self, peak_flops: float | None) -> Record:
         """The speed since the last lap, and begin anew."""
         seconds = time.perf_counter() - self.started
-        tokens_per_second = self.tokens / seconds
         speed = {
             "step_seconds": seconds / self.steps,
-            "tokens_per_second": tokens_per_second,
-            "mfu": tokens_per_second * flops_per_token / peak_flops if peak_flops else None,
+            "tokens_per_second": self.tokens / seconds,
+            "mfu": self.flops / seconds / peak_flops if peak_flops else None,
         }
-        self.started, self.steps, self.tokens = time.perf_counter(), 0, 0
+        self.started, self.steps, self.tokens, self.flops = time.perf_counter(), 0, 0, 0.0
         return speed
+
+
+def batch_flops(model: GPT) -> Callable[[Batch], float]:
+    """What counts the FLOPs of a batch, forward and backward, with attention over the length of each sequence."""
+    weights = model.train_flops_per_token(0)
+    attention = model.train_flops_per_token(1) - weights
+
+    def flops(batch: Batch) -> float:
+        rows, width = batch.inputs.shape
+        return sum(length * (weights + length * attention) for length in batch.lengths or (width,) * rows)
+
+    return flops
 
 
 def next_token_nats(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:

@@ -157,6 +157,14 @@ def test_case_15_an_ascii_locale(home: Home) -> None:
         [*command, "decode", "tok.json"], cwd=home.path, env=environment, capture_output=True, input=ids.stdout
     )
     assert again.stdout == "naïve 日本\n".encode()
+    for more in (["--stop", "é"], ["--choices", "é,ü"], ["--regex", "é+ü"]):  # text, as in any other locale
+        arguments = ["generate", "run", "naïve 日本", "--max-tokens", "4", *more]
+        found = [
+            subprocess.run([*command, *arguments], cwd=home.path, env=env, capture_output=True)
+            for env in (environment, {**environment, "LC_ALL": "C.UTF-8"})
+        ]
+        assert found[0].stdout == found[1].stdout
+        assert (found[0].returncode, found[0].stderr) == (found[1].returncode, found[1].stderr)
 
 
 def test_case_16_links_loops_fifos_and_devices(home: Home) -> None:

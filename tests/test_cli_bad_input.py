@@ -170,7 +170,7 @@ def lists_for_numbers(path: Path) -> None:
         ("model.safetensors", Path.unlink, "missing; the checkpoint is damaged"),
         ("model.safetensors", cut_in_half, "cut or damaged"),
         ("config.json", cut_in_half, "not JSON"),
-        ("config.json", lists_for_numbers, "num_layers must be a single value"),
+        ("config.json", lists_for_numbers, "num_layers: must be an integer"),
         ("tokenizer.json", cut_in_half, "not a tokenizer.json"),
     ],
     ids=lambda part: part if isinstance(part, str) else part.__name__,
@@ -459,7 +459,7 @@ def test_what_json_and_text_cannot_hold_in_a_passed_on_field_stops_no_record(tin
         "{}",
     ]
     result = run_cli("generate", tiny.run, "--jsonl", input="\n".join(lines))
-    result.error(3, "generate", "1 records")
+    result.error(3, "generate", "1 record could not be written")
     first, second, third = (json.loads(line) for line in result.text.splitlines())
     assert (first["id"], second["far"]) == ("\ud800", None)
     assert third["error"] == "stdin:3: no field 'prompt'; it has no fields"

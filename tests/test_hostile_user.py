@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import shutil
+import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import RunCli, Tiny
+
+from gptcli import checkpoint, lora
+from gptcli.config import ModelConfig
+from gptcli.errors import DataError
 
 MARK = "\ufeff".encode()  # what some programs put before UTF-8
 
@@ -96,3 +106,98 @@ def test_one_thing_is_not_told_as_many(tiny: Tiny, tmp_path: Path, run_cli: RunC
     said += run_cli("pretrain", tiny.run_file, "-s", f"run_dir={tmp_path / 'run'}", "-s", "train.steps=1").err
     assert not re.search(r"\b1 \w+s\b", said), said
     assert "1 thread\n" in said
+
+
+def test_an_argument_that_is_no_text_is_told(tiny: Tiny, run_cli: RunCli) -> None:
+    run_cli("generate", tiny.run, b"\xff".decode(errors="surrogateescape")).error(3, "generate", "is not UTF-8")
+
+
+# --------------------------------------------------------------------------------------- checkpoints from somebody else
+
+
+def changed_copy(tiny: Tiny, to: Path, **model: Any) -> Path:
+    """The checkpoint with other values in the model of its config.json."""
+    shutil.copytree(tiny.checkpoint, to)
+    document = json.loads((to / "config.json").read_text())
+    document["model"] |= model
+    (to / "config.json").write_text(json.dumps(document))
+    return to
+
+
+WRONG = ["2", None, 2.5, True, [2], {"a": 2}, -1, 1e300, "", "\x1b[31m"]
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ModelConfig)])
+def test_a_config_with_a_value_of_the_wrong_kind_is_refused_or_read(name: str, tiny: Tiny, tmp_path: Path) -> None:
+    for number, wrong in enumerate(WRONG):
+        with suppress(DataError):
+            checkpoint.load(changed_copy(tiny, tmp_path / str(number), **{name: wrong}))
+
+
+def test_positions_without_end_cost_no_memory(tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
+    far = changed_copy(tiny, tmp_path / "far", context_length=10**9)
+    run_cli("generate", far, "a").error(3, "generate", "context_length: must be <= 1048576")
+    wide = changed_copy(tiny, tmp_path / "wide", context_length=1 << 20, head_dim=1024)
+    run_cli("generate", wide, "a").error(3, "generate", "rotary positions of heads 1024 wide reach to 131072")
+    other = changed_copy(tiny, tmp_path / "other", context_length=1 << 20, head_dim=128)  # refused before its tables
+    limited = "import resource as r, sys; r.setrlimit(r.RLIMIT_AS, (4 << 30,) * 2); from gptcli import cli; "
+    result = run_cli("generate", other, "a", python=[sys.executable, "-c", limited + "sys.exit(cli.run(sys.argv[1:]))"])
+    result.error(3, "generate", "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"r": "2"}, {"r": 2.5}, {"r": True}, {"r": None}, {"r": []}, {"r": -1}, {"r": 1 << 40}, {"lora_alpha": None},
+        {"lora_alpha": "much"}, {"lora_alpha": []}, {"lora_alpha": "NaN"}, {"target_modules": None},
+        {"target_modules": "q"}, {"target_modules": [["q"]]}, {"target_modules": [1]}, {"target_modules": {}},
+        {"target_modules": []},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_adapter_with_a_value_of_the_wrong_kind_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    names = lora.names_of(ModelConfig())
+    good = {"r": 2, "lora_alpha": 4.0, "target_modules": lora._their_names("attention", names)}
+    (tmp_path / lora.CONFIG).write_text(json.dumps(good))
+    assert lora.read_lora_config(tmp_path, names).rank == 2
+    (tmp_path / lora.CONFIG).write_text(json.dumps(good | changes))
+    with pytest.raises(DataError, match="not an adapter of gptcli"):
+        lora.read_lora_config(tmp_path, names)
+
+
+def without_end_of_text(tiny: Tiny, to: Path) -> Path:
+    """The checkpoint with a tokenizer that has no control token."""
+    shutil.copytree(tiny.checkpoint, to)
+    document = json.loads((to / "tokenizer.json").read_text())
+    document["added_tokens"] = []
+    (to / "tokenizer.json").write_text(json.dumps(document))
+    return to
+
+
+def test_without_end_of_text_the_first_token_of_a_text_is_given_and_not_scored(
+    tiny: Tiny, tmp_path: Path, run_cli: RunCli
+) -> None:
+    there = without_end_of_text(tiny, tmp_path / "bare")
+    model, tokenizer = checkpoint.load(there)
+    text = "The old sailor found a lantern"
+    ids = torch.tensor([tokenizer.encode(text)])
+    with torch.no_grad():
+        logprobs = model(ids[:, :-1]).double().log_softmax(-1).gather(2, ids[:, 1:, None])
+    record = json.loads(run_cli("score", there, input=text + "\n").text)
+    assert record["logprob"] == pytest.approx(float(logprobs.sum()), rel=1e-5)
+    assert record["tokens"] == ids.shape[1] - 1
+    assert record["bytes"] == len(text) - len(tokenizer.token_bytes[ids[0, 0]])
+    document = tmp_path / "text.txt"
+    document.write_text(text)
+    found = json.loads(run_cli("evaluate", there, document, "--json").text)
+    assert found["tokens"] == record["tokens"]
+    assert found["bits_per_byte"] == pytest.approx(record["bits_per_byte"])
+
+
+def test_without_end_of_text_choices_need_a_text_before_them(tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
+    there, rows = without_end_of_text(tiny, tmp_path / "bare"), tmp_path / "rows.jsonl"
+    row = {"question": "Who?", "before": "", "choices": ["a cat", "a dog"], "answer": 0}
+    rows.write_text(json.dumps(row) + "\n")
+    assert run_cli("evaluate", there, rows, "--task", "choice").code == 0
+    result = run_cli("evaluate", there, rows, "--task", "choice", "--template", "{before}")
+    result.error(3, "evaluate", "rows.jsonl:1: no text before the choices, and the tokenizer has no <|endoftext|>")

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from gptcli.attention import QUERY_BLOCK, Packed, causal_attention
 from gptcli.config import ModelConfig
+from gptcli.data.batches import Batch
 from gptcli.functional import relu_squared, rotate
 from gptcli.model import GPT, Norm, rotary_tables, softcap
+from gptcli.train import batch_flops
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other
 
@@ -240,6 +242,17 @@ def test_flops_of_a_token_are_six_a_weight_and_twelve_a_score() -> None:
     model = make_model("gpt2")
     block = 64 * 3 * 64 + 64 * 64 + 2 * 64 * 256
     assert model.train_flops_per_token(32) == 6 * (2 * block + 512 * 64) + 12 * 2 * 64 * 32
+
+
+def test_flops_of_a_batch_are_those_of_its_sequences() -> None:
+    model = make_model("gpt2")
+    flops, per_token = batch_flops(model), model.train_flops_per_token
+    ids = torch.zeros(2, 8, dtype=torch.long)
+    assert flops(Batch(ids, ids, "windows")) == pytest.approx(16 * per_token(8))
+    row = torch.zeros(1, 9, dtype=torch.long)
+    assert flops(Batch(row, row, "packed", (2, 3, 4))) == pytest.approx(
+        2 * per_token(2) + 3 * per_token(3) + 4 * per_token(4)
+    )
 
 
 def test_row_blocks_cover_each_qkv_weight() -> None:

@@ -114,7 +114,7 @@ def stops_before_the_update(where: str, bad_steps: Iterable[int]) -> None:
         with pytest.raises(NumericalError) as caught:
             train(
                 state, batches, config, OptimConfig(), RUNTIME, hooks,
-                seed=1, flops_per_token=1.0, peak_flops=None, objective=at_step(bad_step, value, where),
+                seed=1, peak_flops=None, objective=at_step(bad_step, value, where),
             )  # fmt: skip
         said = str(caught.value)
         assert said.startswith(f"step {bad_step}: the {where} is not finite"), said

@@ -15,7 +15,7 @@ from gptcli.evaluation.outcome import Cuts, Loaded, Outcome, classified, means
 from gptcli.evaluation.shots import Shots, join
 from gptcli.report import Report
 from gptcli.scoring import Sequence as Scorable
-from gptcli.scoring import begin, encode_pair, score_sequences
+from gptcli.scoring import encode_pair, score_sequences
 
 
 def classify_by_words(
@@ -77,7 +77,7 @@ def _sequences(
     loaded: Loaded, item: Item, texts: Sequence[str], options: RowOptions, before: list[str], cuts: Cuts
 ) -> list[Scorable]:
     """A row's choices behind its context. The last token of a choice is not fed, so it takes no room."""
-    encode, first = loaded.tokenizer.encode, begin(loaded.tokenizer)
+    encode, first = loaded.tokenizer.encode, loaded.tokenizer.first
     ends = [continuation(item.prompt, text) for text in texts]
     longest = max(len(encode(end)) for end in ends) - 1
     context = join(before, item.prompt, lambda text: len(encode(text)) + longest <= loaded.room)
@@ -91,4 +91,6 @@ def _sequences(
             raise DataError(f"{item.place}: takes {tokens} tokens and the context holds {loaded.room}; {way}")
         cuts.rows_truncated += 1
     kept = [(ids[max(0, excess) :], after) for ids, after in pairs]
+    if not first and not all(ids for ids, _ in kept):
+        raise DataError(f"{item.place}: no text before the choices, and the tokenizer has no <|endoftext|>; write one")
     return [Scorable(first + ids + after, len(first) + len(ids)) for ids, after in kept]

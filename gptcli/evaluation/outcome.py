@@ -13,7 +13,6 @@ from gptcli.evaluation.items import Item
 from gptcli.evaluation.shots import Context
 from gptcli.model import GPT
 from gptcli.runtime import Runtime
-from gptcli.scoring import begin
 from gptcli.tasks.conversation import Conversation
 
 
@@ -31,7 +30,7 @@ class Loaded:
     @property
     def room(self) -> int:
         """Tokens of text that can be fed beside what every window begins with."""
-        return self.model.config.context_length - len(begin(self.tokenizer))
+        return self.model.config.context_length - len(self.tokenizer.first)
 
 
 @dataclass(frozen=True)

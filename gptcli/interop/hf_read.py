@@ -70,9 +70,7 @@ def read_model(directory: Path, document: Mapping[str, Any]) -> GPT:
         model = GPT(config)
     with _open_weights(directory) as files:
         weights = _read_weights(directory, files, model, family, document)
-    model.load_state_dict(weights, assign=True, strict=False)
-    if config.tie_embeddings:
-        model.head.weight = model.embedding.weight
+    model.take(weights)
     return model.eval()
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from gptcli import checkpoint
 from gptcli.config import RuntimeConfig
 from gptcli.data.text import Piece, TextOptions, decompressed_bytes, find_sources, read_pieces
+from gptcli.display import shown
 from gptcli.errors import DataError
 from gptcli.metrics import TextScore, score_documents
 from gptcli.report import Report
@@ -100,7 +101,7 @@ def evaluate(
         count += 1
     report.progress("evaluate", done_bytes, done_bytes, unit="B")
     if not tokens:
-        raise DataError(f"{', '.join(inputs)}: no text to evaluate")
+        raise DataError(f"{shown(', '.join(inputs))}: no text to evaluate")
     return Evaluation(str(directory), TextScore(nats, tokens, text_bytes), count, context_length, stride)
 
 

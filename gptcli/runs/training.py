@@ -149,7 +149,6 @@ class Training:
                 self.runtime,
                 hooks,
                 seed=job.seed,
-                flops_per_token=state.model.train_flops_per_token(state.model.config.context_length),
                 peak_flops=matmul_flops_per_second(self.runtime),
                 objective=job.objective,
             )
