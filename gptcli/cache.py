@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.config import ModelConfig
@@ -152,16 +153,30 @@ class Decode:
         else:
             keys[self.row_index, :, self.positions] = k.transpose(1, 2)
             values[self.row_index, :, self.positions] = v.transpose(1, 2)
-        keys, values = keys[:, :, : self.end].transpose(2, 3), values[:, :, : self.end]  # (B, K, D, N), (B, K, N, D)
+        keys, values = keys[:, :, : self.end], values[:, :, : self.end]  # (B, K, N, D)
         K = keys.shape[1]
-        grouped = (q * D**-0.5).view(B, K, H // K, T, D)
+        if H == K and T == 1:
+            return attend_one(q, keys, values, self.hidden[:, 0])
+        grouped = q.view(B, K, H // K, T, D)
         y = torch.empty(B, K, H // K, T, D, dtype=q.dtype, device=q.device)
         for t in range(T):
             for g in range(H // K):
-                scores = torch.matmul(grouped[:, :, g, t : t + 1], keys).add_(self.hidden[:, t])  # (B, K, 1, N)
-                y[:, :, g, t : t + 1] = torch.matmul(scores.softmax(-1), values)
+                y[:, :, g, t : t + 1] = attend_one(grouped[:, :, g, t : t + 1], keys, values, self.hidden[:, t])
         return y.view(B, H, T, D)
 
     def commit(self) -> None:
         for row in range(self.batch):
             self.cache.lengths[row] += self.tokens
+
+
+def attend_one(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+    """One query a head, (B, K, 1, D), against keys and values (B, K, N, D), with `hidden` (B, 1, 1, N) added to the
+    scores -> (B, K, 1, D).
+
+    The fused float32 kernel takes two thirds of the time of two products for 128 keys, no more for 512, and is one
+    operation instead of ten. In bfloat16 it is the slower one on a CPU.
+    """
+    if q.dtype == torch.float32 or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=hidden)
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, keys.transpose(2, 3)).add_(hidden)
+    return torch.matmul(scores.softmax(-1), values)

@@ -49,12 +49,13 @@ def _weights(logits: Tensor, temperature: float) -> Tensor:
 
 def _top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest logits of each row and their ids, likeliest first, of equal ones the lower id."""
-    ids = logits.topk(count).indices.sort(-1).values
+    largest, ids = logits.topk(min(count + 1, logits.shape[1]))
+    # Of several that equal the last, topk takes any; those that cannot be drawn do not matter.
+    tied = (largest[:, count:] == largest[:, count - 1 : count]) & (largest[:, count:] > -math.inf)  # (R, 0 or 1)
+    ids = ids[:, :count].sort(-1).values
     ranked, order = logits.gather(1, ids).sort(dim=-1, descending=True, stable=True)
     ids = ids.gather(1, order)
-    # Of several that equal the last, topk takes any; those that cannot be drawn do not matter.
-    tied = ((logits >= ranked[:, -1:]).sum(-1) > count) & (ranked[:, -1] > -math.inf)
-    for row in tied.nonzero().flatten().tolist():
+    for row in tied.any(-1).nonzero().flatten().tolist():
         order = logits[row].argsort(descending=True, stable=True)[:count]
         ranked[row], ids[row] = logits[row, order], order
     return ranked, ids

@@ -200,7 +200,7 @@ def test_truncate_left_keeps_the_end_of_the_prompt(model: GPT, tokenizer: Tokeni
 
 def test_logprobs_are_those_of_the_model_whatever_the_temperature(model: GPT, tokenizer: Tokenizer) -> None:
     prompt = tokenizer.encode("the dog")
-    options = GenerateOptions(max_tokens=6, temperature=2.0, logprobs=True)
+    options = GenerateOptions(max_tokens=6, temperature=2.0, logprobs=1)
     (completion,) = make_engine(model, tokenizer).run([Request(prompt, options)])
     logits = model(torch.tensor([[tokenizer.end_of_text, *prompt, *completion.ids]]))[0, :, : tokenizer.vocab_size]
     wanted = logits.log_softmax(-1)[len(prompt) :].gather(1, torch.tensor(completion.ids)[:, None])[:, 0]

@@ -111,7 +111,7 @@ def test_log_probabilities_have_the_same_bits_alone_and_in_any_batch(
     pack(model, CPU, quantize=quantize)
     ids = tokenizer.encode(WORDS * 4)
     prompts = [ids[: 5 + 17 * number % 90] for number in range(4)] + [[*ids[:50], number] for number in range(3)]
-    options = GenerateOptions(max_tokens=40, temperature=1.0, logprobs=True)
+    options = GenerateOptions(max_tokens=40, temperature=1.0, logprobs=1)
     asked = [Request(prompt, options, sample) for sample, prompt in enumerate(prompts)]
     alone = [(c.ids, c.logprobs) for r in asked for c in Engine(model, tokenizer, CPU, slots=1).run([r])]
     for slots in (3, 7):
@@ -123,7 +123,7 @@ def test_log_probabilities_have_the_same_bits_alone_and_in_any_batch(
 def test_bfloat16_is_near_float32_in_every_batch(tokenizer: Tokenizer, preset: str) -> None:
     """No bits are promised below float32: rows of a batch may round otherwise than a row alone."""
     prompt = tokenizer.encode(WORDS)
-    options = GenerateOptions(max_tokens=1, temperature=0.0, logprobs=True)
+    options = GenerateOptions(max_tokens=1, temperature=0.0, logprobs=1)
     half = Runtime(device=CPU.device, dtype=torch.bfloat16, threads=1)
     exact, rounded = make_model(tokenizer, preset), make_model(tokenizer, preset).bfloat16()
     pack(rounded, half)
