@@ -14,7 +14,7 @@ from gptcli.engine import Engine, Request
 from gptcli.errors import ConfigError
 from gptcli.model import GPT
 from gptcli.runtime import Runtime
-from gptcli.weights import Int8Linear, Int8WeightLinear, PackedLinear, pack
+from gptcli.weights import HalfLinear, Int8Linear, Int8WeightLinear, PackedLinear, pack
 
 torch.set_num_threads(1)
 
@@ -45,6 +45,7 @@ def linear(bias: bool, outputs: int = 96, inputs: int = 64) -> tuple[nn.Linear, 
         (lambda layer: PackedLinear(layer, torch.float32), 1e-6),
         pytest.param(Int8Linear, 0.03, marks=FBGEMM),
         (Int8WeightLinear, 0.02),
+        pytest.param(HalfLinear, 5e-4, marks=FBGEMM),
     ],
 )
 @torch.inference_mode()
@@ -126,11 +127,11 @@ def test_bfloat16_is_near_float32_in_every_batch(tokenizer: Tokenizer, preset: s
     options = GenerateOptions(max_tokens=1, temperature=0.0, logprobs=1)
     half = Runtime(device=CPU.device, dtype=torch.bfloat16, threads=1)
     exact, rounded = make_model(tokenizer, preset), make_model(tokenizer, preset).bfloat16()
-    pack(rounded, half)
+    used = pack(rounded, half)
     asked = [Request(prompt[:length], options) for length in range(1, 9)]
     wanted = [c.logprobs[0] for c in Engine(exact, tokenizer, CPU, slots=1).run(asked)]
     for slots in (1, 8):
-        found = [c.logprobs[0] for c in Engine(rounded, tokenizer, half, slots=slots).run(asked)]
+        found = [c.logprobs[0] for c in Engine(rounded, tokenizer, used, slots=slots).run(asked)]
         assert found == pytest.approx(wanted, abs=0.3)
 
 

@@ -109,9 +109,10 @@ def writing_speed(
     report: Report,
 ) -> GenerationSpeed:
     """Prompts of made-up tokens, each text of one length, after the model was packed as for writing."""
+    dtype = str(runtime.dtype).removeprefix("torch.")
     size = 1 if quantize else runtime.dtype.itemsize
     weight_bytes = size * sum(m.weight.numel() for m in model.modules() if isinstance(m, Linear))
-    pack(model, runtime, quantize=quantize)
+    runtime = pack(model, runtime, quantize=quantize)
     bandwidth = read_bytes_per_second(runtime.device)
     prompt, new = lengths(model)
     speeds = []
@@ -135,7 +136,7 @@ def writing_speed(
         )
     return GenerationSpeed(
         checkpoint=name,
-        dtype=str(runtime.dtype).removeprefix("torch."),
+        dtype=dtype,
         quantize=quantize,
         threads=runtime.threads,
         prompt_tokens=prompt,

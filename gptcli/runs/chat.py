@@ -64,7 +64,7 @@ class Speaker:
                 "the checkpoint is damaged"
             )
         self.directory, self.conversation, self.num_parameters = directory, conversation, model.num_parameters()
-        pack(model, runtime, quantize=quantize)
+        runtime = pack(model, runtime, quantize=quantize)
         self.engine = Engine(model, self.tokenizer, runtime, slots=batch_size)
         self.stop_ids = frozenset(self.tokenizer.specials[name] for name in conversation.specials)
 

@@ -74,7 +74,7 @@ def evaluate(
     runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
     model, tokenizer = checkpoint.load(directory, device=runtime.device, dtype=runtime.dtype)
     if quantize:
-        pack(model, runtime, quantize=quantize)
+        runtime = pack(model, runtime, quantize=quantize)
     context_length = model.config.context_length
     stride = min(stride or max(1, context_length // 2), context_length)
     options = TextOptions(field=field, encoding=encoding, errors=errors)

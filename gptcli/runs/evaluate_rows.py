@@ -158,7 +158,7 @@ def _read(inputs: Sequence[str], options: RowOptions, text: TextOptions | None) 
 def _load(directory: Path, runtime: Runtime, quantize: Quantize | None) -> Loaded:
     model, tokenizer = checkpoint.load(directory, device=runtime.device, dtype=runtime.dtype)
     if quantize:
-        pack(model, runtime, quantize=quantize)
+        runtime = pack(model, runtime, quantize=quantize)
     purpose = checkpoint.read_purpose(directory)
     return Loaded(str(directory), model, tokenizer, runtime, purpose.labels, purpose.conversation)
 

@@ -54,7 +54,7 @@ class Writer:
     ) -> None:
         runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
         model, self.tokenizer = checkpoint.load(run, device=runtime.device, dtype=runtime.dtype)
-        pack(model, runtime, quantize=quantize)
+        runtime = pack(model, runtime, quantize=quantize)
         self.engine = Engine(model, self.tokenizer, runtime, slots=batch_size)
 
     def stream(self, prompt: str, options: GenerateOptions) -> Iterator[str]:
