@@ -125,6 +125,11 @@ class Section:
         return cls(preset=preset, **{**cls.presets[preset], **changes})
 
 
+def is_name(path: str | None) -> bool:
+    """Whether a file or directory may have this name."""
+    return path is None or ("\0" not in path and bool(path.strip()))
+
+
 # ------------------------------------------------------------------------------------------------------ the model
 
 
@@ -274,6 +279,8 @@ class DataConfig(Section):
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.train:
             yield "train", "no input; name a file"
+        if not is_name(self.cache_dir):
+            yield "cache_dir", "must name a directory"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -404,6 +411,8 @@ class PretrainConfig(Section):
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        if not is_name(self.run_dir):
+            yield "run_dir", "must name a directory"
         if self.optim.warmup_steps >= self.train.steps:
             yield "optim", f"warmup_steps {self.optim.warmup_steps} must be below train.steps {self.train.steps}"
 
@@ -488,6 +497,9 @@ class FinetuneConfig(Section):
     optim: OptimConfig = field(default_factory=lambda: OptimConfig.from_preset("finetune"))
     train: TuneConfig = field(default_factory=TuneConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from ((name, "must name a directory") for name in ("run_dir", "base") if not is_name(getattr(self, name)))
 
 
 # ----------------------------------------------------------------------------------------------------- generation

@@ -63,12 +63,19 @@ class Loaded(Generic[T]):
 
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> Loaded[T]:
-    """The configuration that a UTF-8 file of at most 1 MiB holds, overrides on top. Raises ConfigError only."""
+    """The configuration that a file holds, overrides on top. Raises ConfigError only."""
+    return parse(cls, read(path), name=os.fspath(path), overrides=overrides)
+
+
+def read(path: str | Path) -> str:
+    """The text of a UTF-8 file of at most 1 MiB. Raises ConfigError only."""
     name = visible(os.fspath(path), 1000)
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
         text = data.decode("utf-8")
+    except IsADirectoryError:
+        raise ConfigError(f"{name}: is a directory; name a run file, such as the run.yaml in that of a run") from None
     except FileNotFoundError:
         raise ConfigError(f"{name}: no such file{_mend(_nearest_file(Path(path)))}") from None
     except UnicodeDecodeError as error:
@@ -79,7 +86,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> Loade
         raise ConfigError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{name}: larger than {MAX_BYTES} bytes; this is no run file")
-    return parse(cls, text, name=os.fspath(path), overrides=overrides)
+    return text
 
 
 def parse(cls: type[T], text: str, *, name: str, overrides: Sequence[str] = ()) -> Loaded[T]:

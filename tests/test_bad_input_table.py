@@ -130,7 +130,7 @@ def told(ended: Ended, code: int, command: str, *words: str) -> None:
 
 def test_case_02_a_directory_for_a_file_or_the_reverse(home: Home) -> None:
     (home.path / "empty").mkdir(exist_ok=True)
-    told(run(home, "config", "check", "empty"), 2, "config", "empty: cannot be read: Is a directory")
+    told(run(home, "config", "check", "empty"), 2, "config", "empty: is a directory; name a run file")
     told(run(home, "count", "empty", "corpus.txt"), 2, "count", "empty/tokenizer.json: no such file")
     told(run(home, "generate", "corpus.txt", "x"), 2, "generate", "corpus.txt: no such directory")
     told(run(home, "count", "tok.json", "empty"), 3, "count", "empty: no text files below")

@@ -429,7 +429,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "nothing/like/it": "nothing/like/it: no such file",
         "latin.yaml": "latin.yaml:2: byte 0xe9 is not UTF-8; save the file as UTF-8",
         "large.yaml": "large.yaml: larger than 1048576 bytes; this is no run file",
-        "sub": "sub: cannot be read: Is a directory",
+        "sub": "sub: is a directory; name a run file, such as the run.yaml in that of a run",
         "a\0b": r"a\x00b: cannot be read: embedded null byte",
     }
     for path, message in wanted.items():

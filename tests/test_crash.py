@@ -13,7 +13,7 @@ import sys
 from gptcli import cli, configfile
 def broken(*arguments, **named):
     raise ZeroDivisionError("a bug\x1b[31m\nof two lines")
-configfile.load = broken
+configfile.read = broken
 sys.argv[1:] = ["config", "check", "run.yaml"]
 cli.main()
 """

@@ -25,7 +25,7 @@ GPT3_TABLE = {
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_loads_and_its_effective_file_loads_again(path: Path) -> None:
-    kind = kind_of_run_file(path)
+    kind = kind_of_run_file(path.read_text())
     loaded = configfile.load(kind, path)
     assert configfile.parse(kind, configfile.dump(loaded.value), name="dump").value == loaded.value
     assert configfile.parse(kind, configfile.show(loaded), name="show").value == loaded.value

@@ -201,3 +201,34 @@ def test_without_end_of_text_choices_need_a_text_before_them(tiny: Tiny, tmp_pat
     assert run_cli("evaluate", there, rows, "--task", "choice").code == 0
     result = run_cli("evaluate", there, rows, "--task", "choice", "--template", "{before}")
     result.error(3, "evaluate", "rows.jsonl:1: no text before the choices, and the tokenizer has no <|endoftext|>")
+
+
+# ------------------------------------------------------------------------------------------------- names and run files
+
+
+@pytest.mark.parametrize("name", ["run_dir", "data.cache_dir", "base"])
+@pytest.mark.parametrize("value", ['""', '" "', '"a\\0b"'])
+def test_a_name_that_no_directory_can_have_is_refused(name: str, value: str, tiny: Tiny, run_cli: RunCli) -> None:
+    run_file = tiny.root / "classify.yaml"
+    run_file.write_text(f"task: classify\nbase: {tiny.run}\nrun_dir: x\ndata: {{train: [x.jsonl]}}\n")
+    chosen = run_file if name == "base" else tiny.run_file
+    run_cli("config", "check", chosen, "-s", f"{name}={value}").error(2, "config", name, "must name a directory")
+
+
+def test_an_empty_name_is_no_output(tmp_path: Path, run_cli: RunCli) -> None:
+    run_cli("merge", "x", "-o", "", cwd=tmp_path).error(2, "merge", "the name is empty")
+
+
+def test_a_run_file_may_come_through_a_pipe(tiny: Tiny, run_bash: RunCli) -> None:
+    result = run_bash(f"gptcli config check <(cat {tiny.run_file}); gptcli config show <(cat {tiny.run_file}) | wc -l")
+    assert (result.code, result.err) == (0, "")
+    assert int(result.text) > 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["pretrain", "/dev/zero"], 2), (["config", "show", "/dev/zero"], 2), (["encode", "/dev/zero"], 3)],
+    ids=lambda value: str(value),
+)
+def test_a_file_without_end_is_not_read_to_its_end(arguments: list[str], code: int, run_cli: RunCli) -> None:
+    run_cli(*arguments).error(code, arguments[0], "/dev/zero: larger than")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from gptcli.commands import options
-from gptcli.commands.run_file import kind_of_run_file
+from gptcli.commands.run_file import load_run_file
 
 
 @click.group()
@@ -25,7 +27,8 @@ def show(run_file: str, overrides: tuple[str, ...]) -> None:
     """
     from gptcli import configfile, console
 
-    console.write(configfile.show(configfile.load(kind_of_run_file(run_file), run_file, overrides)))
+    loaded: configfile.Loaded[Any] = load_run_file(None, run_file, overrides)
+    console.write(configfile.show(loaded))
 
 
 @config.command(no_args_is_help=True)
@@ -33,6 +36,4 @@ def show(run_file: str, overrides: tuple[str, ...]) -> None:
 @options.overrides
 def check(run_file: str, overrides: tuple[str, ...]) -> None:
     """Check a run file; says every problem at once, and nothing where there is none."""
-    from gptcli import configfile
-
-    configfile.load(kind_of_run_file(run_file), run_file, overrides)
+    load_run_file(None, run_file, overrides)

@@ -25,11 +25,13 @@ class FiniteRange(click.FloatRange):
 
 
 class Output(click.Path):
-    """A file or directory to make. `-`, which elsewhere is a stream, is no name for one."""
+    """A file or directory to make. `-`, which elsewhere is a stream, is no name for one, nor is an empty word."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "-":
             self.fail("this is not written to stdout; name a file or directory", param, ctx)
+        if not value:
+            self.fail("the name is empty; name a file or directory", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -20,6 +20,7 @@ from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
 from gptcli.interrupt import interruptible
 
+MAX_BYTES = 1 << 27  # of a tokenizer.json; those of a million tokens have some 50 MB
 END_OF_TEXT = "<|endoftext|>"
 DOCUMENT_MARKS = (END_OF_TEXT, "<|bos|>")  # ours and GPT-2's name of the token between documents, and nanochat's
 
@@ -71,7 +72,11 @@ class Tokenizer:
             path = next(filter(Path.is_file, places), places[0])
         if not path.exists():
             raise ConfigError(f"{shown(str(path))}: no such file; make one with gptcli train-tokenizer")
-        return cls(path.read_bytes(), name=str(path))
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise DataError(f"{shown(str(path))}: larger than {MAX_BYTES >> 20} MiB; this is no tokenizer.json")
+        return cls(content, name=str(path))
 
     def with_specials(self, names: Sequence[str]) -> Tokenizer:
         """The same tokenizer with more control tokens, their ids after all others; those it has already stay."""

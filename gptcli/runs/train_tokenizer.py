@@ -121,7 +121,7 @@ def learn_tokenizer(
                 sample.append(text)
             yield text
         if not any(text.strip() for text in sample):
-            raise DataError("the corpus has no text but white space; give text to learn from")
+            raise DataError("there is no text to learn from but white space; give more")
         if not held_out:
             held_out.extend(sample)  # too little text to hold any out: measured on what was trained on
 
