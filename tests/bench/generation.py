@@ -1,20 +1,31 @@
-"""How fast text is written beside transformers, CTranslate2 and llama.cpp: GPT-2 124M with random weights, one stream.
+"""How fast text is written beside transformers, CTranslate2 and llama.cpp: GPT-2 124M with random weights.
 
-Prompt of 64 tokens, 128 new, top-k 50. Every engine in a process of its own, in turn, `--rounds` times; medians.
-Peers that are not installed are left out: pip install transformers ctranslate2 llama-cpp-python.
+Three parts, each of which can be run alone; every engine in a process of its own, in turn, `--rounds` times; medians:
+    stream  one text: a prompt of 64 tokens, 128 new, top-k 50; tokens/s, and the share of the speed at which this
+            machine reads memory, measured in the same rounds, that the weights alone take
+    mixed   `--prompts` prompts of 8 to 256 tokens, 64 new each: seconds for all; transformers pads on the left, and
+            llama.cpp writes one after another
+    cold    a process, from its start to 200 tokens, with a model of the size that `gptcli quickstart` trains: seconds
+Peers that are not installed are left out: pip install transformers ctranslate2 llama-cpp-python gguf.
 
 Run:
-    python tests/bench/generation.py [--rounds 3] [--threads N] [--batch 1] [--json] [--only NAME ...]
+    python tests/bench/generation.py [--part stream] [--only "gptcli int8" ...] [--rounds 3] [--threads 2] [--json]
+    python tests/bench/generation.py --models DIR      # keeps the models (2 GB) for the next time
 
 Learnt, on two Zen 3 cores without bfloat16 hardware:
   - F.linear gives a row other bits alone than among others; oneDNN's packed product and FBGEMM's int8 do not.
   - int8 rows and weights (FBGEMM) read memory as fast as int4 weights with bfloat16 rows, and lose less.
+  - Bags of an embedding (F.embedding_bag over blocks of columns, int8 or 16 bits) read weights for one row as fast as
+    FBGEMM's products, and are slower from two rows on: two forms of every matrix would be the price.
+  - Emulated bfloat16 is slow where rows are many: FBGEMM's float16 weights take a sixth of the time for a prompt.
+  - Attention is bound by reading the cache: one fused operation or two products take the same from 512 keys on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 import tempfile
@@ -22,152 +33,240 @@ import time
 from pathlib import Path
 
 import harness
+from generation_models import make_large, make_small
 
-PROMPT, NEW, TOP_K, VOCABULARY = 64, 128, 50, 50257
+PROMPT, NEW, TOP_K = 64, 128, 50
+MIXED_NEW, SHORTEST, LONGEST = 64, 8, 256
+COLD_NEW = 200
+WEIGHTS = 85_000_000 + 50257 * 768  # read for every token: the matrices of the blocks, and the head
+
+Prompts = list[list[int]]
 
 
-def gptcli_engine(directory: Path, threads: int, batch: int, dtype: str, quantize: str | None) -> float:
-    import random
-
+def gptcli_engine(directory: Path, threads: int, prompts: Prompts, new: int, how: str) -> float:
     from gptcli.config import GenerateOptions
     from gptcli.engine import Request
     from gptcli.runs.generate import Writer
 
-    writer = Writer(directory / "gptcli", batch_size=batch, dtype=dtype, threads=threads, quantize=quantize)
-    chance = random.Random(1)
-    options = GenerateOptions(max_tokens=NEW, top_k=TOP_K, temperature=1.0, stop_at_eos=False)
-    warm = GenerateOptions(max_tokens=4, top_k=TOP_K)
-    list(writer.engine.run([Request([1, 2, 3], warm)]))
-    asked = [Request([chance.randrange(5000) for _ in range(PROMPT - 1)], options, n) for n in range(batch)]
+    dtype, quantize = ("float32", "int8") if how == "int8" else (how, None)
+    writer = Writer(
+        directory / "gptcli", batch_size=min(16, len(prompts)), dtype=dtype, threads=threads, quantize=quantize
+    )
+    options = GenerateOptions(max_tokens=new, top_k=TOP_K, temperature=1.0, stop_at_eos=False)
+    list(writer.engine.run([Request([1, 2, 3], GenerateOptions(max_tokens=4, top_k=TOP_K))]))
+    asked = [Request(prompt[1:], options, number) for number, prompt in enumerate(prompts)]  # one token begins each
     start = time.perf_counter()
-    written = sum(len(completion.ids) for completion in writer.engine.run(asked))
-    assert written == batch * NEW
-    return written / (time.perf_counter() - start)
+    assert sum(len(completion.ids) for completion in writer.engine.run(asked)) == len(prompts) * new
+    return time.perf_counter() - start
 
 
-def transformers_engine(directory: Path, threads: int, batch: int, dtype: str) -> float:
+def transformers_engine(directory: Path, threads: int, prompts: Prompts, new: int, dtype: str, batch: int) -> float:
     import torch
     import transformers
 
     torch.set_num_threads(threads)
     model = transformers.GPT2LMHeadModel.from_pretrained(directory / "hf", dtype=getattr(torch, dtype)).eval()
-    ids = torch.randint(5000, (batch, PROMPT), generator=torch.Generator().manual_seed(1))
-    how = {"do_sample": True, "top_k": TOP_K, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
-    model.generate(ids, max_new_tokens=4, min_new_tokens=4, **how)
+
+    def write(some: Prompts, new: int) -> None:
+        longest = max(map(len, some))
+        padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in some])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in some])
+        how = {"do_sample": True, "top_k": TOP_K, "pad_token_id": 0, "attention_mask": mask}
+        out = model.generate(padded, max_new_tokens=new, min_new_tokens=new, **how)
+        assert out.shape == (len(some), longest + new)
+
+    write(prompts[:1], 4)
+    ordered = sorted(prompts, key=len)  # least padding
     start = time.perf_counter()
-    out = model.generate(ids, max_new_tokens=NEW, min_new_tokens=NEW, **how)
-    assert out.shape == (batch, PROMPT + NEW)
-    return batch * NEW / (time.perf_counter() - start)
+    for first in range(0, len(ordered), batch):
+        write(ordered[first : first + batch], new)
+    return time.perf_counter() - start
 
 
-def ctranslate2_engine(directory: Path, threads: int, batch: int, dtype: str) -> float:
+def ctranslate2_engine(directory: Path, threads: int, prompts: Prompts, new: int, dtype: str) -> float:
     import ctranslate2
 
     generator = ctranslate2.Generator(str(directory / "ct2"), compute_type=dtype, intra_threads=threads)
-    prompts = [[f"t{(7 * n + place) % 5000}" for place in range(PROMPT)] for n in range(batch)]
-    how = {"sampling_topk": TOP_K, "include_prompt_in_result": False, "end_token": []}
-    generator.generate_batch(prompts, max_length=4, min_length=4, **how)
+    named = [[f"t{token}" for token in prompt] for prompt in prompts]
+    how = {"sampling_topk": TOP_K, "include_prompt_in_result": False, "end_token": [], "max_batch_size": 16}
+    generator.generate_batch(named[:1], max_length=4, min_length=4, **how)
     start = time.perf_counter()
-    results = generator.generate_batch(prompts, max_length=NEW, min_length=NEW, **how)
-    assert sum(len(result.sequences_ids[0]) for result in results) == batch * NEW
-    return batch * NEW / (time.perf_counter() - start)
+    results = generator.generate_batch(named, max_length=new, min_length=new, **how)
+    assert sum(len(result.sequences_ids[0]) for result in results) == len(prompts) * new
+    return time.perf_counter() - start
 
 
-ENGINES = {
-    "gptcli float32": lambda *how: gptcli_engine(*how, "float32", None),
-    "transformers float32": lambda *how: transformers_engine(*how, "float32"),
-    "ctranslate2 float32": lambda *how: ctranslate2_engine(*how, "float32"),
-    "gptcli bfloat16": lambda *how: gptcli_engine(*how, "bfloat16", None),
-    "transformers bfloat16": lambda *how: transformers_engine(*how, "bfloat16"),
-    "gptcli int8": lambda *how: gptcli_engine(*how, "float32", "int8"),
-    "ctranslate2 int8": lambda *how: ctranslate2_engine(*how, "int8"),
-}
+def llama_engine(directory: Path, threads: int, prompts: Prompts, new: int, dtype: str) -> float:
+    import llama_cpp
+
+    model = llama_cpp.Llama(
+        str(directory / f"gguf-{dtype}" / "model.gguf"),
+        n_ctx=512,
+        n_threads=threads,
+        n_threads_batch=threads,
+        verbose=False,
+    )
+    how = {"top_k": TOP_K, "top_p": 1.0, "min_p": 0.0, "temp": 1.0, "repeat_penalty": 1.0}
+
+    def write(prompt: list[int], new: int) -> None:
+        for number, _ in enumerate(model.generate(prompt, **how), 1):
+            if number == new:
+                return
+
+    write([1, 2, 3], 4)
+    start = time.perf_counter()
+    for prompt in prompts:
+        write(prompt, new)
+    return time.perf_counter() - start
 
 
-def make_models(directory: Path) -> None:
-    """The same random GPT-2 124M for every engine."""
+def memory_speed(threads: int) -> float:
+    """Bytes a second."""
     import torch
-    import transformers
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    from gptcli import checkpoint
-    from gptcli.config import ModelConfig
-    from gptcli.data.tokenizer import Tokenizer as OwnTokenizer
-    from gptcli.model import GPT
+    from gptcli.machine import read_bytes_per_second
 
-    torch.manual_seed(1)
-    transformers.GPT2LMHeadModel(transformers.GPT2Config()).save_pretrained(directory / "hf")
-    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*characters, *(f"t{n}" for n in range(50000))])}
-    file = Tokenizer(models.BPE(vocabulary, []))
-    file.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    file.decoder = decoders.ByteLevel()
-    file.add_special_tokens(["<|endoftext|>"])
-    model = GPT(ModelConfig.from_preset("gpt2", vocab_size=VOCABULARY))
-    model.initialize(torch.Generator().manual_seed(1))
-    (directory / "gptcli").mkdir()
-    checkpoint.save_model(model, OwnTokenizer(file.to_str().encode()), directory / "gptcli", step=0)
-    try:
-        make_ctranslate2(directory)
-    except ImportError:
-        harness.note("ctranslate2 is not installed")
+    torch.set_num_threads(threads)
+    return read_bytes_per_second(torch.device("cpu"))
 
 
-def make_ctranslate2(directory: Path) -> None:
-    from ctranslate2.converters.transformers import TransformersConverter
+MEMORY = "memory"
+STREAM = {  # how many bytes a weight takes
+    "gptcli float32": 4.0,
+    "transformers float32": 4.0,
+    "ctranslate2 float32": 4.0,
+    "gptcli bfloat16": 2.0,
+    "transformers bfloat16": 2.0,
+    "llama.cpp bfloat16": 2.0,
+    "gptcli int8": 1.0,
+    "ctranslate2 int8": 1.0,
+    "llama.cpp q8_0": 34 / 32,
+}
+MIXED = (
+    "gptcli float32",
+    "gptcli int8",
+    "transformers float32, batches of 8",
+    "transformers float32, batches of 32",
+    "ctranslate2 int8",
+    "llama.cpp q8_0",
+)
+COLD = ("gptcli generate", "transformers pipeline")
+PARTS = {"stream": [*STREAM, MEMORY], "mixed": list(MIXED), "cold": list(COLD)}
+PIPELINE = """
+import sys, transformers
+pipe = transformers.pipeline("text-generation", model=sys.argv[1])
+print(pipe("The", max_new_tokens=%d, min_new_tokens=%d, do_sample=True, top_k=%d)[0]["generated_text"])
+"""
 
-    class Converter(TransformersConverter):
-        """Needs no tokenizer: tokens are called t0, t1, ..."""
 
-        def load_tokenizer(self, *_: object, **__: object) -> object:
-            class Names:
-                def get_vocab(self) -> dict[str, int]:
-                    return {f"t{n}": n for n in range(VOCABULARY)}
+def seconds(name: str, directory: Path, threads: int, prompts: Prompts, new: int) -> float:
+    """What one engine takes, in this process."""
+    program, how = name.split(" ", 1)
+    match program:
+        case "gptcli":
+            return gptcli_engine(directory, threads, prompts, new, how)
+        case "transformers":
+            dtype, _, batch = how.partition(", batches of ")
+            return transformers_engine(directory, threads, prompts, new, dtype, int(batch or 1))
+        case "ctranslate2":
+            return ctranslate2_engine(directory, threads, prompts, new, how)
+        case _:
+            return llama_engine(directory, threads, prompts, new, how)
 
-                bos_token, eos_token, unk_token = "t50256", "t50256", "t50256"
 
-            return Names()
+def one(part: str, name: str, directory: Path, threads: int, count: int) -> float:
+    """The figure of one engine: tokens or bytes a second for `stream`, seconds for `mixed`."""
+    if name == MEMORY:
+        return memory_speed(threads)
+    chance = random.Random(1)
+    if part == "stream":
+        return NEW / seconds(name, directory, threads, [[chance.randrange(5000) for _ in range(PROMPT)]], NEW)
+    lengths = [chance.randint(SHORTEST, LONGEST) for _ in range(count)]
+    prompts = [[chance.randrange(5000) for _ in range(length)] for length in lengths]
+    return seconds(name, directory, threads, prompts, MIXED_NEW)
 
-    Converter(str(directory / "hf")).convert(str(directory / "ct2"))
+
+def cold(name: str, directory: Path) -> float:
+    """Seconds of a whole process."""
+    command: list[str | Path]
+    if name == COLD[0]:
+        command = harness.gptcli("generate", directory / "small", "The", "--max-tokens", str(COLD_NEW))
+        command += ["--top-k", str(TOP_K), "--temperature", "1", "--no-stop-at-eos"]
+    else:
+        command = [sys.executable, "-c", PIPELINE % (COLD_NEW, COLD_NEW, TOP_K), directory / "small-hf"]
+    return harness.run(command).seconds
+
+
+def measure(given: argparse.Namespace, directory: Path, part: str) -> dict[str, dict[str, float]]:
+    """Every engine of a part, in turn -> its figures."""
+    found: dict[str, list[float]] = {}
+    for _ in range(given.rounds):
+        for name in PARTS[part]:
+            if given.only and name not in (*given.only, MEMORY):
+                continue
+            if part == "cold":
+                found.setdefault(name, []).append(cold(name, directory))
+                continue
+            command = [sys.executable, __file__, "--one", name, "--part", part, "--models", directory]
+            command += ["--threads", str(given.threads), "--prompts", str(given.prompts)]
+            finished = subprocess.run(command, capture_output=True, text=True)
+            if finished.returncode:
+                harness.note(f"{name}: left out: {finished.stderr.strip().splitlines()[-1]}")
+            else:
+                found.setdefault(name, []).append(float(finished.stdout.split()[-1]))
+    return {name: harness.spread(figures) for name, figures in found.items()}
+
+
+def show(part: str, result: dict[str, dict[str, float]]) -> None:
+    """A line an engine: its figure, how many times as fast as each gptcli is, and for `stream` the roofline."""
+    memory = result.pop(MEMORY, None)
+    ours = [name for name in result if name.startswith("gptcli")]
+    if memory:
+        print(f"memory: {harness.show(memory, '.1f', 1e-9)} GB/s")
+    for name, figure in result.items():
+        line = f"{name:38}{harness.show(figure, '.1f' if part == 'stream' else '.2f'):28}"
+        if memory:
+            line += f"{WEIGHTS * STREAM[name] * figure['median'] / memory['median']:5.0%} of memory's speed"
+        if name not in ours:
+            ratios = {own: result[own]["median"] / figure["median"] for own in ours}
+            line += "".join(
+                f"  {own}: {ratio if part == 'stream' else 1 / ratio:.2f} x" for own, ratio in ratios.items()
+            )
+        print(line)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=list(PARTS), help="left out: all of them")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help=", ".join(dict.fromkeys([*STREAM, *MIXED, *COLD])))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", nargs="*", choices=list(ENGINES))
     parser.add_argument("--models", type=Path, help="a directory to keep the models in")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(ENGINES[given.one](given.models, given.threads, given.batch))
+        print(one(given.part, given.one, given.models, given.threads, given.prompts))
         return
+    parts = [given.part] if given.part else list(PARTS)
     with tempfile.TemporaryDirectory() as name:
         directory = given.models or Path(name)
-        if not (directory / "gptcli" / "config.json").is_file():
-            directory.mkdir(exist_ok=True)
-            make_models(directory)
+        directory.mkdir(exist_ok=True)
+        if parts != ["cold"] and not (directory / "gptcli").is_dir():
+            make_large(directory)
+        if "cold" in parts and not (directory / "small").is_dir():
+            make_small(directory)
         harness.warn_of_load()
-        speeds: dict[str, list[float]] = {}
-        for _ in range(given.rounds):
-            for engine in given.only or ENGINES:
-                command = [sys.executable, __file__, "--one", engine, "--models", directory]
-                command += ["--threads", str(given.threads), "--batch", str(given.batch)]
-                found = subprocess.run(command, capture_output=True, text=True)
-                if found.returncode:
-                    harness.note(f"{engine}: left out: {found.stderr.strip().splitlines()[-1]}")
-                else:
-                    speeds.setdefault(engine, []).append(float(found.stdout.split()[-1]))
-    result = {engine: harness.spread(found) for engine, found in speeds.items()}
+        result = {part: measure(given, directory, part) for part in parts}
     if given.json:
         json.dump(result, sys.stdout, indent=2)
         print()
         return
-    print(f"tokens/s, batch {given.batch}, threads {given.threads}, rounds: {given.rounds}")
-    for engine, found in result.items():
-        print(f"{engine:24}{harness.show(found, '.1f')}")
+    for part, figures in result.items():
+        unit = "tokens/s" if part == "stream" else "seconds"
+        print(f"{part}, {unit}, threads {given.threads}, rounds {given.rounds}")
+        show(part, figures)
 
 
 if __name__ == "__main__":
