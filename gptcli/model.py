@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -305,6 +307,17 @@ class GPT(nn.Module):
         heads = config.num_heads + 2 * config.kv_heads
         names = [name for name, _ in self.named_parameters() if name.endswith("qkv.weight")]
         return dict.fromkeys(names, (config.head_size,) * heads)
+
+
+@contextmanager
+def evaluating(model: GPT) -> Iterator[None]:
+    """The model without dropout within the block."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def softcap(logits: Tensor, cap: float) -> Tensor:

@@ -14,7 +14,7 @@ from gptcli.data.examples import group_by_tokens
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.errors import NumericalError
 from gptcli.loss import likeliest, target_nats
-from gptcli.model import GPT
+from gptcli.model import GPT, evaluating
 from gptcli.runtime import Runtime
 
 BATCH_TOKENS = 8192  # tokens of a forward pass in evaluation
@@ -57,13 +57,9 @@ def score_sequences(
 
     Sequences that differ in their last id only, as the possible answers of one token do, share a pass of the model.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in group_by_tokens(sequences, BATCH_TOKENS, lambda sequence: len(sequence.ids) - 1):
             yield from _score_batch(model, batch, runtime, greedy)
-    finally:
-        model.train(was_training)
 
 
 def _score_batch(model: GPT, batch: list[Sequence], runtime: Runtime, greedy: bool) -> Iterator[Scored]:

@@ -30,7 +30,7 @@ from gptcli.engine import Engine, Request
 from gptcli.errors import DataError, GptcliError, NumericalError, is_out_of_memory
 from gptcli.interrupt import Stop, stop_on_signals
 from gptcli.metrics import score_documents
-from gptcli.model import GPT
+from gptcli.model import GPT, evaluating
 from gptcli.report import Report
 from gptcli.runs.deadline import Deadline
 from gptcli.runs.run_directory import FREE_TO_CHANGE, differences, trim_metrics
@@ -211,10 +211,8 @@ class Training:
         self.report.message(f"step {state.step}: {found.text}")
 
     def _sample(self, state: TrainState, stop: Stop, write: Callable[[Record], None]) -> None:
-        state.model.eval()
-        with stop.at_once():
+        with evaluating(state.model), stop.at_once():
             text = self.job.sample(state.model)
-        state.model.train()
         write({"kind": "sample", "step": state.step, "text": text})
         self.report.message(f"step {state.step}: {shown(text, 300)}")
 

@@ -23,7 +23,7 @@ from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
 from gptcli.errors import DataError
 from gptcli.loss import IGNORE
-from gptcli.model import GPT
+from gptcli.model import GPT, evaluating
 from gptcli.report import Report
 from gptcli.runs.examples import ExampleSet
 from gptcli.runs.pretrain import prepare_data
@@ -208,13 +208,11 @@ def validate_labels(
     """Accuracy and macro-F1 on the held-out rows, None where there are none."""
     if not examples.validation:
         return None
-    was_training = model.training
-    model.eval()
-    found = [
-        label_probabilities(model, [row.ids for row in group], runtime)
-        for group in _groups(examples.validation, micro_batch_tokens)
-    ]
-    model.train(was_training)
+    with evaluating(model):
+        found = [
+            label_probabilities(model, [row.ids for row in group], runtime)
+            for group in _groups(examples.validation, micro_batch_tokens)
+        ]
     probabilities = torch.cat(found)
     wanted = torch.tensor([row.label for row in examples.validation])
     accuracy, macro_f1 = accuracy_and_macro_f1(probabilities.argmax(-1), wanted, probabilities.shape[1])
@@ -231,14 +229,12 @@ def validate_examples(
     """Loss of what is learnt in the held-out rows, None where there are none."""
     if not examples.validation:
         return None
-    was_training = model.training
-    model.eval()
     nats = targets = 0.0
-    for group in _groups(examples.validation, micro_batch_tokens):
-        batch = pack(group)
-        nats += float(next_token_nats(model, batch, runtime))
-        targets += int((batch.targets != IGNORE).sum())
-    model.train(was_training)
+    with evaluating(model):
+        for group in _groups(examples.validation, micro_batch_tokens):
+            batch = pack(group)
+            nats += float(next_token_nats(model, batch, runtime))
+            targets += int((batch.targets != IGNORE).sum())
     loss = nats / targets
     record = {"loss_nats": loss, "perplexity": math.exp(min(loss, 700.0))}
     return Validation(loss, record, f"validation loss {loss:.4f} nats per learnt token", f"validation loss {loss:.3f}")
