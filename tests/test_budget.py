@@ -20,9 +20,9 @@ from gptcli.errors import ConfigError
 from gptcli.optim import learning_rate_factor
 from gptcli.report import Report
 from gptcli.runs.deadline import Deadline, process_start
-from gptcli.runs.pretrain import PretrainResult, pretrain
+from gptcli.runs.pretrain import pretrain
 from gptcli.runs.settle import MAX_EPOCHS, REPEATED, Settler
-from gptcli.runs.training import validations_since
+from gptcli.runs.training import Outcome, validations_since
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other
 
@@ -118,7 +118,7 @@ def write_run_file(directory: Path, tiny: Tiny, extra: str = SMALL) -> Path:
     return run_file
 
 
-def run_with_budget(run_file: Path, run_dir: Path, *, resume: bool = False) -> PretrainResult:
+def run_with_budget(run_file: Path, run_dir: Path, *, resume: bool = False) -> Outcome:
     loaded = configfile.load(PretrainConfig, run_file, ["train.budget=6s", "runtime.threads=1", f"run_dir={run_dir}"])
     return pretrain(loaded.value, resume=resume, report=Report(), origins=loaded.origins)
 

@@ -30,7 +30,7 @@ def test_a_pipe_leads_from_text_to_text(work: Path, run_bash: RunCli) -> None:
     assert json.loads((work / "tokenizer-facts.json").read_text())["vocab_size"] == 300
     facts = json.loads((work / "facts.json").read_text())
     assert (facts["run_dir"], facts["step"], facts["finished"]) == ("run", 4, True)
-    assert facts["bits_per_byte"] > 0
+    assert facts["validation"]["bits_per_byte"] > 0
     assert "from scratch" in result.err
     metrics = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in metrics if record["kind"] == "validation"] == [3, 4]

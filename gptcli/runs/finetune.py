@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,27 +22,13 @@ from gptcli.optim import Optimizers
 from gptcli.report import Report
 from gptcli.runs.examples import read_examples
 from gptcli.runs.run_directory import check_vacant, clear
-from gptcli.runs.training import Job, Training
+from gptcli.runs.training import Job, Outcome, Training
 from gptcli.runs.tuning import rows_job, text_job
 from gptcli.runtime import Runtime, keep_freed_memory, make_runtime
 from gptcli.tensorboard import check_installed
 
 
-@dataclass(frozen=True)
-class FinetuneResult:
-    """How a run ended."""
-
-    run_dir: Path
-    step: int
-    finished: bool
-    exit_code: int  # 0, or 130/143 where a signal ended it
-    validation: dict[str, Any] | None  # the last, as metrics.jsonl has it
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "run_dir": str(self.run_dir)}
-
-
-def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = False, report: Report) -> FinetuneResult:
+def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = False, report: Report) -> Outcome:
     """Go on from a base checkpoint with the rows of a task, or from the newest whole checkpoint of the run."""
     run_dir = Path(config.run_dir)
     base = checkpoint.resolve(config.base)
@@ -71,9 +55,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
         )
         if force and not resume:
             clear(run_dir)
-        outcome = Training(job, runtime, report).go(TrainState(model, optimizers), resume=resume)
-    found = None if outcome.validation is None else outcome.validation.record
-    return FinetuneResult(run_dir, outcome.step, outcome.finished, outcome.exit_code, found)
+        return Training(job, runtime, report).go(TrainState(model, optimizers), resume=resume)
 
 
 def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, runtime: Runtime, report: Report) -> Job:

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +31,12 @@ from gptcli.runs.prepare import encode_corpus, finish
 from gptcli.runs.run_directory import check_vacant, clear
 from gptcli.runs.settle import Settler, training_flops_per_second
 from gptcli.runs.train_tokenizer import learn_tokenizer
-from gptcli.runs.training import Job, Training, validate_text, write_sample
+from gptcli.runs.training import Job, Outcome, Training, validate_text, write_sample
 from gptcli.runtime import Runtime, keep_freed_memory, make_runtime
 from gptcli.tensorboard import check_installed
 from gptcli.train import micro_batch_rows, next_token_nats
 
 ABANDONED_SECONDS = 7 * 24 * 3600  # what a killed preparation left is kept so long, to go on with
-
-
-@dataclass(frozen=True)
-class PretrainResult:
-    """How a run ended."""
-
-    run_dir: Path
-    step: int
-    finished: bool
-    exit_code: int  # 0, or 130/143 where a signal ended it
-    bits_per_byte: float | None  # of the last validation
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "run_dir": str(self.run_dir)}
 
 
 def pretrain(
@@ -62,7 +47,7 @@ def pretrain(
     report: Report,
     origins: Mapping[str, str] | None = None,
     started: float | None = None,
-) -> PretrainResult:
+) -> Outcome:
     """Train a model from scratch, or go on from the newest whole checkpoint of the run directory.
 
     `origins`: where the values come from, as configfile tells; without it those that have their defaults count as left
@@ -101,9 +86,7 @@ def pretrain(
         state = new_state(_model_config(config, tokenizer), config, runtime)
         if force and not resume:
             clear(run_dir)
-        outcome = Training(job, runtime, report, deadline).go(state, resume=resume)
-    bits_per_byte = None if outcome.validation is None else outcome.validation.score
-    return PretrainResult(run_dir, outcome.step, outcome.finished, outcome.exit_code, bits_per_byte)
+        return Training(job, runtime, report, deadline).go(state, resume=resume)
 
 
 def prepare_data(config: PretrainConfig, report: Report) -> tuple[Tokenizer, Path]:

@@ -75,10 +75,16 @@ class Job:
 class Outcome:
     """How a run ended."""
 
+    run_dir: Path
     step: int
     finished: bool
     exit_code: int  # 0, or 130/143 where a signal ended it
     validation: Validation | None  # the last
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON; the validation as metrics.jsonl has it."""
+        validation = None if self.validation is None else self.validation.record
+        return {**vars(self), "run_dir": str(self.run_dir), "validation": validation}
 
 
 class Training:
@@ -110,7 +116,7 @@ class Training:
             with fsio.appending(self.metrics_path) as metrics:
                 self._writer(metrics, lambda _: None, state)({"kind": "end", "step": state.step})
             self.report.message(f"already done at step {state.step}; raise train.steps or train.epochs to go on")
-            return Outcome(state.step, True, 0, None)
+            return Outcome(self.run_dir, state.step, True, 0, None)
         again = f"gptcli {job.command} {self.run_dir / 'run.yaml'} --resume"
 
         def announce() -> None:
@@ -127,7 +133,7 @@ class Training:
                 write({"kind": "end", "step": state.step})
         if not finished:
             self.report.message(f"stopped and saved at step {state.step}; go on with: {again}")
-        return Outcome(state.step, finished, 0 if finished else stop.exit_code, self.validation)
+        return Outcome(self.run_dir, state.step, finished, 0 if finished else stop.exit_code, self.validation)
 
     def _train(self, state: TrainState, stop: Stop, write: Callable[[Record], None]) -> bool:
         """The loop; what stops it for good is told with what to do about it."""
