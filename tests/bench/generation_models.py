@@ -25,7 +25,7 @@ def make_large(directory: Path) -> None:
     transformers.GPT2LMHeadModel(transformers.GPT2Config()).save_pretrained(directory / "hf")
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*characters, *(f"t{n}" for n in range(50000))])}
-    file = Tokenizer(models.BPE(vocabulary, []))
+    file = Tokenizer(models.BPE(vocabulary, [("t", "0")]))  # llama.cpp wants merges
     file.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     file.decoder = decoders.ByteLevel()
     file.add_special_tokens(["<|endoftext|>"])
