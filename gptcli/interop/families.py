@@ -66,15 +66,17 @@ _LLAMA_KEYS: Mapping[str, tuple[str, Any]] = {
     "init_std": ("initializer_range", 0.02),
 }
 
-_LLAMA_HOLDS: Mapping[str, tuple[Any, ...]] = {
-    "norm": ("rmsnorm",),
-    "norm_weight": (True, False),
+_PLAIN: Mapping[str, tuple[Any, ...]] = {  # what GPT-2 and Llama both do without
+    "norm_weight": (False,),
     "embedding_norm": (False,),
-    "position": ("rope",),
     "qk_norm": (False,),
     "qk_norm_weight": (False,),
     "logit_softcap": (0.0,),
 }
+
+_LLAMA_HOLDS = {**_PLAIN, "norm": ("rmsnorm",), "norm_weight": (True, False), "position": ("rope",)}
+
+_GELUS = {"gelu": ("gelu_new", "gelu_pytorch_tanh"), "gelu_erf": ("gelu",)}
 
 _ATTENTION_BIASES: Mapping[str, str | bool] = dict.fromkeys(LINEARS[:2], "attention_bias")
 
@@ -95,17 +97,8 @@ GPT2 = Family(
         "dropout": ("resid_pdrop", 0.1),
     },
     activation_key="activation_function",
-    activations={"gelu": ("gelu_new", "gelu_pytorch_tanh"), "gelu_erf": ("gelu",), "relu2": ("relu2",)},
-    holds={
-        "norm": ("layernorm",),
-        "norm_weight": (False,),
-        "embedding_norm": (False,),
-        "position": ("learned",),
-        "qk_norm": (False,),
-        "qk_norm_weight": (False,),
-        "logit_softcap": (0.0,),
-        "bias": (True, False),
-    },
+    activations={**_GELUS, "relu2": ("relu2",)},
+    holds={**_PLAIN, "norm": ("layernorm",), "position": ("learned",), "bias": (True, False)},
     biases=dict.fromkeys(LINEARS, True),
     only={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     names=Names(
@@ -185,7 +178,7 @@ NANOCHAT = Family(
         "logit_softcap": ("final_logit_softcapping", 15.0),
     },
     activation_key="hidden_act",
-    activations={"relu2": ("relu2",), "gelu": ("gelu_new", "gelu_pytorch_tanh"), "gelu_erf": ("gelu",)},
+    activations={"relu2": ("relu2",), **_GELUS},
     holds={
         "norm": ("rmsnorm",),
         "norm_weight": (False,),
