@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,16 +25,57 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -
     if grouped:
         k, v = (heads.repeat_interleave(q.shape[1] // heads.shape[1], dim=1) for heads in (k, v))
     B, H, T, D = q.shape
-    q, k, v = (q * D**-0.5).reshape(B * H, T, D), k.reshape(B * H, T, D).transpose(1, 2), v.reshape(B * H, T, D)
-    hidden = torch.full((min(T, QUERY_BLOCK),) * 2, float("-inf"), dtype=q.dtype).triu(1)
-    blocks = []
-    for start in range(0, T, QUERY_BLOCK):
-        end = min(start + QUERY_BLOCK, T)
-        scores = torch.bmm(q[:, start:end], k[:, :, :end])
-        scores[:, :, start:].add_(hidden[: end - start, : end - start])
-        weights = F.dropout(scores.softmax(-1), dropout) if dropout else scores.softmax(-1)
-        blocks.append(torch.bmm(weights, v[:, :end]))
-    return torch.cat(blocks, dim=1).view(B, H, T, D)
+    flat = (heads.transpose(0, 1).reshape(H * B, T, D) for heads in (q, k, v))  # model.Attention has them in this order
+    y: Tensor = _CausalAttention.apply(*flat, dropout)  # type: ignore[no-untyped-call]
+    return y.view(H, B, T, D).transpose(0, 1)
+
+
+class _CausalAttention(torch.autograd.Function):
+    """q, k, v (N, T, D) -> (N, T, D), by blocks of queries. Kept are the weights of every block, and dropout's masks.
+
+    Autograd's own backward pass would fill and add a tensor of full size for every slice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        T, D = q.shape[1:]
+        hidden = torch.full((min(T, QUERY_BLOCK),) * 2, float("-inf"), dtype=q.dtype).triu(1)
+        y, kept = [], []
+        for start in range(0, T, QUERY_BLOCK):
+            end = min(start + QUERY_BLOCK, T)
+            scores = q.new_empty(q.shape[0], end - start, end)
+            scores.baddbmm_(q[:, start:end], k[:, :end].mT, beta=0, alpha=D**-0.5)
+            scores[:, :, start:].add_(hidden[: end - start, : end - start])
+            weights = scores.softmax(-1)
+            kept.append(weights)
+            if dropout:
+                kept.append(F.dropout(torch.ones_like(weights), dropout))
+                weights = weights * kept[-1]
+            y.append(torch.bmm(weights, v[:, :end]))
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.dropout = dropout
+        return torch.cat(y, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = gradients
+        q, k, v, *kept = ctx.saved_tensors
+        T, D = q.shape[1:]
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for start in range(0, T, QUERY_BLOCK):
+            end = min(start + QUERY_BLOCK, T)
+            weights, dy_block = kept.pop(0), dy[:, start:end]
+            d_weights = torch.bmm(dy_block, v[:, :end].mT)
+            dropped = weights
+            if ctx.dropout:
+                mask = kept.pop(0)
+                d_weights *= mask
+                dropped = weights * mask
+            dv[:, :end].baddbmm_(dropped.mT, dy_block)
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            dq[:, start:end].baddbmm_(d_scores, k[:, :end], beta=0, alpha=D**-0.5)
+            dk[:, :end].baddbmm_(d_scores.mT, q[:, start:end], alpha=D**-0.5)
+        return dq, dk, dv, None
 
 
 GROUP_FILL = 0.75  # sequences share a padded group down to this share of the longest

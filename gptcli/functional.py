@@ -8,13 +8,25 @@ import torch
 from torch import Tensor
 
 
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps) of every row, (..., 1) float32."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return norm.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+
+
+def _through_norm(dy: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    """The gradient of x, where y = x scale and scale = 1 / rms(x): (dy - y mean(dy y)) scale."""
+    product = dy * y
+    mean = product.sum(-1, keepdim=True).mul_(-1 / y.shape[-1])
+    return torch.addcmul(dy, y, mean, out=product).mul_(scale.to(dy.dtype))
+
+
 class _RmsNormalize(torch.autograd.Function):
     """Keeps the result, which the product after it keeps anyway, and a number a row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = norm.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+        scale = _inverse_rms(x, eps)
         y = (x * scale).to(x.dtype)
         ctx.save_for_backward(y, scale)
         return y
@@ -22,10 +34,7 @@ class _RmsNormalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (dy,) = gradients
-        y, scale = ctx.saved_tensors
-        product = dy * y
-        mean = product.sum(-1, keepdim=True).mul_(-1 / y.shape[-1])
-        return torch.addcmul(dy, y, mean, out=product).mul_(scale.to(dy.dtype)), None
+        return _through_norm(dy, *ctx.saved_tensors), None
 
 
 def rms_normalize(x: Tensor, eps: float) -> Tensor:
@@ -37,39 +46,75 @@ def rms_normalize(x: Tensor, eps: float) -> Tensor:
     return y
 
 
+def _turn(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """x cos + (the other half of x) signed_sin, contiguous."""
+    y = torch.mul(x, cos, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
+    half = x.shape[-1] // 2
+    y[..., :half].addcmul_(x[..., half:], signed_sin[..., :half])
+    y[..., half:].addcmul_(x[..., :half], signed_sin[..., half:])
+    return y
+
+
 class _Rotate(torch.autograd.Function):
     """The transpose of a rotation is the rotation by the opposite angle: nothing but the tables is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, signed_sin)
-        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), signed_sin)
+        return _turn(x, cos, signed_sin)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (dy,) = gradients
         cos, signed_sin = ctx.saved_tensors
-        return torch.addcmul(dy * cos, dy.roll(dy.shape[-1] // 2, -1), signed_sin, value=-1), None, None
+        return _turn(dy, cos, -signed_sin), None, None
 
 
 def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Rotary position embedding: x (..., H, D) turned by the tables (..., 1, D) of model.rotary_tables."""
+    """Rotary position embedding: x (..., T, D) turned by the tables of model.rotary_tables, which broadcast to it."""
     y: Tensor = _Rotate.apply(x, cos, signed_sin)  # type: ignore[no-untyped-call]
     return y
 
 
+class _NormalizeRotate(torch.autograd.Function):
+    """A rotation leaves norms alone, so that the two change places: what is kept is the result, which attention keeps
+    anyway, and a number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float, cos: Tensor, signed_sin: Tensor) -> Tensor:
+        scale = _inverse_rms(x, eps)
+        y = _turn(x, cos, signed_sin).mul_(scale.to(x.dtype))
+        ctx.save_for_backward(y, scale, cos, signed_sin)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (dy,) = gradients
+        y, scale, cos, signed_sin = ctx.saved_tensors
+        return _turn(_through_norm(dy, y, scale), cos, -signed_sin), None, None, None
+
+
+def normalize_and_rotate(x: Tensor, eps: float, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """rotate(rms_normalize(x, eps), cos, signed_sin)."""
+    y: Tensor = _NormalizeRotate.apply(x, eps, cos, signed_sin)  # type: ignore[no-untyped-call]
+    return y
+
+
 class _ReluSquared(torch.autograd.Function):
+    """Keeps the result, which the product after it keeps anyway: the slope 2 max(x, 0) is twice its root."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        positive = x.relu()
-        ctx.save_for_backward(positive)
-        return positive * positive
+        y = x.relu().square_()
+        ctx.save_for_backward(y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (dy,) = gradients
-        (positive,) = ctx.saved_tensors
-        return (dy * positive).mul_(2)
+        (y,) = ctx.saved_tensors
+        # Not y.sqrt(), which takes ten times as long where there are zeros (MKL).
+        return y.clamp_min(torch.finfo(y.dtype).tiny).rsqrt_().mul_(y).mul_(dy).mul_(2)
 
 
 def relu_squared(x: Tensor) -> Tensor:

@@ -120,7 +120,9 @@ def _tokens(work: Workload) -> int:
 def activation_bytes(work: Workload) -> int:
     """All that the forward pass of a micro-batch keeps for its backward pass, but for the loss's own."""
     config, a = work.model.config, work.activation_size
-    outside = 8 + (_norm_bytes(work) if config.embedding_norm else 0) + _norm_bytes(work) + a * config.hidden_size
+    outside = 8 + _norm_bytes(work) + a * config.hidden_size
+    if config.embedding_norm:
+        outside += _norm_bytes(work) + (0 if config.norm_weight else a * config.hidden_size)
     outside += a * config.hidden_size if config.dropout else 0
     copies = 0 if a == 4 else a * sum(w.numel() for name, w in work.model.named_parameters() if "blocks." in name)
     return _tokens(work) * (config.num_layers * _block_bytes(work) + outside) + copies
@@ -129,7 +131,7 @@ def activation_bytes(work: Workload) -> int:
 def _block_bytes(work: Workload) -> int:
     """Kept a token and block: two norms with their outputs, attention, the MLP's hidden layer, and dropout's masks."""
     config, a = work.model.config, work.activation_size
-    gates = 4 if config.activation == "swiglu" else 2
+    gates = {"swiglu": 4, "relu2": 1}.get(config.activation, 2)
     masks = 2 * a * config.hidden_size if config.dropout else 0
     return (
         2 * (_norm_bytes(work) + a * config.hidden_size) + _attention_bytes(work) + a * gates * config.mlp_size + masks
@@ -152,11 +154,16 @@ def _attention_bytes(work: Workload) -> int:
     if not work.on_cpu:
         rotated = (H + K) * D * ((config.position == "rope") + config.qk_norm)
         return output + a * ((H + 2 * K) * D + rotated) + 4 * H
-    normed = a * (H + K) * D + 4 * (H + K) if config.qk_norm else 0
+    normed = 4 * (H + K) if config.qk_norm else 0
+    if config.qk_norm and (config.qk_norm_weight or config.position != "rope"):
+        normed += a * (H + K) * D * (1 + config.qk_norm_weight)
+    keys = (
+        a * K * D if K != H and config.position == "rope" else 0
+    )  # rotated beside the queries, before they are spread
     starts = range(0, T, QUERY_BLOCK)
     scores = sum((min(start + QUERY_BLOCK, T) - start) * min(start + QUERY_BLOCK, T) for start in starts)
-    copies = 3 if config.dropout else 1  # softmax, dropout's mask, their product
-    return output + normed + a * 3 * H * D + -(-copies * a * H * scores // T)
+    copies = 2 if config.dropout else 1  # softmax, and dropout's mask
+    return output + normed + keys + a * 3 * H * D + -(-copies * a * H * scores // T)
 
 
 def head_bytes(work: Workload) -> int:

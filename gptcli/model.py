@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from gptcli.attention import causal_attention
 from gptcli.config import ModelConfig
-from gptcli.functional import relu_squared, rms_normalize, rotate
+from gptcli.functional import normalize_and_rotate, relu_squared, rms_normalize, rotate
 
 ROTARY_BLOCK = 1 << 14  # positions whose angles are computed at once
 
@@ -104,15 +104,19 @@ class Attention(nn.Module):
         config = self.config
         B, T, _ = x.shape
         H, K, D = config.num_heads, config.kv_heads, config.head_size
-        q_and_k, v = self.qkv(x).view(B, T, H + 2 * K, D).split((H + K, K), dim=2)  # (B, T, H+K, D), (B, T, K, D)
-        if config.qk_norm:
-            q_and_k = rms_normalize(q_and_k, config.norm_eps)  # Henry et al. 2020
-        if config.qk_norm_weight:  # (H+K, D)
-            scales = torch.cat((self.query_norm.weight.expand(H, D), self.key_norm.weight.expand(K, D)))
-            q_and_k = q_and_k * scales.to(x.dtype)
-        if rotation is not None:
-            q_and_k = rotate(q_and_k, *rotation)
-        q, k, v = (heads.transpose(1, 2) for heads in (*q_and_k.split((H, K), dim=2), v))  # each (B, heads, T, D)
+        heads = self.qkv(x).view(B, T, H + 2 * K, D).permute(2, 0, 1, 3)  # (H+2K, B, T, D), as attention works on them
+        q_and_k, v = heads.split((H + K, K))
+        if config.qk_norm and not config.qk_norm_weight and rotation is not None:  # Henry et al. 2020
+            q_and_k = normalize_and_rotate(q_and_k, config.norm_eps, *rotation)
+        else:
+            if config.qk_norm:
+                q_and_k = rms_normalize(q_and_k, config.norm_eps)
+            if config.qk_norm_weight:  # (H+K, 1, 1, D)
+                scales = torch.cat((self.query_norm.weight.expand(H, D), self.key_norm.weight.expand(K, D)))
+                q_and_k = q_and_k * scales[:, None, None].to(x.dtype)
+            if rotation is not None:
+                q_and_k = rotate(q_and_k, *rotation)
+        q, k, v = (part.transpose(0, 1) for part in (*q_and_k.split((H, K)), v))  # each (B, heads, T, D)
         dropout = config.dropout if self.training else 0.0
         if layout is None:
             y = causal_attention(q, k, v, dropout=dropout)
@@ -215,9 +219,8 @@ class GPT(nn.Module):
         if config.position == "learned":
             x = x + self.position_embedding.weight[positions].to(x.dtype)
         rotation = None
-        if config.position == "rope":  # (T, 1, D) or (B, T, 1, D): the same for every head
-            cos, sin = self.rotary_cos[positions], self.rotary_sin[positions]
-            rotation = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)
+        if config.position == "rope":  # (T, D) or (B, T, D): the same for every head
+            rotation = self.rotary_cos[positions].to(x.dtype), self.rotary_sin[positions].to(x.dtype)
         x = self.embedding_norm(x)
         if config.dropout:
             x = F.dropout(x, config.dropout, self.training)

@@ -155,7 +155,8 @@ def test_max_tokens_ends_a_text(model: GPT, tokenizer: Tokenizer) -> None:
         assert completion.finish_reason == "length"
         assert len(completion.ids) == 5
         assert completion.logprobs == []  # nobody asked for them
-        assert completion.text == tokenizer.decode(completion.ids)
+        whole = tokenizer.decode(completion.ids)
+        assert completion.text in (whole, whole.removesuffix("\ufffd"))  # half a character at the end is left out
 
 
 def test_the_end_of_the_context_ends_a_text(model: GPT, tokenizer: Tokenizer) -> None:
@@ -179,7 +180,8 @@ def test_the_end_of_text_token_ends_a_text_and_is_not_part_of_it(model: GPT, tok
     assert stopped
     for completion in stopped:
         assert tokenizer.end_of_text not in completion.ids
-        assert completion.text == tokenizer.decode(completion.ids)
+        whole = tokenizer.decode(completion.ids)
+        assert completion.text in (whole, whole.removesuffix("\ufffd"))  # half a character at the end is left out
 
 
 def test_padding_rows_of_the_embedding_are_never_drawn(model: GPT, tokenizer: Tokenizer) -> None:

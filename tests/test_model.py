@@ -13,7 +13,7 @@ from torch import Tensor
 from gptcli.attention import QUERY_BLOCK, Packed, causal_attention
 from gptcli.config import ModelConfig
 from gptcli.data.batches import Batch
-from gptcli.functional import relu_squared, rotate
+from gptcli.functional import normalize_and_rotate, relu_squared, rms_normalize, rotate
 from gptcli.model import GPT, Norm, rotary_tables, softcap
 from gptcli.train import batch_flops
 
@@ -171,15 +171,29 @@ def test_rotation_keeps_lengths_and_leaves_position_zero_alone() -> None:
     torch.testing.assert_close(y.norm(dim=1), x.norm(dim=1))
 
 
-@pytest.mark.parametrize("function", ["rotate", "relu_squared"])
+@pytest.mark.parametrize("function", ["rotate", "relu_squared", "causal_attention"])
 def test_written_gradients_equal_finite_differences(function: str) -> None:
-    x = torch.randn(3, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).requires_grad_()
-    cos, sin = (t[:3, None].double() for t in rotary_tables(ModelConfig(**SMALL, head_dim=8)))
+    x = torch.randn(2, 1, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    cos, sin = (t[:3].double() for t in rotary_tables(ModelConfig(**SMALL, head_dim=8)))
     calls: dict[str, Callable[[Tensor], Tensor]] = {
         "rotate": lambda x: rotate(x, cos, sin),
         "relu_squared": relu_squared,
+        "causal_attention": lambda x: causal_attention(x, x.sin(), x.cos()),
     }
     assert torch.autograd.gradcheck(calls[function], (x,))
+
+
+def test_normalising_and_rotating_at_once_equals_one_after_the_other() -> None:
+    x = torch.randn(4, 32, 16, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    cos, sin = rotary_tables(ModelConfig(**SMALL))
+    both, apart = normalize_and_rotate(x, 1e-6, cos, sin), rotate(rms_normalize(x, 1e-6), cos, sin)
+    torch.testing.assert_close(both, apart)
+    found = []
+    for y in (both, apart):
+        y.backward(torch.linspace(-1, 1, 4 * 32 * 16).view(4, 32, 16))
+        found.append(x.grad)
+        x.grad = None
+    torch.testing.assert_close(*found)
 
 
 def test_rmsnorm_equals_the_written_formula() -> None:
