@@ -48,7 +48,9 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 slope.mul_(logits.square_().neg_().add_(1))
             slope.mul_(kept.unsqueeze(1))
             torch.mm(slope, matrix, out=d_hidden[start : start + rows])
-            if d_weight is not None:
+            if d_weight is not None and d_weight.dtype == slope.dtype:
+                d_weight.addmm_(slope.t(), x)
+            elif d_weight is not None:
                 d_weight += slope.t() @ x
         ctx.save_for_backward(d_hidden, d_weight)
         return total
@@ -57,7 +59,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = gradients
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * scale.to(d_hidden.dtype), None if d_weight is None else d_weight * scale, None, None
+        # In place: nobody else has them, and autograd refuses a second backward pass.
+        return d_hidden.mul_(scale.to(d_hidden.dtype)), None if d_weight is None else d_weight.mul_(scale), None, None
 
 
 def head_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, *, cap: float) -> Tensor:

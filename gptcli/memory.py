@@ -15,7 +15,7 @@ from gptcli.config import ModelConfig, OptimConfig
 from gptcli.loss import chunk_rows
 from gptcli.model import GPT
 from gptcli.optim import batch_elements
-from gptcli.scoring import BATCH_TOKENS
+from gptcli.scoring import batch_tokens
 
 # Of a pretraining process before it makes its model: Python, torch and the libraries (torch 2.13 on Linux).
 PROCESS_BYTES = 240 << 20
@@ -94,10 +94,10 @@ def optimizer_bytes(work: Workload) -> int:
 
 
 def update_bytes(work: Workload) -> int:
-    """Muon's updates that wait for others of their shape, and the largest batch thrice while it is orthogonalised."""
+    """Muon's largest batch thrice while it is orthogonalised."""
     limit = batch_elements(on_cpu=work.on_cpu)
     batches = [min(total, max(limit, rows * columns)) for (rows, columns), total in _muon_shapes(work).items()]
-    return 4 * (sum(batches) + 3 * max(batches, default=0))
+    return 4 * 3 * max(batches, default=0)
 
 
 def _muon_shapes(work: Workload) -> Counter[tuple[int, ...]]:
@@ -187,7 +187,7 @@ def backward_bytes(work: Workload) -> int:
 def validation_bytes(work: Workload) -> int:
     """A forward pass of metrics.score_documents, which keeps nothing: the widest moment of a block, or the logits."""
     config, a = work.model.config, work.activation_size
-    tokens = config.context_length * max(1, BATCH_TOKENS // config.context_length)
+    tokens = config.context_length * max(1, batch_tokens(on_cpu=work.on_cpu) // config.context_length)
     width = max(2 * config.mlp_size, (config.num_heads + 2 * config.kv_heads) * config.head_size * 2)
     block = a * tokens * (width + 2 * config.hidden_size)
     assert config.vocab_size is not None

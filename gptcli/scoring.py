@@ -18,6 +18,7 @@ from gptcli.model import GPT, evaluating
 from gptcli.runtime import Runtime
 
 BATCH_TOKENS = 8192  # tokens of a forward pass in evaluation
+CPU_BATCH_TOKENS = 2048  # more needs memory and saves a CPU no time
 
 
 class Sequence(NamedTuple):
@@ -33,6 +34,11 @@ class Scored(NamedTuple):
 
     nats: Tensor  # -log p of each, float32 on the CPU
     greedy: bool | None  # whether every one was the likeliest, where that was asked for
+
+
+def batch_tokens(*, on_cpu: bool) -> int:
+    """Tokens of a forward pass."""
+    return min(BATCH_TOKENS, CPU_BATCH_TOKENS) if on_cpu else BATCH_TOKENS
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -57,8 +63,9 @@ def score_sequences(
 
     Sequences that differ in their last id only, as the possible answers of one token do, share a pass of the model.
     """
+    tokens = batch_tokens(on_cpu=runtime.device.type == "cpu")
     with evaluating(model):
-        for batch in group_by_tokens(sequences, BATCH_TOKENS, lambda sequence: len(sequence.ids) - 1):
+        for batch in group_by_tokens(sequences, tokens, lambda sequence: len(sequence.ids) - 1):
             yield from _score_batch(model, batch, runtime, greedy)
 
 

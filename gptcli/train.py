@@ -212,7 +212,7 @@ def train_step(
             f"{grad_norm:g}) at learning rate {state.optimizers.learning_rate:g}; the batch begins at "
             f"{micro_batches[0].place}; lower optim.learning_rate or set optim.grad_clip_norm=1"
         )
-    if grad_clip_norm:
+    if grad_clip_norm and grad_norm > grad_clip_norm:
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), grad_clip_norm, norm)
     state.optimizers.step()
     state.optimizers.zero_grad()

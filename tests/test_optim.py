@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from gptcli.config import ModelConfig, OptimConfig
 from gptcli.loss import head_cross_entropy
 from gptcli.model import GPT
-from gptcli.optim import MUON_ITERATIONS, AdamW, Muon, Optimizers, learning_rate_factor, orthogonalize
+from gptcli.optim import (
+    MUON_ITERATIONS,
+    POLAR_EXPRESS,
+    AdamW,
+    Muon,
+    Optimizers,
+    learning_rate_factor,
+    orthogonalize,
+)
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other
 
@@ -44,6 +52,16 @@ def test_orthogonalised_is_near_the_svds_nearest_orthogonal_matrix(shape: tuple[
     wanted = nearest_orthogonal(matrices)
     distance = (orthogonalize(matrices) - wanted).norm(dim=(1, 2)) / wanted.norm(dim=(1, 2))
     assert distance.max() < 0.2
+
+
+@pytest.mark.parametrize("shape", [(16, 64), (128, 32), (1, 16), (24, 40)])
+def test_orthogonalising_in_float32_is_the_written_iteration(shape: tuple[int, int]) -> None:
+    matrices = random_matrices(4, *shape) @ torch.diag(torch.logspace(0, -3, shape[1]))  # of small singular values, too
+    x = matrices.double() / (matrices.double().norm(dim=(1, 2), keepdim=True) * 1.02 + 1e-6)
+    for a, b, c in POLAR_EXPRESS[:MUON_ITERATIONS]:
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    torch.testing.assert_close(orthogonalize(matrices, MUON_ITERATIONS).double(), x, atol=1e-4, rtol=1e-3)
 
 
 def test_a_matrix_is_orthogonalised_alike_alone_and_transposed() -> None:

@@ -60,8 +60,6 @@ def pretrain(
         check_vacant(run_dir, resume=resume, force=force)
         check_installed(wanted=config.train.tensorboard)
         runtime = make_runtime(config.runtime)
-        if runtime.device.type == "cpu":
-            keep_freed_memory()
         settler = Settler(origins or {}, report)
         goes_on = resume and (run_dir / "run.yaml").is_file() and bool(checkpoint.checkpoints(run_dir))
         if goes_on:
@@ -73,6 +71,8 @@ def pretrain(
             speed = training_flops_per_second(config, runtime)
             config = settler.sizes(config, speed, ends_at - time.monotonic())
         tokenizer, prepared = prepare_data(config, report)
+        if runtime.device.type == "cpu":
+            keep_freed_memory()
         batches = _batches(config, tokenizer, prepared, runtime)
         deadline = None
         if ends_at is not None:
