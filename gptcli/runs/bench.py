@@ -127,12 +127,12 @@ def training_speed(config: PretrainConfig, vocab_size: int) -> tuple[TrainingSpe
 
 
 def step_times(config: PretrainConfig, model_config: ModelConfig, runtime: Runtime) -> tuple[TrainState, list[float]]:
-    """Seconds of optimizer steps of the run on made-up tokens, after two that warm up (the first makes the
-    optimizers' state, the second finds the memory for it)."""
-    if runtime.device.type == "cpu":
-        keep_freed_memory()
+    """Seconds of optimizer steps of the run on made-up tokens, after two that warm up and find the memory they
+    need."""
     assert model_config.vocab_size is not None
     state = new_state(model_config, config, runtime)
+    if runtime.device.type == "cpu":
+        keep_freed_memory()
     rows = micro_batch_rows(config.train, model_config.context_length, on_cpu=runtime.device.type == "cpu")
     shape = (rows, model_config.context_length)
     ids = torch.randint(model_config.vocab_size, shape, generator=torch.Generator().manual_seed(1))

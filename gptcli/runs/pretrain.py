@@ -68,11 +68,11 @@ def pretrain(
         budget_seconds = None if goes_on else settler.budget_seconds(config)
         if budget_seconds is not None:
             ends_at = started + budget_seconds
+            if runtime.device.type == "cpu":
+                keep_freed_memory()  # as in the run, whose speed is measured
             speed = training_flops_per_second(config, runtime)
             config = settler.sizes(config, speed, ends_at - time.monotonic())
         tokenizer, prepared = prepare_data(config, report)
-        if runtime.device.type == "cpu":
-            keep_freed_memory()
         batches = _batches(config, tokenizer, prepared, runtime)
         deadline = None
         if ends_at is not None:
@@ -84,6 +84,8 @@ def pretrain(
             config = settler.repeated(config, config.train.steps * config.train.batch_size / batches.rows)
         job = _job(config, tokenizer, prepared, batches, runtime, report)
         state = new_state(_model_config(config, tokenizer), config, runtime)
+        if runtime.device.type == "cpu":
+            keep_freed_memory()
         if force and not resume:
             clear(run_dir)
         return Training(job, runtime, report, deadline).go(state, resume=resume)
@@ -254,4 +256,5 @@ def new_state(model_config: ModelConfig, config: PretrainConfig, runtime: Runtim
         for block in model.blocks:
             block.compile(dynamic=False)
     optimizers = Optimizers(model.named_parameters(), config.optim, row_blocks=model.row_blocks(), dtype=runtime.dtype)
+    optimizers.tensors(create=True)  # now: made in the first step it would lie between what that step frees
     return TrainState(model, optimizers)

@@ -115,8 +115,8 @@ def gptcli_step(shape: Shape, dtype: str, threads: int | None, optim: str) -> Ca
         runtime=RuntimeConfig(device="cpu", dtype=dtype, threads=threads),
     )
     runtime = make_runtime(config.runtime)
-    keep_freed_memory()
     state = new_state(config.model, config, runtime)
+    keep_freed_memory()
     if state.model.train_flops_per_token(shape.context) != shape.flops_per_token:
         raise SystemExit("the model has other products than the formula counts")
     state.model.train()
