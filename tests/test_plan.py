@@ -130,7 +130,7 @@ def test_time_can_be_taken_from_real_steps(tiny: Tiny, run_cli: RunCli) -> None:
     assert found["seconds"] == pytest.approx(6 * found["measured_step_seconds"])
     assert found["fits"]
     result = run_cli("plan", EXAMPLES / "gpt3-175b.yaml", "--measure", "-s", "runtime.threads=1")
-    result.error(1, "plan", "--measure: the run needs 7.05 TB of memory and does not fit")
+    result.error(1, "plan", "--measure: the run needs 5.9", "TB of memory and does not fit")
 
 
 def test_sizes_that_a_budget_leaves_open_are_not_guessed(run_cli: RunCli) -> None:
