@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from gptcli import accelerators
 from gptcli.config import RuntimeConfig
 from gptcli.errors import ConfigError
-from gptcli.machine import matmul_peak
+from gptcli.hardware import accelerators
+from gptcli.hardware.machine import matmul_peak
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.automaton import DEAD, Automaton
 from gptcli.errors import ConfigError
-from gptcli.pattern import literal, utf8_sequences
+from gptcli.generation.automaton import DEAD, Automaton
+from gptcli.generation.pattern import literal, utf8_sequences
 
 PATTERNS = [
     *("", "a*b", "(ab|c)+", "[a-c]{2,3}", "x{0}b", "é+.", "[^a]b", "(a|b)*abb", r"\d{3}-\d{4}", "a{2,}", "(a?){3}b"),

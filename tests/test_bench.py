@@ -7,8 +7,8 @@ import json
 import pytest
 from conftest import RunCli, Tiny
 
-from gptcli import accelerators
 from gptcli.amounts import amount, duration
+from gptcli.hardware import accelerators
 
 
 def test_the_machines_peaks_are_measured(run_cli: RunCli) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptcli.cache import QUERY_BLOCK, Decode, KVCache, Prefill
 from gptcli.config import ModelConfig
+from gptcli.generation.cache import QUERY_BLOCK, Decode, KVCache, Prefill
 from gptcli.model import GPT
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other

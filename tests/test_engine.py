@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from gptcli.config import GenerateOptions, ModelConfig
 from gptcli.data.tokenizer import Tokenizer, learn_merges
-from gptcli.engine import Completion, Engine, Request, TextBuffer
 from gptcli.errors import DataError, NumericalError
+from gptcli.generation.engine import Completion, Engine, Request, TextBuffer
 from gptcli.model import GPT
 from gptcli.runtime import Runtime
 

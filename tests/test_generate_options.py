@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from gptcli.config import GenerateOptions, ModelConfig
-from gptcli.constrain import Constraint, TokenTable
 from gptcli.data.tokenizer import Tokenizer, learn_merges
-from gptcli.engine import Completion, Engine, Request
-from gptcli.lookup import Lookup
+from gptcli.generation.constrain import Constraint, TokenTable
+from gptcli.generation.engine import Completion, Engine, Request
+from gptcli.generation.lookup import Lookup
+from gptcli.generation.weights import pack
 from gptcli.model import GPT
 from gptcli.runs.generate import completion_record
 from gptcli.runtime import Runtime
-from gptcli.weights import pack
 
 torch.set_num_threads(1)
 

@@ -15,7 +15,7 @@ from lm_eval.api.instance import Instance
 
 from gptcli import checkpoint
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.harness import HarnessModel, draw_options
+from gptcli.evaluation.harness import HarnessModel, draw_options
 from gptcli.metrics import score_documents
 from gptcli.model import GPT
 from gptcli.runtime import Runtime

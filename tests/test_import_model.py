@@ -22,8 +22,8 @@ from hugging_face import CONFIGS, edit_config, hf_directory, made_tokenizer, mad
 from tokenizers import normalizers
 
 from gptcli.config import GenerateOptions
-from gptcli.engine import Engine, Request
 from gptcli.errors import DataError, GptcliError, RefusedError
+from gptcli.generation.engine import Engine, Request
 from gptcli.report import Report
 from gptcli.runs.import_model import import_model
 from gptcli.runtime import Runtime

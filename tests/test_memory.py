@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli.cache import KVCache
 from gptcli.config import ModelConfig, OptimConfig
-from gptcli.memory import Workload, activation_bytes, cache_bytes, optimizer_bytes
+from gptcli.generation.cache import KVCache
+from gptcli.hardware.memory import Workload, activation_bytes, cache_bytes, optimizer_bytes
 from gptcli.model import GPT
 from gptcli.optim import Optimizers
 

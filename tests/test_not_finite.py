@@ -18,8 +18,8 @@ from gptcli.checkpoint import TrainState
 from gptcli.config import GenerateOptions, ModelConfig, OptimConfig, TrainConfig
 from gptcli.data.batches import Batch
 from gptcli.data.tokenizer import learn_merges
-from gptcli.engine import Engine, Request
 from gptcli.errors import NumericalError
+from gptcli.generation.engine import Engine, Request
 from gptcli.loss import IGNORE
 from gptcli.model import GPT
 from gptcli.optim import Optimizers

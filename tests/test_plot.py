@@ -12,9 +12,9 @@ from conftest import RunCli, Tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli import chart
-from gptcli.curves import Curve, curve, find_metric, metric_names
 from gptcli.errors import ConfigError
+from gptcli.observe import chart
+from gptcli.observe.curves import Curve, curve, find_metric, metric_names
 
 RECORDS = [
     {"kind": "train", "step": 10, "tokens": 1000, "loss_nats": 5.0, "step_seconds": 0.5},

@@ -13,7 +13,7 @@ from conftest import RunCli, Tiny
 from test_cli import on_a_terminal
 
 from gptcli import fsio
-from gptcli.history import read_metrics, read_run
+from gptcli.observe.history import read_metrics, read_run
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptcli.config import GenerateOptions
-from gptcli.sample import candidates, draw, penalize
+from gptcli.generation.sample import candidates, draw, penalize
 
 MANY = settings(deadline=None, max_examples=200)
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=40)

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gptcli import weights
 from gptcli.config import GenerateOptions, ModelConfig
 from gptcli.data.tokenizer import Tokenizer, learn_merges
-from gptcli.engine import Engine, Request
 from gptcli.errors import ConfigError
+from gptcli.generation import weights
+from gptcli.generation.engine import Engine, Request
+from gptcli.generation.weights import HalfLinear, Int8Linear, Int8WeightLinear, PackedLinear, pack
 from gptcli.model import GPT
 from gptcli.runtime import Runtime
-from gptcli.weights import HalfLinear, Int8Linear, Int8WeightLinear, PackedLinear, pack
 
 torch.set_num_threads(1)
 

@@ -102,6 +102,6 @@ def check_usage(prompt: str | None, chosen: GenerateOptions, *, jsonl: bool, as_
     if chosen.logprobs and not (jsonl or as_json):
         raise ConfigError("--logprobs needs --json or --jsonl")
     if chosen.regex is not None:
-        from gptcli.automaton import Automaton
+        from gptcli.generation.automaton import Automaton
 
         Automaton(chosen.regex)

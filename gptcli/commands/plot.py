@@ -33,8 +33,9 @@ def plot(
       gptcli plot runs/demo
       gptcli plot runs/a runs/b --metric validation.bits_per_byte --x seconds -o bits.svg
     """
-    from gptcli import chart, console
+    from gptcli import console
     from gptcli.errors import ConfigError
+    from gptcli.observe import chart
     from gptcli.runs import plot as plotting
 
     if output and tensorboard:

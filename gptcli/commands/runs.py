@@ -26,7 +26,7 @@ def runs() -> None:
 def list_runs(directories: tuple[str, ...], as_json: bool) -> None:
     """Runs at or below directories, by default runs/, a line each; damage is told in the line."""
     from gptcli import console
-    from gptcli.history import HEADER, find_runs, read_run
+    from gptcli.observe.history import HEADER, find_runs, read_run
 
     found = [read_run(path) for path in find_runs(directories or ("runs",))]
     if as_json:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from gptcli.config import GenerateOptions
-from gptcli.engine import Engine, Request
 from gptcli.errors import DataError
 from gptcli.evaluation import answers
 from gptcli.evaluation.items import Item
 from gptcli.evaluation.options import RowOptions
 from gptcli.evaluation.outcome import Cuts, Loaded, Outcome, means
 from gptcli.evaluation.shots import SEPARATOR, Shots, join
+from gptcli.generation.engine import Engine, Request
 from gptcli.report import Report
 from gptcli.tasks.conversation import Message
 

@@ -19,7 +19,7 @@ from gptcli.config import ModelConfig, PretrainConfig, RuntimeConfig
 from gptcli.data.batches import Batch
 from gptcli.data.size import find_vocabulary
 from gptcli.data.tokenizer import learn_merges
-from gptcli.machine import Machine, matmul_peak, measure, synchronize
+from gptcli.hardware.machine import Machine, matmul_peak, measure, synchronize
 from gptcli.report import Report
 from gptcli.runs.bench_generate import GenerationSpeed, writing_speed
 from gptcli.runs.pretrain import new_state

@@ -16,17 +16,17 @@ from typing import Any, Literal, NamedTuple
 
 from gptcli import checkpoint
 from gptcli.config import GenerateOptions, RuntimeConfig
-from gptcli.constrain import most_tokens
 from gptcli.data.rows import read_rows
 from gptcli.display import shown
-from gptcli.engine import Engine, Request
 from gptcli.errors import ConfigError, DataError
+from gptcli.generation.constrain import most_tokens
+from gptcli.generation.engine import Engine, Request
+from gptcli.generation.weights import Quantize, pack
 from gptcli.report import Report
 from gptcli.runs.generate import Item, completion_record, in_order, read_items
 from gptcli.runs.score import parse_object
 from gptcli.runtime import make_runtime
 from gptcli.tasks.conversation import ASSISTANT, SYSTEM, USER, Message, read_messages
-from gptcli.weights import Quantize, pack
 
 
 class Fitted(NamedTuple):

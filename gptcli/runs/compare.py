@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptcli.curves import metric_names
-from gptcli.history import Record, metrics_of, number_of, read_run, read_run_file
+from gptcli.observe.curves import metric_names
+from gptcli.observe.history import Record, metrics_of, number_of, read_run, read_run_file
 
 SHOWN_STEPS = 6
 AT_THE_END = ("state", "step", "loss_nats", "bits_per_byte", "tokens_per_second", "parameters", "bytes")

@@ -63,7 +63,7 @@ def eval_harness(
         import lm_eval
         from lm_eval.tasks import TaskManager
 
-        from gptcli.harness import HarnessModel
+        from gptcli.evaluation.harness import HarnessModel
     except ImportError as error:
         raise ConfigError(f"lm-eval cannot be imported ({shown(str(error))}); pip install 'gptcli[eval]'") from None
     if include_path is not None and not Path(include_path).is_dir():

@@ -12,11 +12,11 @@ from gptcli.config import RuntimeConfig
 from gptcli.data.text import Piece, TextOptions, decompressed_bytes, find_sources, read_pieces
 from gptcli.display import shown
 from gptcli.errors import DataError
+from gptcli.generation.weights import Quantize, pack
 from gptcli.metrics import TextScore, score_documents
 from gptcli.report import Report
 from gptcli.runs.tokens import documents_of, encode
 from gptcli.runtime import make_runtime
-from gptcli.weights import Quantize, pack
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from gptcli.evaluation.options import RowOptions
 from gptcli.evaluation.outcome import Loaded, Outcome
 from gptcli.evaluation.shots import Shots
 from gptcli.evaluation.writing import write
+from gptcli.generation.weights import Quantize, pack
 from gptcli.report import Report
 from gptcli.runtime import Runtime, make_runtime
-from gptcli.weights import Quantize, pack
 
 
 @dataclass(frozen=True)

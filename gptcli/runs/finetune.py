@@ -18,6 +18,7 @@ from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
 from gptcli.lora import WEIGHTS, add_adapters
 from gptcli.model import GPT
+from gptcli.observe.tensorboard import check_installed
 from gptcli.optim import Optimizers
 from gptcli.report import Report
 from gptcli.runs.examples import read_examples
@@ -25,7 +26,6 @@ from gptcli.runs.run_directory import check_vacant, clear
 from gptcli.runs.training import Job, Outcome, Training
 from gptcli.runs.tuning import rows_job, text_job
 from gptcli.runtime import Runtime, keep_freed_memory, make_runtime
-from gptcli.tensorboard import check_installed
 
 
 def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = False, report: Report) -> Outcome:

@@ -12,14 +12,14 @@ from typing import Any, Generic, Literal, TypeVar
 from gptcli import checkpoint
 from gptcli.amounts import count
 from gptcli.config import GenerateOptions, RuntimeConfig
-from gptcli.constrain import check_pattern, matches, most_tokens
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
-from gptcli.engine import Completion, Engine, Request
 from gptcli.errors import ConfigError, DataError, GptcliError
+from gptcli.generation.constrain import check_pattern, matches, most_tokens
+from gptcli.generation.engine import Completion, Engine, Request
+from gptcli.generation.weights import Quantize, pack
 from gptcli.runs.score import parse_record
 from gptcli.runtime import make_runtime
-from gptcli.weights import Quantize, pack
 
 OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(GenerateOptions))
 MAX_TEXT_BYTES = 16 << 20  # of one prompt

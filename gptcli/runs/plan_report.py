@@ -9,7 +9,7 @@ from typing import Any
 
 from gptcli.amounts import amount, duration
 from gptcli.data.size import TokenCount
-from gptcli.memory import Memory
+from gptcli.hardware.memory import Memory
 
 USABLE_MEMORY = 0.92  # of a device: the rest is its driver's, its allocator's and other processes'
 UPDATE_BYTES = 28  # moved a weight by an update: weight, gradient and two averages read, three written

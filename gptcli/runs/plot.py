@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptcli import fsio
-from gptcli.curves import Axis, Curve, curve, find_metric, metric_names
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError, RefusedError
-from gptcli.history import metrics_of
-from gptcli.tensorboard import EVENT_FILES, Board, check_installed
+from gptcli.observe.curves import Axis, Curve, curve, find_metric, metric_names
+from gptcli.observe.history import metrics_of
+from gptcli.observe.tensorboard import EVENT_FILES, Board, check_installed
 
 IMAGE_FORMATS = ("png", "svg", "pdf")
 INCHES, DOTS_PER_INCH = (8.0, 4.5), 150

@@ -24,6 +24,7 @@ from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
 from gptcli.model import GPT
+from gptcli.observe.tensorboard import check_installed
 from gptcli.optim import Optimizers
 from gptcli.report import Report
 from gptcli.runs.deadline import Deadline
@@ -33,7 +34,6 @@ from gptcli.runs.settle import Settler, training_flops_per_second
 from gptcli.runs.train_tokenizer import learn_tokenizer
 from gptcli.runs.training import Job, Outcome, Training, validate_text, write_sample
 from gptcli.runtime import Runtime, keep_freed_memory, make_runtime
-from gptcli.tensorboard import check_installed
 from gptcli.train import micro_batch_rows, next_token_nats
 
 ABANDONED_SECONDS = 7 * 24 * 3600  # what a killed preparation left is kept so long, to go on with

@@ -26,16 +26,16 @@ from gptcli.config import GenerateOptions, OptimConfig, Section, TrainConfig
 from gptcli.data.batches import Batch
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
-from gptcli.engine import Engine, Request
 from gptcli.errors import DataError, GptcliError, NumericalError, is_out_of_memory
+from gptcli.generation.engine import Engine, Request
 from gptcli.interrupt import Stop, stop_on_signals
 from gptcli.metrics import score_documents
 from gptcli.model import GPT, evaluating
+from gptcli.observe.tensorboard import recording
 from gptcli.report import Report
 from gptcli.runs.deadline import Deadline
 from gptcli.runs.run_directory import FREE_TO_CHANGE, differences, trim_metrics
 from gptcli.runtime import Runtime, matmul_flops_per_second
-from gptcli.tensorboard import recording
 from gptcli.train import Hooks, Objective, Record, micro_batch_rows, train
 
 

@@ -45,7 +45,7 @@ Prompts = list[list[int]]
 
 def gptcli_engine(directory: Path, threads: int, prompts: Prompts, new: int, how: str) -> float:
     from gptcli.config import GenerateOptions
-    from gptcli.engine import Request
+    from gptcli.generation.engine import Request
     from gptcli.runs.generate import Writer
 
     dtype, quantize = ("float32", "int8") if how == "int8" else (how, None)
@@ -124,7 +124,7 @@ def memory_speed(threads: int) -> float:
     """Bytes a second."""
     import torch
 
-    from gptcli.machine import read_bytes_per_second
+    from gptcli.hardware.machine import read_bytes_per_second
 
     torch.set_num_threads(threads)
     return read_bytes_per_second(torch.device("cpu"))

@@ -10,8 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from gptcli.attention import QUERY_BLOCK
-from gptcli.cache import KEY_BLOCK
 from gptcli.config import ModelConfig, OptimConfig
+from gptcli.generation.cache import KEY_BLOCK
 from gptcli.loss import chunk_rows
 from gptcli.model import GPT
 from gptcli.optim import batch_elements

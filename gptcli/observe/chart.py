@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from gptcli.amounts import amount
-from gptcli.curves import Curve
+from gptcli.observe.curves import Curve
 
 Segment = tuple[str, str]  # text and its style, a colour or empty
 

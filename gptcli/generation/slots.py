@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gptcli.cache import QUERY_BLOCK, KVCache
 from gptcli.config import ModelConfig
+from gptcli.generation.cache import QUERY_BLOCK, KVCache
 
 
 @dataclass

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from gptcli.config import GenerateOptions
-from gptcli.constrain import Constraint, most_tokens
 from gptcli.data.batches import derived_seed
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.lookup import Lookup
-from gptcli.sample import penalize
+from gptcli.generation.constrain import Constraint, most_tokens
+from gptcli.generation.lookup import Lookup
+from gptcli.generation.sample import penalize
 
 FinishReason = Literal["stop", "length"]
 

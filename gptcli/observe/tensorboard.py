@@ -9,7 +9,7 @@ from typing import Any
 
 from gptcli.display import shown
 from gptcli.errors import ConfigError
-from gptcli.history import Record, number_of
+from gptcli.observe.history import Record, number_of
 
 EVENT_FILES = "events.out.tfevents.*"
 

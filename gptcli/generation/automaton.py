@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from gptcli.display import shown
 from gptcli.errors import ConfigError
-from gptcli.pattern import parse
+from gptcli.generation.pattern import parse
 
 MAX_STATES = 4_000  # that are met on the way
 MAX_WORK = 20_000_000  # steps taken to build them, some seconds

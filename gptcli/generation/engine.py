@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gptcli.cache import QUERY_BLOCK, Decode, Prefill
-from gptcli.completion import Completion, FinishReason, Request, Row, TextBuffer
 from gptcli.config import GenerateOptions
-from gptcli.constrain import Constraint, TokenTable, most_tokens, pattern_of
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.errors import DataError, NumericalError
+from gptcli.generation.cache import QUERY_BLOCK, Decode, Prefill
+from gptcli.generation.completion import Completion, FinishReason, Request, Row, TextBuffer
+from gptcli.generation.constrain import Constraint, TokenTable, most_tokens, pattern_of
+from gptcli.generation.sample import draw
+from gptcli.generation.slots import Slots, common_length
 from gptcli.model import GPT
 from gptcli.runtime import Runtime
-from gptcli.sample import draw
-from gptcli.slots import Slots, common_length
 
 __all__ = ["Completion", "Engine", "FinishReason", "Request", "TextBuffer"]
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptcli.automaton import DEAD, Automaton
 from gptcli.config import GenerateOptions
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.pattern import literal
+from gptcli.generation.automaton import DEAD, Automaton
+from gptcli.generation.pattern import literal
 
 CACHED_MASKS = 256  # of one pattern
 

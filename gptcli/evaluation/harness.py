@@ -9,8 +9,8 @@ from lm_eval.api.model import TemplateLM
 
 from gptcli.config import GenerateOptions
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.engine import Engine, Request
 from gptcli.errors import DataError
+from gptcli.generation.engine import Engine, Request
 from gptcli.metrics import score_documents
 from gptcli.model import GPT
 from gptcli.runtime import Runtime
