@@ -1,6 +1,7 @@
 """A checkpoint is a directory that stands alone: weights, config, tokenizer, and what training needs to go on.
 
-config.json           {format, version, step, model}, and `labels` of a classifier, `conversation` of a chat model
+config.json           {format, version, step, model}, and `labels` and `pooling` of a classifier, `conversation` of a
+                      chat model
 model.safetensors     weights by their names in model.GPT
 tokenizer.json
 training.safetensors  optimizer state: `KIND.PARAMETER`
@@ -17,12 +18,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from gptcli import fsio
-from gptcli.config import LoraConfig, ModelConfig
+from gptcli.config import LoraConfig, ModelConfig, Pooling
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError, GptcliError
@@ -86,15 +87,17 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Purpose:
-    """What a model was tuned for beside text: the labels of its classification head, the form of its conversations."""
+    """What a model was tuned for beside text: the labels of its classification head and which tokens name them, the
+    form of its conversations."""
 
     labels: tuple[str, ...] = ()
     conversation: Conversation | None = None
     adapter: Adapter | None = None
+    pooling: Pooling = "last"
 
     def as_json(self) -> dict[str, Any]:
         """The part of config.json that holds it; empty for a model of text."""
-        given: dict[str, Any] = {"labels": list(self.labels)} if self.labels else {}
+        given: dict[str, Any] = {"labels": list(self.labels), "pooling": self.pooling} if self.labels else {}
         if self.conversation is not None:
             given["conversation"] = self.conversation.as_json()
         if self.adapter is not None:
@@ -251,7 +254,10 @@ def read_purpose(directory: Path) -> Purpose:
         form = None if conversation is None else Conversation.from_json(conversation)
         base = document.get("base")
         adapter = None if base is None else Adapter(str(base["path"]), str(base["sha256"]))
-        return Purpose(tuple(labels), form, adapter)
+        pooling = document.get("pooling", "last")
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}")
+        return Purpose(tuple(labels), form, adapter, pooling)
     except (ValueError, TypeError, KeyError) as error:
         raise _damaged(directory / "config.json", error) from None
 

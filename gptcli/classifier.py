@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.attention import Packed
+from gptcli.config import Pooling
 from gptcli.data.batches import Batch
 from gptcli.errors import NumericalError
 from gptcli.loss import IGNORE, head_cross_entropy
@@ -59,7 +60,7 @@ def label_logits(model: GPT, hidden: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def label_probabilities(model: GPT, sequences: Sequence[list[int]], runtime: Runtime) -> Tensor:
+def label_probabilities(model: GPT, sequences: Sequence[list[int]], runtime: Runtime, *, pooling: Pooling) -> Tensor:
     """Probabilities (sequences, labels) float32 on the CPU, of id sequences that begin as Example.ids do.
 
     All in one forward pass. NumericalError where the model's output is not finite.
@@ -68,6 +69,12 @@ def label_probabilities(model: GPT, sequences: Sequence[list[int]], runtime: Run
     inputs = torch.tensor([[index for ids in sequences for index in ids]], device=runtime.device)
     hidden = model.hidden(inputs, dtype=runtime.dtype, layout=layout)
     probabilities = label_logits(model, hidden[0, layout.last]).softmax(-1)
+    if pooling == "average":
+        lengths = torch.tensor(layout.lengths, device=runtime.device)
+        total = probabilities.new_zeros(probabilities.shape)
+        owner = torch.arange(len(lengths), device=runtime.device).repeat_interleave(lengths)
+        total.index_add_(0, owner, label_logits(model, hidden[0]))
+        probabilities = (probabilities + (total / lengths[:, None]).softmax(-1)) / 2
     if not bool(torch.isfinite(probabilities).all()):
         raise NumericalError("non-finite probabilities; the checkpoint is damaged or was trained to NaN")
     return probabilities.cpu()

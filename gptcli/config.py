@@ -440,10 +440,16 @@ class RowsConfig(Section):
             yield "train", "no input; name a file"
 
 
+Pooling = Literal["last", "average"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifyConfig(Section):
     """How labels are learnt (task classify)."""
 
+    pooling: Literal["last", "average"] = value(
+        "average", "who names the label: the last token, or the mean of what it says and of what all tokens say"
+    )
     class_weights: Literal["none", "balanced"] = value("none", "balanced: rare labels count more, each label alike")
     label_smoothing: float = number(0.1, "share of a target spread over all labels", ge=0, lt=1)
     token_dropout: float = number(0.3, "share of a text's tokens hidden while training", ge=0, lt=1)

@@ -284,6 +284,16 @@ class GPT(nn.Module):
         self.label_head = Linear(self.config.hidden_size, labels, bias=False)
         self.label_head.weight = nn.Parameter(weight.to(self.embedding.weight.device))
 
+    @torch.no_grad()
+    def level_embedding(self) -> None:
+        """Give every row of the embedding a mean square of 1 where a norm follows: to the model it is the same.
+
+        Pretraining makes rows long (three times as long in 200 steps), and under a norm a long row turns slowly.
+        """
+        if self.config.embedding_norm and not self.config.tie_embeddings and self.config.position == "rope":
+            weight = self.embedding.weight
+            weight.mul_(weight.square().mean(1, keepdim=True).clamp_min(1e-12).rsqrt())
+
     def set_dropout(self, dropout: float) -> None:
         """Another rate of dropout, everywhere."""
         self.config = dataclasses.replace(self.config, dropout=dropout)

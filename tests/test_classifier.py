@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.classifier import LabelObjective, accuracy_and_macro_f1, label_probabilities
-from gptcli.config import ModelConfig
+from gptcli.config import ModelConfig, Pooling
 from gptcli.data.examples import ExampleBatches, group_by_tokens, pack
 from gptcli.loss import IGNORE
 from gptcli.model import GPT
 from gptcli.runtime import Runtime
-from gptcli.tasks.example import Example
+from gptcli.tasks.example import Example, label_text
 
 CPU = Runtime(torch.device("cpu"), torch.float32, 1)
 CONFIG = ModelConfig(num_layers=1, hidden_size=16, num_heads=2, context_length=16, vocab_size=40)
@@ -63,11 +63,25 @@ def test_the_loss_is_the_weighted_cross_entropy_of_each_last_token_and_that_of_t
     torch.testing.assert_close(found, wanted + 0.3 * len(rows) * text / tokens)
 
 
-def test_probabilities_are_those_of_each_text_alone() -> None:
+@pytest.mark.parametrize("pooling", ["last", "average"])
+def test_probabilities_are_those_of_each_text_alone(pooling: Pooling) -> None:
     model, rows = classifier().eval(), examples()
-    together = label_probabilities(model, [row.ids for row in rows], CPU)
-    alone = torch.cat([label_probabilities(model, [row.ids], CPU) for row in rows])
+    together = label_probabilities(model, [row.ids for row in rows], CPU, pooling=pooling)
+    alone = torch.cat([label_probabilities(model, [row.ids], CPU, pooling=pooling) for row in rows])
     torch.testing.assert_close(together, alone)
+
+
+def test_the_last_token_names_the_label_or_its_mean_with_what_all_tokens_say_does() -> None:
+    model, row = classifier().eval(), examples()[2]
+    with torch.no_grad():
+        logits = F.linear(model.hidden(torch.tensor([row.ids]))[0], model.label_head.weight)  # type: ignore[union-attr]
+    last, all_tokens = logits[-1:].softmax(-1), logits.mean(0, keepdim=True).softmax(-1)
+    torch.testing.assert_close(label_probabilities(model, [row.ids], CPU, pooling="last"), last)
+    torch.testing.assert_close(label_probabilities(model, [row.ids], CPU, pooling="average"), (last + all_tokens) / 2)
+
+
+def test_a_classifier_reads_a_text_from_a_space_on() -> None:
+    assert [label_text(text) for text in ("good", " good", "\tgood", "")] == [" good", " good", "\tgood", " "]
 
 
 @settings(deadline=None)

@@ -230,7 +230,7 @@ def test_a_classifier_names_labels_by_its_head(
     assert model.label_head is not None
     for line, row in zip(records.read_text().splitlines(), LABELLED, strict=True):
         with torch.no_grad():
-            hidden = model.hidden(torch.tensor([[tokenizer.end_of_text, *tokenizer.encode(row["text"])]]))
+            hidden = model.hidden(torch.tensor([[tokenizer.end_of_text, *tokenizer.encode(" " + row["text"])]]))
             expected = model.label_head(hidden[0, -1]).double().softmax(-1).tolist()
         named = dict(zip(("dog", "boat"), expected, strict=True))
         assert json.loads(line)["probabilities"] == pytest.approx(named, abs=1e-5)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gptcli.config import Pooling
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.evaluation.bootstrap import Floats, Metrics, Tally
 from gptcli.evaluation.classification import CALIBRATION_BINS, Labelled, label_numbers
@@ -26,6 +27,7 @@ class Loaded:
     runtime: Runtime
     labels: tuple[str, ...]  # of its classification head, if it has one
     conversation: Conversation | None
+    pooling: Pooling = "last"  # which tokens name a label
 
     @property
     def room(self) -> int:

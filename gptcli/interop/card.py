@@ -42,7 +42,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("DIR")
 model = AutoModelForSequenceClassification.from_pretrained("DIR")
-ids = tokenizer(BEGIN"Some text", return_tensors="pt").input_ids
+ids = tokenizer(BEGIN" Some text", return_tensors="pt").input_ids
 print(model.config.id2label[int(model(ids).logits.argmax())])
 ```
 """,

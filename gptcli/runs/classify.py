@@ -18,6 +18,7 @@ from gptcli.errors import DataError
 from gptcli.runs.score import read_records
 from gptcli.runtime import make_runtime
 from gptcli.scoring import BATCH_TOKENS
+from gptcli.tasks.example import label_text
 
 LINES_AT_ONCE = 256
 
@@ -35,7 +36,8 @@ class Classifier:
     ) -> None:
         """DataError where the model has no labels."""
         directory = checkpoint.resolve(run)
-        self.labels = checkpoint.read_purpose(directory).labels
+        purpose = checkpoint.read_purpose(directory)
+        self.labels, self.pooling = purpose.labels, purpose.pooling
         if not self.labels:
             raise DataError(f"{shown(str(directory))}: names no labels; make a classifier with gptcli finetune")
         self.runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
@@ -43,10 +45,11 @@ class Classifier:
 
     def probabilities(self, texts: list[str]) -> torch.Tensor:
         """(texts, labels) float32. Of a text that is longer than the context, the end is not read."""
-        encoded = self.tokenizer.encode_batch(texts)
+        encoded = self.tokenizer.encode_batch([label_text(text) for text in texts])
         sequences = [[*self.tokenizer.first, *ids][: self.model.config.context_length] or [0] for ids in encoded]
         groups = group_by_tokens(sequences, BATCH_TOKENS, len)
-        return torch.cat([label_probabilities(self.model, group, self.runtime) for group in groups])
+        found = [label_probabilities(self.model, group, self.runtime, pooling=self.pooling) for group in groups]
+        return torch.cat(found)
 
     def records(self, records: Iterable[dict[str, Any]], field: str) -> Iterator[dict[str, Any]]:
         """Every record with its label and all probabilities, in order, some hundred at a time."""

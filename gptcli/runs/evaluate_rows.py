@@ -160,7 +160,8 @@ def _load(directory: Path, runtime: Runtime, quantize: Quantize | None) -> Loade
     if quantize:
         runtime = pack(model, runtime, quantize=quantize)
     purpose = checkpoint.read_purpose(directory)
-    return Loaded(str(directory), model, tokenizer, runtime, purpose.labels, purpose.conversation)
+    what_for = (purpose.labels, purpose.conversation, purpose.pooling)
+    return Loaded(str(directory), model, tokenizer, runtime, *what_for)
 
 
 def _ask(loaded: Loaded, items: list[Item], options: RowOptions, shots: Shots | None, report: Report) -> Outcome:

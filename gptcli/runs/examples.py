@@ -111,7 +111,8 @@ def _refuse_stream() -> str:
 
 def _purpose(config: FinetuneConfig, labels: tuple[str, ...], form: Conversation, base: Purpose) -> Purpose:
     """What the tuned model is for: its new task, beside a form of conversation that the base has."""
-    return Purpose(labels, form if config.task == "chat" else base.conversation)
+    conversation = form if config.task == "chat" else base.conversation
+    return Purpose(labels, conversation, pooling=config.classify.pooling)
 
 
 def _reader(

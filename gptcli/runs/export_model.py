@@ -63,6 +63,11 @@ def export_hf(
     if model.config.dropout and "dropout" not in family.keys:
         report.warning(f"model.dropout {model.config.dropout} is not written: {family.architecture} has no such key")
     architecture = family.classifier if purpose.labels and family.classifier else family.architecture
+    if purpose.labels and purpose.pooling != "last":
+        report.warning(
+            f"pooling {purpose.pooling} is not written: in {architecture} the last token alone names the label; "
+            "for the same probabilities fine-tune with classify.pooling=last"
+        )
     with fsio.new_directory(output) as temporary:
         write_directory(temporary, model, tokenizer, purpose, family, DTYPES[dtype])
         card = model_card(output.name, directory, model, tokenizer, purpose, architecture=architecture, dtype=dtype)

@@ -97,6 +97,8 @@ def prepare_model(model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, purp
     labels = len(purpose.labels)
     model.label_head = None  # a base's own is of its task
     if labels:
+        if config.lora is None and not config.train.frozen_blocks:
+            model.level_embedding()
         model.add_label_head(labels, torch.Generator().manual_seed(derived_seed(config.runtime.seed, "labels")))
     if config.train.dropout is not None:
         model.set_dropout(config.train.dropout)

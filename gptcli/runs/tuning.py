@@ -210,7 +210,7 @@ def validate_labels(
         return None
     with evaluating(model):
         found = [
-            label_probabilities(model, [row.ids for row in group], runtime)
+            label_probabilities(model, [row.ids for row in group], runtime, pooling=examples.purpose.pooling)
             for group in _groups(examples.validation, micro_batch_tokens)
         ]
     probabilities = torch.cat(found)
