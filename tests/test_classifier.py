@@ -121,3 +121,14 @@ def test_groups_hold_all_items_in_order_within_their_size(lengths: list[int], mo
     groups = list(group_by_tokens(lengths, most, lambda length: length))
     assert [length for group in groups for length in group] == lengths
     assert all(sum(group) <= most or len(group) == 1 for group in groups)
+
+
+def test_a_levelled_embedding_is_the_same_to_a_model_with_a_norm_after_it() -> None:
+    model = classifier().eval()
+    ids = torch.tensor([[1, 5, 9, 3]])
+    with torch.no_grad():
+        model.embedding.weight.mul_(torch.linspace(0.5, 9, 40)[:, None])
+        before = model(ids)
+    model.level_embedding()
+    torch.testing.assert_close(model.embedding.weight.square().mean(1), torch.ones(40))
+    torch.testing.assert_close(model(ids), before, rtol=1e-4, atol=1e-4)
