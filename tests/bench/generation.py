@@ -18,7 +18,7 @@ Learnt, on two Zen 3 cores without bfloat16 hardware:
   - Bags of an embedding (F.embedding_bag over blocks of columns, int8 or 16 bits) read weights for one row as fast as
     FBGEMM's products, and are slower from two rows on: two forms of every matrix would be the price.
   - Emulated bfloat16 is slow where rows are many: FBGEMM's float16 weights take a sixth of the time for a prompt.
-  - One fused operation (SDPA) for the attention of a decoding step saves nothing that could be measured in a whole step.
+  - One fused operation (SDPA) for the attention of a decoding step saves nothing measurable in a whole step.
 """
 
 from __future__ import annotations
