@@ -342,6 +342,8 @@ def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and signed sin (T, D) of every position, in the half-split layout of Llama (Su et al. 2021)."""
     T, D = config.context_length, config.head_size
     cos, sin = torch.empty(T, D), torch.empty(T, D)
+    if cos.is_meta:  # without values; computing them there would import torch._dynamo, which takes a second
+        return cos, sin
     frequencies = config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
     for start in range(0, T, ROTARY_BLOCK):  # so that only the tables themselves need memory
         block = slice(start, min(start + ROTARY_BLOCK, T))
