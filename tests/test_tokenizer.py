@@ -1,6 +1,8 @@
 """The tokenizer: exact both ways, no control token out of text, and no damaged file taken for a good one."""
 
+import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 from tokenizers import models
 
-from gptcli.data.tokenizer import END_OF_TEXT, PATTERNS, Tokenizer, learn_merges, sample_evenly
+from gptcli.data.tokenizer import END_OF_TEXT, PATTERNS, Tokenizer, _pieces, learn_merges, sample_evenly
 from gptcli.errors import ConfigError, DataError
 
 CORPUS = [
@@ -285,3 +287,13 @@ def test_a_sample_is_spread_evenly_and_fills_at_least_half(count: int, max_bytes
     assert len(numbers) == 1 or numbers == list(range(0, count, stride))
     assert 4 * len(numbers) <= max_bytes
     assert 4 * len(numbers) >= min(4 * count, max_bytes - 4) / 2
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "é", " ", "\n", "ab c"]), st.integers(1, 60_000)), max_size=5))
+@settings(deadline=None, max_examples=50)
+def test_only_within_a_run_that_is_too_long_is_text_cut(parts: list[tuple[str, int]]) -> None:
+    text = "".join(unit * (count // len(unit)) for unit, count in parts)
+    wanted = [cut for run in re.finditer(r"\s+|\S+", text) for cut in range(run.start() + 25_000, run.end(), 25_000)]
+    pieces = _pieces(text)
+    assert "".join(pieces) == text
+    assert list(itertools.accumulate(map(len, pieces)))[:-1] == wanted

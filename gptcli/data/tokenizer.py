@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
 from gptcli.interrupt import interruptible
 
+LONGEST_RUN = 25_000
+SPACE, REST = re.compile(r"\s+"), re.compile(r"\S+")
 MAX_BYTES = 1 << 27  # of a tokenizer.json; those of a million tokens have some 50 MB
 END_OF_TEXT = "<|endoftext|>"
 DOCUMENT_MARKS = (END_OF_TEXT, "<|bos|>")  # ours and GPT-2's name of the token between documents, and nanochat's
@@ -103,13 +107,22 @@ class Tokenizer:
         return [] if self.end_of_text is None else [self.end_of_text]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, none of them special. Lone surrogates raise UnicodeEncodeError: they are not text."""
-        return self._encoder.encode(_utf8(text), add_special_tokens=False).ids
+        """Ids of `text`, none of them special. Lone surrogates raise UnicodeEncodeError: they are not text.
+
+        A word of more than 25,000 characters is encoded in pieces (see `_pieces`).
+        """
+        ids = [self._encoder.encode(piece, add_special_tokens=False).ids for piece in _pieces(text)]
+        return ids[0] if len(ids) == 1 else list(itertools.chain.from_iterable(ids))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, on all cores."""
-        encodings = self._encoder.encode_batch_fast([_utf8(text) for text in texts], add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        cut = [_pieces(text) for text in texts]
+        pieces = list(itertools.chain.from_iterable(cut))
+        encodings = iter(self._encoder.encode_batch_fast(pieces, add_special_tokens=False))
+        return [
+            next(encodings).ids if len(own) == 1 else [index for _ in own for index in next(encodings).ids]
+            for own in cut
+        ]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The exact bytes of ids, specials as their text; IndexError for an id outside of the vocabulary."""
@@ -271,6 +284,19 @@ def _bytes_of_characters() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
-def _utf8(text: str) -> str:
+def _pieces(text: str) -> list[str]:
+    """The text, cut within runs of more than LONGEST_RUN characters that are all white space, or all not.
+
+    Merging takes more than linear time in the length of a word. Llama 3's own tokenizer cuts there, too.
+    """
     text.encode()  # the Rust side would panic on a lone surrogate
-    return text
+    cuts, end = [0], 0
+    for place in range(LONGEST_RUN, len(text), LONGEST_RUN):  # a longer run holds one of these places
+        if place < end:
+            continue
+        kind = SPACE if text[place].isspace() else REST
+        after, before = kind.match(text, place), kind.match(text[place - LONGEST_RUN : place][::-1])
+        end = after.end() if after else place
+        start = place - (before.end() if before else 0)
+        cuts += range(start + LONGEST_RUN, end, LONGEST_RUN)
+    return [text[start:end] for start, end in itertools.pairwise([*cuts, len(text)])]
