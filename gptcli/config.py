@@ -62,9 +62,9 @@ def bounds_problem(declared: dataclasses.Field[Any], given: Any) -> str | None:
 @functools.cache
 def _hints(section: type) -> dict[str, Any]:
     """The types of a section's fields, those of their unions listed."""
-    hints = {field.name: typing.get_type_hints(section)[field.name] for field in dataclasses.fields(section)}
-    unions = (types.UnionType, typing.Union)
-    return {name: typing.get_args(h) if typing.get_origin(h) in unions else (h,) for name, h in hints.items()}
+    hints, unions = typing.get_type_hints(section), (types.UnionType, typing.Union)
+    own = {field.name: hints[field.name] for field in dataclasses.fields(section)}
+    return {name: typing.get_args(h) if typing.get_origin(h) in unions else (h,) for name, h in own.items()}
 
 
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}

@@ -14,7 +14,7 @@ from gptcli.evaluation.items import Item
 from gptcli.evaluation.outcome import Cuts, Loaded, Outcome, classified
 from gptcli.report import Report
 from gptcli.scoring import BATCH_TOKENS
-from gptcli.tasks.example import label_text
+from gptcli.tasks.example import label_ids
 
 
 def classify_by_head(loaded: Loaded, items: Sequence[Item], report: Report) -> Outcome:
@@ -27,22 +27,13 @@ def classify_by_head(loaded: Loaded, items: Sequence[Item], report: Report) -> O
     cuts, found = Cuts(), []
     sequences = (_sequence(loaded, item, cuts) for item in items)
     for batch in group_by_tokens(sequences, BATCH_TOKENS, len):
-        found += _probabilities(loaded, batch)
+        given = label_probabilities(loaded.model, batch, loaded.runtime, pooling=loaded.pooling)
+        found += given.double().tolist()
         report.progress("evaluate", len(found), len(items))
     return classified(items, loaded.labels, np.array(found), {"method": "classification head"}, cuts)
 
 
-def _probabilities(loaded: Loaded, batch: Sequence[list[int]]) -> list[list[float]]:
-    found: list[list[float]] = (
-        label_probabilities(loaded.model, batch, loaded.runtime, pooling=loaded.pooling).double().tolist()
-    )
-    return found
-
-
 def _sequence(loaded: Loaded, item: Item, cuts: Cuts) -> list[int]:
-    ids, room = (
-        loaded.tokenizer.first + loaded.tokenizer.encode(label_text(item.text)),
-        loaded.model.config.context_length,
-    )
+    ids, room = label_ids(item.text, loaded.tokenizer), loaded.model.config.context_length
     cuts.rows_truncated += len(ids) > room
     return ids[:room]

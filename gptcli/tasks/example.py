@@ -45,7 +45,7 @@ def classify_reader(data: RowsConfig, tokenizer: Tokenizer, labels: Sequence[str
         if label not in numbers:
             known = ", ".join(shown(name, 40) for name in labels)
             raise DataError(f"{row.place}: label {shown(repr(label))} is not in the training rows; they have {known}")
-        ids = [*tokenizer.first, *tokenizer.encode(label_text(text))]
+        ids = label_ids(text, tokenizer)
         return _cut(row.place, ids, [False] * len(ids), max_tokens)._replace(label=numbers[label])
 
     return read
@@ -57,6 +57,11 @@ def label_text(text: str) -> str:
     On film reviews (three folds, one seed) it brings half a point of accuracy.
     """
     return text if text[:1].isspace() else " " + text
+
+
+def label_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """A text as a classifier reads it, in ids."""
+    return [*tokenizer.first, *tokenizer.encode(label_text(text))]
 
 
 def label_of(row: Row, name: str) -> str:
