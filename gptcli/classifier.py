@@ -12,10 +12,12 @@ from torch import Tensor
 from gptcli.attention import Packed
 from gptcli.config import Pooling
 from gptcli.data.batches import Batch
+from gptcli.data.examples import group_by_tokens
 from gptcli.errors import NumericalError
 from gptcli.loss import IGNORE, head_cross_entropy
 from gptcli.model import GPT
 from gptcli.runtime import Runtime
+from gptcli.scoring import batch_tokens
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,16 @@ def label_logits(model: GPT, hidden: Tensor) -> Tensor:
 def label_probabilities(model: GPT, sequences: Sequence[list[int]], runtime: Runtime, *, pooling: Pooling) -> Tensor:
     """Probabilities (sequences, labels) float32 on the CPU, of id sequences that begin as Example.ids do.
 
-    All in one forward pass. NumericalError where the model's output is not finite.
+    NumericalError where the model's output is not finite.
     """
+    order = sorted(range(len(sequences)), key=lambda number: len(sequences[number]))  # so that attention pads little
+    most = batch_tokens(on_cpu=runtime.device.type == "cpu")
+    groups = group_by_tokens((sequences[number] for number in order), most, len)
+    found = torch.cat([_in_one_pass(model, group, runtime, pooling) for group in groups])
+    return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
+
+
+def _in_one_pass(model: GPT, sequences: Sequence[list[int]], runtime: Runtime, pooling: Pooling) -> Tensor:
     layout = Packed([len(ids) for ids in sequences], device=runtime.device)
     inputs = torch.tensor([[index for ids in sequences for index in ids]], device=runtime.device)
     hidden = model.hidden(inputs, dtype=runtime.dtype, layout=layout)

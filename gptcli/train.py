@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +19,10 @@ from torch import Tensor
 from gptcli.attention import Packed
 from gptcli.checkpoint import TrainState
 from gptcli.config import OptimConfig, TrainConfig
-from gptcli.data.batches import Batch, derived_seed
+from gptcli.data.batches import Batch, Step, derived_seed
 from gptcli.errors import NumericalError
 from gptcli.interrupt import Stopped
-from gptcli.loss import IGNORE, head_cross_entropy
+from gptcli.loss import head_cross_entropy
 from gptcli.model import GPT
 from gptcli.optim import learning_rate_factor
 from gptcli.runtime import Runtime, memory_bytes
@@ -47,7 +47,7 @@ class Hooks:
 
 def train(
     state: TrainState,
-    batches: Callable[[int], Sequence[Batch]],
+    batches: Callable[[int], Step],
     config: TrainConfig,
     optim: OptimConfig,
     runtime: Runtime,
@@ -65,27 +65,27 @@ def train(
     """
     state.model.train()
     saved_step = state.step
-    clock, flops = _Clock(), batch_flops(state.model)
+    clock = _Clock(batch_flops(state.model))
     while (state.pending or state.step < state.last_step(config.steps)) and not hooks.stop():
         try:
             if not state.pending:
                 factor = learning_rate_factor(state.position(config.steps), config.steps, optim)
                 state.optimizers.set_factor(factor)
-                micro_batches = batches(state.step)
-                nats, targets, grad_norm = train_step(
+                before = clock.tokens
+                targets, micro_batches = batches(state.step)
+                nats, grad_norm = train_step(
                     state,
-                    micro_batches,
+                    Step(targets, clock.counting(micro_batches)),
                     optim.grad_clip_norm,
                     runtime,
                     seed=seed,
                     objective=objective,
                     stop=hooks.stop,
                 )
-                tokens = sum(batch.inputs.numel() for batch in micro_batches)  # read; fine-tuning learns some of them
                 state.step += 1
-                state.tokens += tokens
+                state.tokens += clock.tokens - before  # read; fine-tuning learns some of them
                 state.pending = True
-                clock.count(tokens, sum(map(flops, micro_batches)))
+                clock.steps += 1
                 if due(state.step, config.log_every_steps, state.last_step(config.steps)):
                     speed = clock.lap(peak_flops)
                     hooks.report(
@@ -122,16 +122,18 @@ def train(
 class _Clock:
     """Time and tokens since the last metrics line."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch_flops: Callable[[Batch], float]) -> None:
+        self.batch_flops = batch_flops
         self.started = time.perf_counter()
         self.steps = self.tokens = 0
         self.flops = 0.0
 
-    def count(self, tokens: int, flops: float) -> None:
-        """A step is done."""
-        self.steps += 1
-        self.tokens += tokens
-        self.flops += flops
+    def counting(self, micro_batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same, counted as they pass."""
+        for batch in micro_batches:
+            self.tokens += batch.inputs.numel()
+            self.flops += self.batch_flops(batch)
+            yield batch
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -174,32 +176,32 @@ def next_token_nats(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
 
 def train_step(
     state: TrainState,
-    micro_batches: Sequence[Batch],
+    step: Step,
     grad_clip_norm: float,
     runtime: Runtime,
     *,
     seed: int,
     objective: Objective = next_token_nats,
     stop: Callable[[], bool] = lambda: False,
-) -> tuple[float, int, float]:
-    """One update; -> (summed nats, number of targets, L2 norm of the gradient before clipping).
+) -> tuple[float, float]:
+    """One update; -> (summed nats of the targets, L2 norm of the gradient before clipping).
 
     Without any target there is no update. Stopped where `stop` said so between two micro-batches: then nothing has
     changed, and the step can be done again.
     """
     model = state.model
-    targets = sum(int((batch.targets != IGNORE).sum()) for batch in micro_batches)
-    if not targets:
-        return 0.0, 0, 0.0
-    losses = []  # read together: on an accelerator each reading waits for the device
-    for number, batch in enumerate(micro_batches):
+    if not step.targets:
+        return 0.0, 0.0
+    losses, place = [], ""  # losses are read together: on an accelerator each reading waits for the device
+    for number, batch in enumerate(step.micro_batches):
+        place = place or batch.place
         if number and stop():
             state.optimizers.zero_grad()
             raise Stopped
         if model.config.dropout:
             torch.manual_seed(derived_seed(seed, "dropout", state.step, number))
         loss = objective(model, batch, runtime)
-        torch.autograd.backward(loss / targets)
+        torch.autograd.backward(loss / step.targets)
         losses.append(loss.detach())
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
@@ -208,15 +210,15 @@ def train_step(
     if not (math.isfinite(nats) and math.isfinite(grad_norm)):
         what = "loss" if not math.isfinite(nats) else "gradient"
         raise NumericalError(
-            f"step {state.step + 1}: the {what} is not finite (loss {nats / targets:g} nats, gradient norm "
+            f"step {state.step + 1}: the {what} is not finite (loss {nats / step.targets:g} nats, gradient norm "
             f"{grad_norm:g}) at learning rate {state.optimizers.learning_rate:g}; the batch begins at "
-            f"{micro_batches[0].place}; lower optim.learning_rate or set optim.grad_clip_norm=1"
+            f"{place}; lower optim.learning_rate or set optim.grad_clip_norm=1"
         )
     if grad_clip_norm and grad_norm > grad_clip_norm:
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), grad_clip_norm, norm)
     state.optimizers.step()
     state.optimizers.zero_grad()
-    return nats, targets, grad_norm
+    return nats, grad_norm
 
 
 def micro_batch_rows(config: TrainConfig, context_length: int, *, on_cpu: bool) -> int:

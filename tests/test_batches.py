@@ -1,5 +1,6 @@
 """Batches: every token once an epoch, in an order that depends on seed and step alone."""
 
+import itertools
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def make_batches(tokens: TokenArray, **changes: Any) -> TokenBatches:
 
 def first_targets(batches: TokenBatches, steps: int) -> list[int]:
     """Position of the first token of every row of the first `steps` steps, in order."""
-    return [int(row[0]) for step in range(steps) for batch in batches(step) for row in batch.targets]
+    return [int(row[0]) for step in range(steps) for batch in batches(step).micro_batches for row in batch.targets]
 
 
 def epoch_starts(batches: TokenBatches, epoch: int) -> list[int]:
@@ -130,7 +131,7 @@ def test_every_token_is_learnt_in_some_epoch(count: int) -> None:
 
 
 def test_rows_are_runs_of_the_text_and_inputs_lag_behind_by_one(tokens: TokenArray) -> None:
-    for batch in make_batches(tokens)(3):
+    for batch in make_batches(tokens)(3).micro_batches:
         assert torch.equal(batch.targets, batch.targets[:, :1] + torch.arange(16))
         assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
         assert (batch.inputs[:, 0] == FIRST).all()
@@ -155,10 +156,17 @@ def test_a_batch_depends_on_seed_and_step_alone(tokens: TokenArray, step: int) -
     used = make_batches(tokens)
     used(0)
     used(step + 1)
-    for ours, theirs in zip(used(step), make_batches(tokens)(step), strict=True):
+    for ours, theirs in zip(used(step).micro_batches, make_batches(tokens)(step).micro_batches, strict=True):
         assert torch.equal(ours.inputs, theirs.inputs)
         assert torch.equal(ours.targets, theirs.targets)
         assert ours.place == theirs.place
+
+
+def test_a_batch_that_memory_would_not_hold_is_made_piece_by_piece(tokens: TokenArray) -> None:
+    step = make_batches(tokens, batch_size=1 << 40, micro_batch_size=2)(1)
+    assert step.targets == 16 << 40
+    some = list(itertools.islice(step.micro_batches, 3))
+    assert [batch.inputs.shape for batch in some] == [(2, 16)] * 3
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 4, 6, 12])
@@ -166,14 +174,14 @@ def test_micro_batches_make_the_same_rows_whatever_their_size(tokens: TokenArray
     whole = make_batches(tokens, batch_size=12, micro_batch_size=12)
     parts = make_batches(tokens, batch_size=12, micro_batch_size=micro_batch)
     for step in (0, 4, 5, 11):  # the 61 rows of an epoch end within step 5
-        assert [len(batch.targets) for batch in parts(step)] == [micro_batch] * (12 // micro_batch)
+        assert [len(batch.targets) for batch in parts(step).micro_batches] == [micro_batch] * (12 // micro_batch)
         for name in ("inputs", "targets"):
-            joined = torch.cat([getattr(batch, name) for batch in parts(step)])
-            assert torch.equal(joined, getattr(whole(step)[0], name))
+            joined = torch.cat([getattr(batch, name) for batch in parts(step).micro_batches])
+            assert torch.equal(joined, getattr(next(iter(whole(step).micro_batches)), name))
 
 
 def test_the_place_of_a_batch_names_shard_and_offset(tokens: TokenArray) -> None:
-    for batch in make_batches(tokens)(0):
+    for batch in make_batches(tokens)(0).micro_batches:
         file, offset = batch.place.split(":")
         shard = [f"train-0000{number}.bin" for number in range(3)].index(file)
         assert tokens.starts[shard] + int(offset) == batch.targets[0, 0]

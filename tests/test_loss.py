@@ -12,6 +12,7 @@ from gptcli import loss as loss_module
 from gptcli.checkpoint import TrainState
 from gptcli.config import ModelConfig, OptimConfig
 from gptcli.data.batches import Batch
+from gptcli.data.examples import counted
 from gptcli.errors import NumericalError
 from gptcli.loss import IGNORE, cross_entropy, head_cross_entropy, target_nats
 from gptcli.model import GPT, softcap
@@ -148,9 +149,8 @@ def test_masked_micro_batches_make_the_step_of_one_batch(micro_batch: int, clip:
     whole, parts, batch = make_state(), make_state(), make_batch(8)
     micro_batches = [Batch(*(t.split(micro_batch)[i] for t in batch[:2]), "") for i in range(8 // micro_batch)]
     for _ in range(2):  # from the second step on, the projections that start at zero pass gradients
-        nats, targets, norm = train_step(whole, [batch], clip, CPU, seed=1)
-        nats_of_parts, targets_of_parts, norm_of_parts = train_step(parts, micro_batches, clip, CPU, seed=1)
-        assert targets == targets_of_parts == int((batch.targets != IGNORE).sum())
+        nats, norm = train_step(whole, counted([batch]), clip, CPU, seed=1)
+        nats_of_parts, norm_of_parts = train_step(parts, counted(micro_batches), clip, CPU, seed=1)
         assert nats_of_parts == pytest.approx(nats, rel=1e-5)
         assert norm_of_parts == pytest.approx(norm, rel=1e-4)
     for ours, theirs in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
@@ -163,8 +163,8 @@ def test_a_step_learns_the_loss_of_the_models_logits() -> None:
         state.model.head.weight.mul_(5000)  # logits far above the cap
     nats, count = cross_entropy(state.model(batch.inputs), batch.targets)
     gradients = torch.autograd.grad(nats / count, list(state.model.parameters()))
-    found = train_step(state, [batch], 0.0, CPU, seed=1)
-    assert found == pytest.approx((nats.item(), int(count), torch.nn.utils.get_total_norm(gradients).item()), rel=1e-4)
+    found = train_step(state, counted([batch]), 0.0, CPU, seed=1)
+    assert found == pytest.approx((nats.item(), torch.nn.utils.get_total_norm(gradients).item()), rel=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
@@ -173,6 +173,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
         state.model.embedding.weight[0] = float("nan")
     before = [weight.clone() for weight in state.model.parameters()]
     with pytest.raises(NumericalError, match=r"step 1: the loss is not finite.*begins at test:0"):
-        train_step(state, [make_batch(8)], 0.0, CPU, seed=1)
+        train_step(state, counted([make_batch(8)]), 0.0, CPU, seed=1)
     for ours, theirs in zip(state.model.parameters(), before, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)

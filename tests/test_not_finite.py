@@ -16,7 +16,8 @@ from torch import Tensor
 from gptcli import checkpoint
 from gptcli.checkpoint import TrainState
 from gptcli.config import GenerateOptions, ModelConfig, OptimConfig, TrainConfig
-from gptcli.data.batches import Batch
+from gptcli.data.batches import Batch, Step
+from gptcli.data.examples import counted
 from gptcli.data.tokenizer import learn_merges
 from gptcli.errors import NumericalError
 from gptcli.generation.engine import Engine, Request
@@ -40,13 +41,15 @@ def new_model() -> tuple[GPT, Optimizers]:
     return model, optimizers
 
 
-def batches(step: int) -> list[Batch]:
+def batches(step: int) -> Step:
     draw = torch.Generator().manual_seed(step)
-    return [
-        Batch(ids, ids, f"train-00000.bin:{step * 100 + number}")
-        for number in range(2)
-        for ids in [torch.randint(30, (2, 8), generator=draw)]
-    ]
+    return counted(
+        [
+            Batch(ids, ids, f"train-00000.bin:{step * 100 + number}")
+            for number in range(2)
+            for ids in [torch.randint(30, (2, 8), generator=draw)]
+        ]
+    )
 
 
 def at_step(bad_step: int, value: float, where: str) -> Callable[..., Tensor]:
@@ -151,8 +154,8 @@ def test_a_logit_that_is_not_finite_ends_a_text_with_its_position(value: float) 
 def test_a_step_without_targets_changes_nothing_and_divides_by_nothing() -> None:
     state = TrainState(*new_model())
     before = {name: weight.detach().clone() for name, weight in state.model.named_parameters()}
-    masked = [batch._replace(targets=torch.full_like(batch.targets, IGNORE)) for batch in batches(0)]
-    assert train_step(state, masked, 1.0, RUNTIME, seed=1) == (0.0, 0, 0.0)
+    masked = [batch._replace(targets=torch.full_like(batch.targets, IGNORE)) for batch in batches(0).micro_batches]
+    assert train_step(state, counted(masked), 1.0, RUNTIME, seed=1) == (0.0, 0.0)
     assert all(torch.equal(weight, before[name]) for name, weight in state.model.named_parameters())
 
 

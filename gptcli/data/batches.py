@@ -8,6 +8,7 @@ model ever sees, here, in evaluation and in generation, begins with that token.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,13 @@ class Batch(NamedTuple):
     targets: Tensor  # (B, T) int64
     place: str  # where the first row lies, for messages
     lengths: tuple[int, ...] | None = None  # of sequences laid end to end in one row; None: rows are whole windows
+
+
+class Step(NamedTuple):
+    """What one optimizer step learns from."""
+
+    targets: int  # in all the micro-batches, whose losses are divided by it
+    micro_batches: Iterable[Batch]  # made when they are asked for: a batch may be larger than memory
 
 
 def derived_seed(*numbers: int | str) -> int:
@@ -85,13 +93,12 @@ class TokenBatches:
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.rows = max(1, len(tokens) // context_length - 1)  # one row less leaves room for the phase
 
-    def __call__(self, step: int) -> list[Batch]:
-        """The micro-batches of optimizer step `step`, counted from 0."""
+    def __call__(self, step: int) -> Step:
+        """Optimizer step `step`, counted from 0."""
         first = step * self.batch_size
-        return [
-            self._batch(np.arange(start, start + self.micro_batch_size))
-            for start in range(first, first + self.batch_size, self.micro_batch_size)
-        ]
+        starts = range(first, first + self.batch_size, self.micro_batch_size)
+        micro_batches = (self._batch(np.arange(start, start + self.micro_batch_size)) for start in starts)
+        return Step(self.batch_size * self.context_length, micro_batches)
 
     def _batch(self, numbers: NDArray[np.int64]) -> Batch:
         starts = np.concatenate([self._starts(int(epoch), numbers) for epoch in np.unique(numbers // self.rows)])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptcli.data.batches import Batch, derived_seed, permute
+from gptcli.data.batches import Batch, Step, derived_seed, permute
 from gptcli.loss import IGNORE
 from gptcli.tasks.example import Example
 
@@ -33,8 +33,8 @@ class ExampleBatches:
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.micro_batch_tokens, self.token_dropout, self.blank = micro_batch_tokens, token_dropout, blank
 
-    def __call__(self, step: int) -> list[Batch]:
-        """The micro-batches of optimizer step `step`, counted from 0."""
+    def __call__(self, step: int) -> Step:
+        """Optimizer step `step`, counted from 0."""
         numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         chosen: list[Example] = []
         for epoch in np.unique(numbers // len(self.examples)):
@@ -42,7 +42,7 @@ class ExampleBatches:
             order = permute(rows, len(self.examples), derived_seed(self.seed, "order", int(epoch)))
             chosen += [self.examples[int(row)] for row in order]
         groups = group_by_tokens(chosen, self.micro_batch_tokens, lambda example: len(example.ids))
-        return [self._batch(group, step, number) for number, group in enumerate(groups)]
+        return counted([self._batch(group, step, number) for number, group in enumerate(groups)])
 
     def _batch(self, examples: Sequence[Example], step: int, number: int) -> Batch:
         batch = pack(examples)
@@ -51,6 +51,11 @@ class ExampleBatches:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "token dropout", step, number))
         dropped = torch.rand(batch.inputs.shape, generator=generator) < self.token_dropout
         return batch._replace(inputs=batch.inputs.masked_fill(dropped, self.blank))
+
+
+def counted(micro_batches: Sequence[Batch]) -> Step:
+    """A step of micro-batches that are there."""
+    return Step(sum(int((batch.targets != IGNORE).sum()) for batch in micro_batches), micro_batches)
 
 
 def pack(examples: Sequence[Example]) -> Batch:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from gptcli.classifier import label_probabilities
-from gptcli.data.examples import group_by_tokens
 from gptcli.display import shown
 from gptcli.errors import DataError
 from gptcli.evaluation.items import Item
 from gptcli.evaluation.outcome import Cuts, Loaded, Outcome, classified
 from gptcli.report import Report
-from gptcli.scoring import BATCH_TOKENS
 from gptcli.tasks.example import label_ids
+
+ROWS_AT_ONCE = 256
 
 
 def classify_by_head(loaded: Loaded, items: Sequence[Item], report: Report) -> Outcome:
@@ -25,9 +25,9 @@ def classify_by_head(loaded: Loaded, items: Sequence[Item], report: Report) -> O
             what = f"label '{shown(item.answers[0])}' is none of the model's: {shown(known)}"
             raise DataError(f"{item.place}: {what}; mend or drop the row")
     cuts, found = Cuts(), []
-    sequences = (_sequence(loaded, item, cuts) for item in items)
-    for batch in group_by_tokens(sequences, BATCH_TOKENS, len):
-        given = label_probabilities(loaded.model, batch, loaded.runtime, pooling=loaded.pooling)
+    for start in range(0, len(items), ROWS_AT_ONCE):
+        sequences = [_sequence(loaded, item, cuts) for item in items[start : start + ROWS_AT_ONCE]]
+        given = label_probabilities(loaded.model, sequences, loaded.runtime, pooling=loaded.pooling)
         found += given.double().tolist()
         report.progress("evaluate", len(found), len(items))
     return classified(items, loaded.labels, np.array(found), {"method": "classification head"}, cuts)

@@ -17,6 +17,7 @@ from gptcli.amounts import amount, count, duration
 from gptcli.checkpoint import TrainState
 from gptcli.config import ModelConfig, PretrainConfig, RuntimeConfig
 from gptcli.data.batches import Batch
+from gptcli.data.examples import counted
 from gptcli.data.size import find_vocabulary
 from gptcli.data.tokenizer import learn_merges
 from gptcli.hardware.machine import Machine, matmul_peak, measure, synchronize
@@ -136,12 +137,12 @@ def step_times(config: PretrainConfig, model_config: ModelConfig, runtime: Runti
     rows = micro_batch_rows(config.train, model_config.context_length, on_cpu=runtime.device.type == "cpu")
     shape = (rows, model_config.context_length)
     ids = torch.randint(model_config.vocab_size, shape, generator=torch.Generator().manual_seed(1))
-    batches = [Batch(ids, ids, "made up")] * (config.train.batch_size // rows)
+    step = counted([Batch(ids, ids, "made up")] * (config.train.batch_size // rows))
     times: list[float] = []
     end = time.perf_counter() + STEP_SECONDS
     while len(times) < STEPS + 2 or time.perf_counter() < end:
         start = time.perf_counter()
-        train_step(state, batches, config.optim.grad_clip_norm, runtime, seed=1)
+        train_step(state, step, config.optim.grad_clip_norm, runtime, seed=1)
         synchronize(runtime.device)
         times.append(time.perf_counter() - start)
     return state, times[2:]

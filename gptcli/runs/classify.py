@@ -12,15 +12,13 @@ import torch
 from gptcli import checkpoint
 from gptcli.classifier import label_probabilities
 from gptcli.config import RuntimeConfig
-from gptcli.data.examples import group_by_tokens
 from gptcli.display import shown
 from gptcli.errors import DataError
 from gptcli.runs.score import read_records
-from gptcli.runtime import make_runtime
-from gptcli.scoring import BATCH_TOKENS
+from gptcli.runtime import keep_freed_memory, make_runtime
 from gptcli.tasks.example import label_text
 
-LINES_AT_ONCE = 256
+LINES_AT_ONCE = 1024
 
 
 class Classifier:
@@ -42,17 +40,17 @@ class Classifier:
             raise DataError(f"{shown(str(directory))}: names no labels; make a classifier with gptcli finetune")
         self.runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
         self.model, self.tokenizer = checkpoint.load(directory, device=self.runtime.device, dtype=self.runtime.dtype)
+        if self.runtime.device.type == "cpu":
+            keep_freed_memory()
 
     def probabilities(self, texts: list[str]) -> torch.Tensor:
         """(texts, labels) float32. Of a text that is longer than the context, the end is not read."""
         encoded = self.tokenizer.encode_batch([label_text(text) for text in texts])
         sequences = [[*self.tokenizer.first, *ids][: self.model.config.context_length] or [0] for ids in encoded]
-        groups = group_by_tokens(sequences, BATCH_TOKENS, len)
-        found = [label_probabilities(self.model, group, self.runtime, pooling=self.pooling) for group in groups]
-        return torch.cat(found)
+        return label_probabilities(self.model, sequences, self.runtime, pooling=self.pooling)
 
     def records(self, records: Iterable[dict[str, Any]], field: str) -> Iterator[dict[str, Any]]:
-        """Every record with its label and all probabilities, in order, some hundred at a time."""
+        """Every record with its label and all probabilities, in order, a thousand at a time."""
         waiting = iter(records)
         while block := list(itertools.islice(waiting, LINES_AT_ONCE)):
             found = self.probabilities([record[field] for record in block])

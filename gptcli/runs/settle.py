@@ -12,7 +12,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from gptcli import configfile
 from gptcli.amounts import amount, count, duration
 from gptcli.checkpoint import TrainState
 from gptcli.config import DataConfig, ModelConfig, OptimConfig, PretrainConfig
-from gptcli.data.batches import Batch
+from gptcli.data.batches import Batch, Step
+from gptcli.data.examples import counted
 from gptcli.data.shards import is_prepared
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
@@ -156,7 +157,7 @@ class Settler:
         return config
 
     def steps(
-        self, config: PretrainConfig, state: TrainState, batches: Callable[[int], Sequence[Batch]], runtime: Runtime,
+        self, config: PretrainConfig, state: TrainState, batches: Callable[[int], Step], runtime: Runtime,
         *, ends_at: float,
     ) -> tuple[PretrainConfig, float]:  # fmt: skip
         """The number of steps until time.monotonic() is `ends_at`, and when to validate; -> also the seconds that a
@@ -196,9 +197,7 @@ class Settler:
         return self.fill(config, open_values)
 
 
-def step_seconds(
-    config: PretrainConfig, state: TrainState, batches: Callable[[int], Sequence[Batch]], runtime: Runtime
-) -> float:
+def step_seconds(config: PretrainConfig, state: TrainState, batches: Callable[[int], Step], runtime: Runtime) -> float:
     """Median time of an optimizer step, from PROBE_SECONDS of real ones after one that does not count."""
     times: list[float] = []
     end = math.inf
@@ -223,7 +222,7 @@ def training_flops_per_second(config: PretrainConfig, runtime: Runtime) -> float
         1024, (8 if runtime.device.type == "cpu" else 512, 128), generator=torch.Generator().manual_seed(0)
     )
     probe = dataclasses.replace(config, model=model_config)
-    seconds = step_seconds(probe, TrainState(model, optimizers), lambda _: [Batch(ids, ids, "probe")], runtime)
+    seconds = step_seconds(probe, TrainState(model, optimizers), lambda _: counted([Batch(ids, ids, "probe")]), runtime)
     return model.train_flops_per_token(128) * ids.numel() / seconds
 
 

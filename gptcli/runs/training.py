@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from gptcli import checkpoint, configfile, fsio
 from gptcli.amounts import count
 from gptcli.checkpoint import Purpose, TrainState
 from gptcli.config import GenerateOptions, OptimConfig, Section, TrainConfig
-from gptcli.data.batches import Batch
+from gptcli.data.batches import Step
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
 from gptcli.errors import DataError, GptcliError, NumericalError, is_out_of_memory
@@ -61,7 +61,7 @@ class Job:
     train: TrainConfig
     seed: int
     tokenizer: Tokenizer
-    batches: Callable[[int], Sequence[Batch]]
+    batches: Callable[[int], Step]
     objective: Objective
     validate: Callable[[GPT], Validation | None]
     sample: Callable[[GPT], str]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from gptcli.amounts import count
 from gptcli.checkpoint import Purpose
 from gptcli.classifier import LabelObjective, accuracy_and_macro_f1, label_probabilities
 from gptcli.config import DataConfig, FinetuneConfig, ModelConfig, PretrainConfig, TokenizerConfig, TrainConfig
-from gptcli.data.batches import Batch, TokenBatches
+from gptcli.data.batches import Step, TokenBatches
 from gptcli.data.examples import ExampleBatches, group_by_tokens, pack
 from gptcli.data.shards import TokenArray, read_index
 from gptcli.data.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ from gptcli.runs.examples import ExampleSet
 from gptcli.runs.pretrain import prepare_data
 from gptcli.runs.training import Job, Validation, validate_text, write_sample
 from gptcli.runtime import Runtime
-from gptcli.tasks.example import Example
+from gptcli.scoring import batch_tokens
 from gptcli.train import Objective, next_token_nats
 
 
@@ -128,10 +128,7 @@ def rows_job(
         ),
         objective=_objective(config, examples),
         validate=functools.partial(
-            validate_labels if classify else validate_examples,
-            examples=examples,
-            runtime=runtime,
-            micro_batch_tokens=config.train.micro_batch_tokens,
+            validate_labels if classify else validate_examples, examples=examples, runtime=runtime
         ),
         data=(count(len(rows), "row"), "row"),
         content={"base": identity, "tokenizer": tokenizer.sha256, "inputs": examples.sha256},
@@ -145,7 +142,7 @@ def _job(
     tokenizer: Tokenizer,
     train: TrainConfig,
     *,
-    batches: Callable[[int], Sequence[Batch]],
+    batches: Callable[[int], Step],
     objective: Objective,
     validate: Callable[[GPT], Validation | None],
     data: tuple[str, str],
@@ -202,18 +199,13 @@ def _class_weights(config: FinetuneConfig, examples: ExampleSet) -> Tensor:
 
 
 @torch.inference_mode()
-def validate_labels(
-    model: GPT, *, examples: ExampleSet, runtime: Runtime, micro_batch_tokens: int
-) -> Validation | None:
+def validate_labels(model: GPT, *, examples: ExampleSet, runtime: Runtime) -> Validation | None:
     """Accuracy and macro-F1 on the held-out rows, None where there are none."""
     if not examples.validation:
         return None
     with evaluating(model):
-        found = [
-            label_probabilities(model, [row.ids for row in group], runtime, pooling=examples.purpose.pooling)
-            for group in _groups(examples.validation, micro_batch_tokens)
-        ]
-    probabilities = torch.cat(found)
+        rows = [row.ids for row in examples.validation]
+        probabilities = label_probabilities(model, rows, runtime, pooling=examples.purpose.pooling)
     wanted = torch.tensor([row.label for row in examples.validation])
     accuracy, macro_f1 = accuracy_and_macro_f1(probabilities.argmax(-1), wanted, probabilities.shape[1])
     loss = float(-probabilities.gather(1, wanted[:, None]).clamp_min(1e-30).log().mean())
@@ -223,22 +215,17 @@ def validate_labels(
 
 
 @torch.inference_mode()
-def validate_examples(
-    model: GPT, *, examples: ExampleSet, runtime: Runtime, micro_batch_tokens: int
-) -> Validation | None:
+def validate_examples(model: GPT, *, examples: ExampleSet, runtime: Runtime) -> Validation | None:
     """Loss of what is learnt in the held-out rows, None where there are none."""
     if not examples.validation:
         return None
     nats = targets = 0.0
+    most = batch_tokens(on_cpu=runtime.device.type == "cpu")
     with evaluating(model):
-        for group in _groups(examples.validation, micro_batch_tokens):
+        for group in group_by_tokens(examples.validation, most, lambda example: len(example.ids)):
             batch = pack(group)
             nats += float(next_token_nats(model, batch, runtime))
             targets += int((batch.targets != IGNORE).sum())
     loss = nats / targets
     record = {"loss_nats": loss, "perplexity": math.exp(min(loss, 700.0))}
     return Validation(loss, record, f"validation loss {loss:.4f} nats per learnt token", f"validation loss {loss:.3f}")
-
-
-def _groups(examples: Sequence[Example], tokens: int) -> list[list[Example]]:
-    return list(group_by_tokens(examples, tokens, lambda example: len(example.ids)))
