@@ -232,3 +232,9 @@ def test_a_run_file_may_come_through_a_pipe(tiny: Tiny, run_bash: RunCli) -> Non
 )
 def test_a_file_without_end_is_not_read_to_its_end(arguments: list[str], code: int, run_cli: RunCli) -> None:
     run_cli(*arguments).error(code, arguments[0], "/dev/zero: larger than")
+
+
+def test_prepared_text_is_not_taken_for_a_damaged_model(tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
+    prepared = tmp_path / "prepared"
+    assert run_cli("prepare", tiny.corpus, "-t", tiny.run / "best" / "tokenizer.json", "-o", prepared).code == 0
+    run_cli("generate", prepared, "The").error(3, "generate", "is prepared text; train on it: data.train: [")
