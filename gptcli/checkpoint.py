@@ -158,7 +158,8 @@ def resolve(path: str | Path) -> Path:
     """The checkpoint that a user means by a run directory (its best, else its newest) or a checkpoint directory."""
     path = Path(path)
     if not path.is_dir():
-        raise ConfigError(f"{shown(str(path))}: no such directory; want a run or a checkpoint")
+        what = "is a file" if path.is_file() else "no such directory"
+        raise ConfigError(f"{shown(str(path))}: {what}; want the directory of a run or of a checkpoint")
     candidates = [path, path / "best", path / "latest", *checkpoints(path)]
     for candidate in candidates:
         if (candidate / "config.json").is_file():
@@ -167,9 +168,11 @@ def resolve(path: str | Path) -> Path:
         raise DataError(f"{shown(str(path))}: the run has no complete checkpoint; go on with gptcli pretrain --resume")
     if (path / INDEX).is_file():
         raise DataError(f"{shown(str(path))}: is prepared text; train on it: data.train: [{shown(str(path))}]")
-    if any((path / name).is_file() for name in ("model.safetensors", "tokenizer.json", fsio.MANIFEST)):
+    if any((path / name).is_file() for name in ("model.safetensors", fsio.MANIFEST)):
         raise DataError(f"{shown(str(path / 'config.json'))}: missing; the checkpoint is damaged")
-    raise DataError(f"{shown(str(path))}: holds no checkpoint; want the directory of a run or of a checkpoint")
+    runs = sorted(str(child) for child in path.iterdir() if (child / "checkpoints").is_dir())
+    mend = f"did you mean {shown(runs[0])}?" if runs else "want the directory of a run or of a checkpoint"
+    raise DataError(f"{shown(str(path))}: holds no checkpoint; {mend}")
 
 
 def load(

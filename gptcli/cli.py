@@ -55,6 +55,22 @@ class Workflow(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, with the nearest name for one that there is not."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            near = [name for name in COMMANDS if args[0] in name.split("-") or (args[0] and name.endswith(args[0]))]
+            near = near or difflib.get_close_matches(args[0], COMMANDS, 1)
+            if not near:
+                raise
+            what = f"{error.message.rstrip('.')}; did you mean {' or '.join(near)}?"
+            raise click.UsageError(what, ctx) from None
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
@@ -200,6 +216,9 @@ def _usage(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "gptcli"
     text = " ".join(error.format_message().split()).rstrip(".")
+    takes_keys = context is not None and any(parameter.name == "overrides" for parameter in context.command.params)
+    if isinstance(error, click.NoSuchOption) and takes_keys:
+        text += "; what a run file holds is set by -s KEY=VALUE"
     return f"{text}; see {path} --help"
 
 

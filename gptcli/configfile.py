@@ -32,6 +32,7 @@ from gptcli.errors import ConfigError
 T = TypeVar("T", bound=Section)
 
 MAX_BYTES = 1 << 20
+TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".csv", ".tsv", ".gz")  # of what is no run file
 MAX_DEPTH = 20
 MAX_EVENTS = 100_000  # of the YAML parser: one per scalar, two per list or mapping; a second's work
 MAX_NUMBER_LENGTH = 80  # keeps int() fast and every number fit for float() and for a message
@@ -115,6 +116,17 @@ def show(loaded: Loaded[Any]) -> str:
     lines = [(line, loaded.origins.get(key)) for line, key in _lines(loaded.value, "")]
     width = max((len(line) for line, origin in lines if origin and len(line) <= 60), default=0)
     return "".join(f"{line:<{width}}  # {origin}\n" if origin else f"{line}\n" for line, origin in lines)
+
+
+def keys(section: type[Section], base: Section | None = None, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every key of a run file, its default as YAML (empty where there is none) and what it means."""
+    for name, key in _keys(section).items():
+        default = key.default(base)
+        if key.section:
+            yield from keys(key.section, default if isinstance(default, Section) else None, f"{prefix}{name}.")
+        else:
+            text = "" if default is MISSING else _written(default)
+            yield prefix + name, text, key.declared.metadata.get("doc", "")
 
 
 def visible(text: str, limit: int = 80) -> str:
@@ -392,7 +404,8 @@ class _Reader:
             if not isinstance(root, yaml.MappingNode) and not _is_null(root):
                 raise _unfit(root, "a mapping", "; write `key: value` lines")
         except _Misfit as misfit:
-            self.complain(self.place(misfit.line), str(misfit))
+            mend = "; want a run file, which names text under data.train" if self.name.endswith(TEXT_SUFFIXES) else ""
+            self.complain(self.place(misfit.line), f"{misfit}{mend}")
             return False
         self.read_mapping(self.root, root, "")
         return True

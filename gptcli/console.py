@@ -211,9 +211,10 @@ class ConsoleReport(Report):
         if now - self.last_line < PLAIN_LINE_SECONDS and not (ended and now - start > 1):
             return
         self.last_line = now
-        amount = f"{done / 1e6:.1f} MB" if unit == "B" else f"{done:,.0f}"
+        scale, name = (1e3, "kB") if (total or done) < 1e6 else (1e6, "MB")
+        amount = f"{done / scale:.1f} {name}" if unit == "B" else f"{done:,.0f}"
         if total:
-            amount += f" of {total / 1e6:.1f} MB" if unit == "B" else f"/{total:,.0f}"
+            amount += f" of {total / scale:.1f} {name}" if unit == "B" else f"/{total:,.0f}"
             if done > first and not ended:
                 amount += f", {(now - start) * (total - done) / (done - first):.0f} s left"
         self._line("  ".join(part for part in (f"{task}: {amount}", shown(note)) if part))

@@ -132,7 +132,7 @@ def test_case_02_a_directory_for_a_file_or_the_reverse(home: Home) -> None:
     (home.path / "empty").mkdir(exist_ok=True)
     told(run(home, "config", "check", "empty"), 2, "config", "empty: is a directory; name a run file")
     told(run(home, "count", "empty", "corpus.txt"), 2, "count", "empty/tokenizer.json: no such file")
-    told(run(home, "generate", "corpus.txt", "x"), 2, "generate", "corpus.txt: no such directory")
+    told(run(home, "generate", "corpus.txt", "x"), 2, "generate", "corpus.txt: is a file")
     told(run(home, "count", "tok.json", "empty"), 3, "count", "empty: no text files below")
 
 
@@ -222,4 +222,4 @@ def test_case_55_fewer_rows_than_a_batch_and_an_epoch_that_ends_in_the_middle_of
 def test_case_59_nothing_to_evaluate_on(home: Home) -> None:
     (home.path / "blank.txt").write_text("")
     told(run(home, "evaluate", "run", "blank.txt", "-q"), 3, "evaluate", "no text to evaluate")
-    told(run(home, "evaluate", "run", "-q"), 3, "evaluate", "stdin: no input; pipe text in")
+    told(run(home, "evaluate", "run", "-q"), 3, "evaluate", "stdin: no input; name files or pipe text in")

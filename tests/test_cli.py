@@ -41,6 +41,7 @@ COMMANDS = [
 ]
 SUBCOMMANDS = [
     "config show",
+    "config keys",
     "config check",
     "checkpoint list",
     "checkpoint verify",

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli import configfile
-from gptcli.config import PretrainConfig, Section, number, value
+from gptcli.config import FinetuneConfig, PretrainConfig, Section, number, value
 from gptcli.configfile import Loaded, dump, load, parse, show
 from gptcli.errors import ConfigError
 
@@ -576,3 +576,21 @@ def test_typing_errors_in_keys_are_refused_with_line_and_suggestion() -> None:
             suggested += problem.endswith(f"did you mean '{key}'?")
     assert tried >= 300
     assert suggested >= 0.9 * tried
+
+
+@pytest.mark.parametrize("section", [PretrainConfig, FinetuneConfig])
+def test_every_key_has_a_meaning_and_a_default_that_may_be_written_out(section: type[Section]) -> None:
+    known = list(configfile.keys(section))
+    assert all(meaning for _, _, meaning in known)
+    wanted = {"run_dir": "r", "base": "b", "task": "text", "data.train": "[t]"}
+    document: dict[str, Any] = {}
+    for dotted, default, _ in known:
+        if not dotted.startswith("lora."):  # null, unless rank is given
+            *sections, name = dotted.split(".")
+            place = document
+            for part in sections:
+                place = place.setdefault(part, {})
+            place[name] = yaml.safe_load(default or wanted[dotted])
+    bare = parse(section, "{run_dir: r, base: b, task: text, data: {train: [t]}}" if "base" in document else
+                 "{run_dir: r, data: {train: [t]}}", name=NAME).value  # fmt: skip
+    assert parse(section, yaml.safe_dump(document), name=NAME).value == bare

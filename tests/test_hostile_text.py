@@ -175,5 +175,5 @@ def test_a_file_with_an_evil_name_is_shown_escaped(home: Home) -> None:
     path = Path(home.path) / "evil\x1b[31m\n.txt"
     path.write_bytes(b"good\nbad \xff\n")
     shown_there = on_a_terminal(home, "count", "tok.json", str(path))
-    assert "evil\\x1b[31m\\x0a.txt:2: byte 0xff" in shown_there
+    assert "evil\\x1b[31m\\n.txt:2: byte 0xff" in shown_there
     assert not RAW.search(shown_there)

@@ -238,3 +238,46 @@ def test_prepared_text_is_not_taken_for_a_damaged_model(tiny: Tiny, tmp_path: Pa
     prepared = tmp_path / "prepared"
     assert run_cli("prepare", tiny.corpus, "-t", tiny.run / "best" / "tokenizer.json", "-o", prepared).code == 0
     run_cli("generate", prepared, "The").error(3, "generate", "is prepared text; train on it: data.train: [")
+
+
+# ------------------------------------------------------------------------------------------------ what a newcomer does
+
+
+def test_the_nearest_command_is_named(run_cli: RunCli) -> None:
+    for typed, wanted in (
+        ("train", "train-tokenizer or pretrain?"),
+        ("pretrian", "did you mean pretrain?"),
+        ("", "''"),
+    ):
+        result = run_cli(typed)
+        assert (result.code, result.out) == (2, b"")
+        assert wanted in result.err
+
+
+def test_an_option_that_is_a_key_of_the_run_file_is_told_so(tiny: Tiny, run_cli: RunCli) -> None:
+    run_cli("pretrain", tiny.run_file, "--steps", "5").error(2, "pretrain", "set by -s KEY=VALUE")
+
+
+def test_a_text_is_no_run_file(tmp_path: Path, run_cli: RunCli) -> None:
+    (tmp_path / "corpus.txt").write_text("He said: well: no.\n")
+    run_cli("pretrain", "corpus.txt", cwd=tmp_path).error(2, "pretrain", "names text under data.train")
+
+
+def test_what_is_near_a_run_is_told_apart_from_damage(tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
+    shutil.copytree(tiny.run, tmp_path / "work" / "run", symlinks=True)
+    shutil.copy(tiny.run / "best" / "tokenizer.json", tmp_path / "work")
+    run_cli("generate", tmp_path / "work", "The").error(3, "generate", "work/run?")
+    run_cli("generate", tiny.run / "run.yaml", "The").error(2, "generate", "run.yaml: is a file; want the directory")
+
+
+def test_a_text_that_is_not_there_is_told_before_the_machine_is_measured(tmp_path: Path, run_cli: RunCli) -> None:
+    (tmp_path / "run.yaml").write_text("run_dir: run\ndata: {train: [nowhere.txt]}\n")
+    result = run_cli("pretrain", "run.yaml", "--budget", "60s", cwd=tmp_path)
+    assert result.err.splitlines() == ["gptcli pretrain: error: nowhere.txt: no such file"]
+
+
+def test_a_run_that_cannot_be_resumed_says_what_was_and_what_is(tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
+    shutil.copytree(tiny.run, tmp_path / "run", symlinks=True)
+    asked = ("pretrain", tmp_path / "run" / "run.yaml", "-s", f"run_dir={tmp_path / 'run'}", "--resume")
+    (line,) = run_cli(*asked, "-s", "optim.learning_rate=0.5").error(3, "pretrain", "cannot resume")
+    assert re.search(r"optim.learning_rate \(0.5, was [\d.e-]+\) differ from the run's; .*run/run.yaml, or name", line)

@@ -31,6 +31,7 @@ USES: dict[str, tuple[str, bytes]] = {
     "count": ("{tok} {corpus}", b""),
     "prepare": ("{corpus} -t {tok} -o {out}", b""),
     "config show": ("{yaml}", b""),
+    "config keys": ("", b""),
     "config check": ("{yaml}", b""),
     "plan": ("{yaml} --on h100", b""),
     "pretrain": ("{yaml} -s run_dir={out} -s train.steps=3 --json", b""),

@@ -14,7 +14,7 @@ DEFAULT_BATCHES = (1, 8, 32)
 
 @click.group(cls=DefaultGroup, default="all", no_args_is_help=True)
 def bench() -> None:
-    """Measure this machine, and how fast it trains and writes.
+    """Measure this machine, and how fast it trains and writes. `gptcli bench RUN.yaml` is `gptcli bench all RUN.yaml`.
 
     \b
     Examples:

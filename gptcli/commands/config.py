@@ -1,4 +1,4 @@
-"""gptcli config show|check"""
+"""gptcli config show|keys|check"""
 
 from __future__ import annotations
 
@@ -29,6 +29,22 @@ def show(run_file: str, overrides: tuple[str, ...]) -> None:
 
     loaded: configfile.Loaded[Any] = load_run_file(None, run_file, overrides)
     console.write(configfile.show(loaded))
+
+
+@config.command()
+@click.argument("command", type=click.Choice(["pretrain", "finetune"]), default="pretrain")
+def keys(command: str) -> None:
+    """Every key that a run file of gptcli pretrain (or finetune) may have, its default and what it means.
+
+    \b
+    Example:
+      gptcli config keys finetune | grep ^train
+    """
+    from gptcli import configfile, console
+    from gptcli.config import FinetuneConfig, PretrainConfig
+
+    section = PretrainConfig if command == "pretrain" else FinetuneConfig
+    console.write_table(("key", "default", "meaning"), list(configfile.keys(section)))
 
 
 @config.command(no_args_is_help=True)

@@ -22,7 +22,7 @@ def preview(run_file: str, overrides: tuple[str, ...], rows: int, jsonl: bool, q
 
     \b
     Example:
-      gptcli preview examples/chat.yaml --rows 2
+      gptcli preview examples/shop/finetune.yaml --rows 2
     """
     from gptcli import console
     from gptcli.config import FinetuneConfig

@@ -10,7 +10,7 @@ from gptcli.commands.groups import DefaultGroup
 
 @click.group(cls=DefaultGroup, default="list", bare=True)
 def runs() -> None:
-    """Look at runs: which there are, and how two differ.
+    """Look at runs: which there are, and how two differ. `gptcli runs DIR` is `gptcli runs list DIR`.
 
     \b
     Examples:

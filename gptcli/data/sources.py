@@ -142,7 +142,7 @@ def _inspect(path: Path | None, options: TextOptions) -> Source:
         opened.close()
         return Source(name, path, "jsonl" if is_jsonl else "text", compressed)
     if not head:
-        raise DataError(f"{name}: no input; pipe text in")
+        raise DataError(f"{name}: no input; name files or pipe text in")
     if not is_jsonl and _after_space(head).startswith(b"{"):
         head, content = peek(content, lambda head: b"\n" in _after_space(head) or len(head) > MAX_LINE_BYTES)
         is_jsonl = _starts_with_object(head, options)

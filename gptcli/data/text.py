@@ -230,7 +230,9 @@ def _record_text(line: str, place: str, field: str) -> str:
         raise DataError(f"{place}: record is {_json_type(record)}, want an object with the field '{shown(field)}'")
     if field not in record:
         names = shown(", ".join(f"'{key}'" for key in record)) or "no fields"
-        raise DataError(f"{place}: no field '{shown(field)}'; it has {names}; pass --field")
+        raise DataError(
+            f"{place}: no field '{shown(field)}'; it has {names}; pass --field, or set data.field in a run file"
+        )
     text = record[field]
     if not isinstance(text, str):
         raise DataError(f"{place}: field '{shown(field)}' is {_json_type(text)}, want a string")

@@ -57,7 +57,9 @@ class Tokenizer:
         except _Unfit as error:
             raise DataError(f"{shown(name)}: {error}") from None
         except Exception as error:
-            raise DataError(f"{shown(name)}: not a tokenizer.json ({shown(str(error))})") from None
+            raise DataError(
+                f"{shown(name)}: not a tokenizer.json ({shown(str(error))}); make one with gptcli train-tokenizer"
+            ) from None
         ordinary: dict[str, int] = document["model"]["vocab"]
         self.vocab_size = max([*ordinary.values(), *self.specials.values()]) + 1
         from_character = _bytes_of_characters()

@@ -85,12 +85,15 @@ def read_run(run_dir: Path) -> RunFacts:
     config = read_run_file(run_dir, problems)
     train = [record for record in records if record["kind"] == "train"]
     scores = [value for record in records if (value := number_of(record, "bits_per_byte")) is not None]
-    step = max((record["step"] for record in records), default=0)
+    told = max((record["step"] for record in records), default=0)
+    step = max(told, *_saved_steps(run_dir), 0)
     steps = config.get("train.steps")
     steps = steps if type(steps) is int else None
+    if records and records[-1]["kind"] == "end":  # with a budget or with patience, elsewhere than was planned
+        steps = step
     return RunFacts(
         path=str(run_dir),
-        state=_state(run_dir, step, finished=_finished(records, step, steps)),
+        state=_state(run_dir, step, finished=_finished(records, told, steps)),
         step=step,
         steps=steps,
         loss_nats=number_of(train[-1], "loss_nats") if train else None,
@@ -101,6 +104,12 @@ def read_run(run_dir: Path) -> RunFacts:
         bytes=_bytes_below(run_dir),
         problem="; ".join(problems) or None,
     )
+
+
+def _saved_steps(run_dir: Path) -> list[int]:
+    """Of the checkpoints: metrics are written now and then, and a run that is stopped is saved where it is."""
+    names = (path.name.removeprefix("step-") for path in run_dir.glob("checkpoints/step-*"))
+    return [int(name) for name in names if name.isascii() and name.isdigit() and int(name) < MOST_STEPS]
 
 
 def read_metrics(run_dir: Path, problems: list[str]) -> list[Record]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import shutil
 import tempfile
 import time
@@ -16,10 +17,11 @@ import torch
 from gptcli import checkpoint, fsio
 from gptcli.amounts import count
 from gptcli.checkpoint import TrainState
-from gptcli.config import ModelConfig, PretrainConfig
+from gptcli.config import DataConfig, ModelConfig, PretrainConfig
 from gptcli.data.batches import TokenBatches, derived_seed
 from gptcli.data.corpus import cache_directory, read_corpus, survey
 from gptcli.data.shards import SPLITS, TokenArray, is_prepared, read_index
+from gptcli.data.text import TextOptions, find_sources
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
@@ -67,6 +69,7 @@ def pretrain(
         ends_at = None
         budget_seconds = None if goes_on else settler.budget_seconds(config)
         if budget_seconds is not None:
+            _check_named(config.data)
             ends_at = started + budget_seconds
             if runtime.device.type == "cpu":
                 keep_freed_memory()  # as in the run, whose speed is measured
@@ -89,6 +92,13 @@ def pretrain(
         if force and not resume:
             clear(run_dir)
         return Training(job, runtime, report, deadline).go(state, resume=resume)
+
+
+def _check_named(data: DataConfig) -> None:
+    """ConfigError where an input is not there: said before the machine is measured for a text that there is not."""
+    named = [name for name in (*data.train, *data.validation) if name != "-" and not glob.has_magic(name)]
+    if missing := [name for name in named if not Path(name).exists()]:
+        find_sources(missing, TextOptions())
 
 
 def prepare_data(config: PretrainConfig, report: Report) -> tuple[Tokenizer, Path]:

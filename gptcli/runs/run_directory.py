@@ -78,9 +78,14 @@ def trim_metrics(path: Path, state: TrainState) -> None:
     fsio.write_file(path, b"".join(kept) if state.step else b"")
 
 
-def differences(old: Any, new: Any, prefix: str = "") -> set[str]:
-    """Dotted names of the values that differ."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return set() if old == new else {prefix}
-    names = {f"{prefix}.{key}".lstrip("."): key for key in old.keys() | new.keys()}
-    return set().union(*(differences(old.get(key), new.get(key), name) for name, key in names.items()))
+def differences(old: Any, new: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted names of the values that differ -> ` (NEW, was OLD)`, nothing for a hash or a list."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: dict[str, str] = {}
+        for key in old.keys() | new.keys():
+            found |= differences(old.get(key), new.get(key), f"{prefix}.{key}".lstrip("."))
+        return found
+    if old == new:
+        return {}
+    plain = isinstance(old, (int, float)) and isinstance(new, (int, float))
+    return {prefix: f" ({new}, was {old})" if plain else ""}

@@ -134,7 +134,7 @@ class Settler:
             config = self.fill(config, sizes)
             self.report.message(
                 f"model: {count(layers, 'layer')}, {width} wide; "
-                f"so many FLOPs teach {amount(wanted, 'parameters')} the most"
+                f"{amount(wanted)} parameters are the best size for so many FLOPs"
             )
         if text_bytes:
             vocab_size = min(vocab_size, max(512, 1 << (text_bytes // BYTES_PER_VOCABULARY_ENTRY).bit_length()))

@@ -120,7 +120,7 @@ class Training:
         again = f"gptcli {job.command} {self.run_dir / 'run.yaml'} --resume"
 
         def announce() -> None:
-            self.report.message("stopping after this step and saving; once more to stop at once")
+            self.report.message("stopping and saving; once more to stop at once")
 
         with (
             stop_on_signals(announce) as stop,
@@ -172,11 +172,12 @@ class Training:
     def _restore(self, state: TrainState, directory: Path) -> None:
         training = fsio.read_json(directory / "training.json")
         run_file = json.loads(json.dumps(self.job.run_file))
-        changed = sorted(differences(training.get("run", {}), run_file) - FREE_TO_CHANGE)
-        if changed:
+        changed = differences(training.get("run", {}), run_file)
+        told = [f"{name}{changed[name]}" for name in sorted(changed.keys() - FREE_TO_CHANGE)]
+        if told:
             raise DataError(
-                f"{shown(str(self.run_dir))}: cannot resume, {', '.join(changed)} differ from the run's; "
-                "restore them or name another run_dir"
+                f"{shown(str(self.run_dir))}: cannot resume, {', '.join(told)} differ from the run's; restore them, "
+                f"resume {shown(str(self.run_dir / 'run.yaml'))}, or name another run_dir"
             )
         if training.get("threads") != torch.get_num_threads() or training.get("torch") != torch.__version__:
             self.report.warning(

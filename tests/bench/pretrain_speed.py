@@ -2,8 +2,8 @@
 
 A step is a batch of random tokens, forward, backward, clipping where the side clips, and the optimizer. Each side runs
 in a fresh process, in turn with the others, once a round; a round's figure is that of its median step after two that
-do not count. Printed are the machine's matmul peaks (n = 2048) and for each side tokens/s, FLOP/s as
-tokens x (6 x (12 L D^2 + V D) + 12 L D T), the share of the bfloat16 peak and the peak resident memory: medians of
+do not count. Printed are the machine's matmul peaks and for each side tokens/s, FLOP/s as
+tokens x (6 x (12 L D^2 + V D) + 12 L D T), the share of the higher peak and the peak resident memory: medians of
 the rounds (smallest..largest).
 
     gptcli       gptcli.train.train_step on the `modern` preset with default optimizer, bfloat16, as pretrain sets it up
@@ -209,18 +209,14 @@ def measure_step(side: str, shape: Shape, seconds: float, threads: int | None, o
 
 
 def measure_peak() -> dict[str, object]:
-    """Median FLOP/s of square matrix products in this process."""
+    """FLOP/s of square matrix products in this process."""
     import torch
 
-    n, found = 2048, {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    from gptcli.hardware.machine import matmul_peak
+
+    found = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     for dtype in (torch.bfloat16, torch.float32):
-        matrix = torch.randn(n, n).to(dtype)
-        times = []
-        for _ in range(15):
-            started = time.perf_counter()
-            matrix @ matrix
-            times.append(time.perf_counter() - started)
-        found[str(dtype).removeprefix("torch.")] = 2 * n**3 / statistics.median(times[3:])
+        found[str(dtype).removeprefix("torch.")] = matmul_peak(torch.device("cpu"), dtype)
     return found
 
 
@@ -284,10 +280,10 @@ def report(result: dict, first: str) -> None:
     print(", ".join(f"{name} {size}" for name, size in shape.items()))
     print(f"torch {result['torch']}, {result['threads']} threads, optim {result['optim']}, rounds: {result['rounds']}")
     for dtype, peak in peaks.items():
-        print(f"{dtype} matmul peak, n = 2048: {harness.show(peak, scale=1e-9)} GFLOP/s")
-    rows = [("", "tokens/s", "GFLOP/s", "of bf16 peak", "peak memory, GB")]
+        print(f"{dtype} matmul peak: {harness.show(peak, scale=1e-9)} GFLOP/s")
+    rows = [("", "tokens/s", "GFLOP/s", "of the peak", "peak memory, GB")]
     for side, found in result["sides"].items():
-        share = found["flops_per_second"]["median"] / peaks["bfloat16"]["median"]
+        share = found["flops_per_second"]["median"] / max(peak["median"] for peak in peaks.values())
         rows.append(
             (
                 side,
