@@ -24,7 +24,7 @@ import torch
 
 from gptcli import fsio
 from gptcli.config import LoraConfig, ModelConfig, Pooling
-from gptcli.data.shards import INDEX
+from gptcli.data.shards import is_prepared
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError, GptcliError
@@ -166,7 +166,7 @@ def resolve(path: str | Path) -> Path:
             return candidate
     if (path / "checkpoints").is_dir():
         raise DataError(f"{shown(str(path))}: the run has no complete checkpoint; go on with gptcli pretrain --resume")
-    if (path / INDEX).is_file():
+    if is_prepared(path):
         raise DataError(f"{shown(str(path))}: is prepared text; train on it: data.train: [{shown(str(path))}]")
     if any((path / name).is_file() for name in ("model.safetensors", fsio.MANIFEST)):
         raise DataError(f"{shown(str(path / 'config.json'))}: missing; the checkpoint is damaged")

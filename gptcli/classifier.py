@@ -68,7 +68,7 @@ def label_probabilities(model: GPT, sequences: Sequence[list[int]], runtime: Run
     NumericalError where the model's output is not finite.
     """
     order = sorted(range(len(sequences)), key=lambda number: len(sequences[number]))  # so that attention pads little
-    most = batch_tokens(on_cpu=runtime.device.type == "cpu")
+    most = batch_tokens(on_cpu=runtime.on_cpu)
     groups = group_by_tokens((sequences[number] for number in order), most, len)
     found = torch.cat([_in_one_pass(model, group, runtime, pooling) for group in groups])
     return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)

@@ -6,8 +6,6 @@ from itertools import accumulate
 # C0, DEL and C1 controls move the cursor or start escape sequences, line separators break the line, bidirectional
 # controls reorder what a person reads, and surrogates (bytes of a file name that are not UTF-8) cannot be encoded.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
 _NAMED = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 

@@ -23,6 +23,10 @@ class Runtime:
     dtype: torch.dtype  # of activations and of matrix products
     threads: int
 
+    @property
+    def on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
 
 def make_runtime(config: RuntimeConfig, *, inference: bool = False) -> Runtime:
     """Check the device and dtype asked for; set the process's thread count. ConfigError says what is there.

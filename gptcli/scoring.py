@@ -63,7 +63,7 @@ def score_sequences(
 
     Sequences that differ in their last id only, as the possible answers of one token do, share a pass of the model.
     """
-    tokens = batch_tokens(on_cpu=runtime.device.type == "cpu")
+    tokens = batch_tokens(on_cpu=runtime.on_cpu)
     with evaluating(model):
         for batch in group_by_tokens(sequences, tokens, lambda sequence: len(sequence.ids) - 1):
             yield from _score_batch(model, batch, runtime, greedy)

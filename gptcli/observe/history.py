@@ -89,11 +89,12 @@ def read_run(run_dir: Path) -> RunFacts:
     step = max(told, *_saved_steps(run_dir), 0)
     steps = config.get("train.steps")
     steps = steps if type(steps) is int else None
+    finished = steps is not None and told >= steps
     if records and records[-1]["kind"] == "end":  # with a budget or with patience, elsewhere than was planned
-        steps = step
+        finished, steps = True, step
     return RunFacts(
         path=str(run_dir),
-        state=_state(run_dir, step, finished=_finished(records, told, steps)),
+        state=_state(run_dir, step, finished=finished),
         step=step,
         steps=steps,
         loss_nats=number_of(train[-1], "loss_nats") if train else None,
@@ -174,11 +175,6 @@ def _flat(section: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _finished(records: list[Record], step: int, steps: int | None) -> bool:
-    """The last record says so; where it was lost, the number of steps does."""
-    return (bool(records) and records[-1]["kind"] == "end") or (steps is not None and step >= steps)
 
 
 def _state(run_dir: Path, step: int, *, finished: bool) -> State:

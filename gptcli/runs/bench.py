@@ -132,9 +132,9 @@ def step_times(config: PretrainConfig, model_config: ModelConfig, runtime: Runti
     need."""
     assert model_config.vocab_size is not None
     state = new_state(model_config, config, runtime)
-    if runtime.device.type == "cpu":
+    if runtime.on_cpu:
         keep_freed_memory()
-    rows = micro_batch_rows(config.train, model_config.context_length, on_cpu=runtime.device.type == "cpu")
+    rows = micro_batch_rows(config.train, model_config.context_length, on_cpu=runtime.on_cpu)
     shape = (rows, model_config.context_length)
     ids = torch.randint(model_config.vocab_size, shape, generator=torch.Generator().manual_seed(1))
     step = counted([Batch(ids, ids, "made up")] * (config.train.batch_size // rows))

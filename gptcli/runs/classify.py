@@ -40,7 +40,7 @@ class Classifier:
             raise DataError(f"{shown(str(directory))}: names no labels; make a classifier with gptcli finetune")
         self.runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
         self.model, self.tokenizer = checkpoint.load(directory, device=self.runtime.device, dtype=self.runtime.dtype)
-        if self.runtime.device.type == "cpu":
+        if self.runtime.on_cpu:
             keep_freed_memory()
 
     def probabilities(self, texts: list[str]) -> torch.Tensor:

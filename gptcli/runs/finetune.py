@@ -39,7 +39,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
             fsio.check_apart(run_dir, [base])
         check_installed(wanted=config.train.tensorboard)
         runtime = make_runtime(config.runtime)
-        if runtime.device.type == "cpu":
+        if runtime.on_cpu:
             keep_freed_memory()
         model, tokenizer = checkpoint.load(base, device=runtime.device, dtype=torch.float32)
         if config.train.frozen_blocks > (blocks := len(model.blocks)):

@@ -71,7 +71,7 @@ def pretrain(
         if budget_seconds is not None:
             _check_named(config.data)
             ends_at = started + budget_seconds
-            if runtime.device.type == "cpu":
+            if runtime.on_cpu:
                 keep_freed_memory()  # as in the run, whose speed is measured
             speed = training_flops_per_second(config, runtime)
             config = settler.sizes(config, speed, ends_at - time.monotonic())
@@ -87,7 +87,7 @@ def pretrain(
             config = settler.repeated(config, config.train.steps * config.train.batch_size / batches.rows)
         job = _job(config, tokenizer, prepared, batches, runtime, report)
         state = new_state(_model_config(config, tokenizer), config, runtime)
-        if runtime.device.type == "cpu":
+        if runtime.on_cpu:
             keep_freed_memory()
         if force and not resume:
             clear(run_dir)
@@ -200,7 +200,7 @@ def _batches(config: PretrainConfig, tokenizer: Tokenizer, prepared: Path, runti
         TokenArray(prepared, "train"),
         context_length=context_length,
         batch_size=config.train.batch_size,
-        micro_batch_size=micro_batch_rows(config.train, context_length, on_cpu=runtime.device.type == "cpu"),
+        micro_batch_size=micro_batch_rows(config.train, context_length, on_cpu=runtime.on_cpu),
         first_token=tokenizer.end_of_text,
         seed=config.runtime.seed,
     )

@@ -165,7 +165,7 @@ class Training:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            context_length, on_cpu = state.model.config.context_length, self.runtime.device.type == "cpu"
+            context_length, on_cpu = state.model.config.context_length, self.runtime.on_cpu
             advice = job.less_memory or less_memory(job.train, context_length, on_cpu=on_cpu)
             raise GptcliError(f"step {state.step + 1}: out of memory; {advice}") from None
 

@@ -220,7 +220,7 @@ def validate_examples(model: GPT, *, examples: ExampleSet, runtime: Runtime) -> 
     if not examples.validation:
         return None
     nats = targets = 0.0
-    most = batch_tokens(on_cpu=runtime.device.type == "cpu")
+    most = batch_tokens(on_cpu=runtime.on_cpu)
     with evaluating(model):
         for group in group_by_tokens(examples.validation, most, lambda example: len(example.ids)):
             batch = pack(group)
