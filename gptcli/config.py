@@ -306,6 +306,12 @@ class OptimConfig(Section):
     embedding_learning_rate: float | None = number(0.3, "peak rate of the embedding, null: learning_rate", gt=0, le=100)
     muon_learning_rate: float = number(0.02, "peak Muon rate of the matrices", gt=0, le=10)
     muon_momentum: float = number(0.95, "Nesterov momentum of Muon", ge=0, lt=1)
+    muon_overhead: float = number(
+        0.1,
+        "FLOPs of Muon relative to the model's in a step, at most: in parts of matrices where whole ones cost more",
+        gt=0,
+        le=1e9,
+    )
     beta1: float = number(0.9, "AdamW", ge=0, lt=1)
     beta2: float = number(0.99, "AdamW", ge=0, lt=1)
     eps: float = number(1e-10, "AdamW", gt=0, le=1)

@@ -314,12 +314,14 @@ class GPT(nn.Module):
         weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, Linear))
         return 6.0 * weights + 12.0 * config.num_layers * config.num_heads * config.head_size * context_length
 
-    def row_blocks(self) -> dict[str, tuple[int, ...]]:
-        """Weights that are several matrices stacked, and the rows of each: every head's query, key and value."""
-        config = self.config
-        heads = config.num_heads + 2 * config.kv_heads
-        names = [name for name, _ in self.named_parameters() if name.endswith("qkv.weight")]
-        return dict.fromkeys(names, (config.head_size,) * heads)
+    def matrix_shapes(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of the matrices inside the blocks; of one head's query, key or value where all are stacked
+        in one weight."""
+        return {
+            name: (self.config.head_size if name.endswith("qkv.weight") else weight.shape[0], weight.shape[1])
+            for name, weight in self.named_parameters()
+            if weight.ndim == 2 and name.startswith("blocks.")
+        }
 
 
 @contextmanager

@@ -130,8 +130,7 @@ def make_state() -> TrainState:
     model.initialize(torch.Generator().manual_seed(1))
     # eps so large that the update is smooth in the gradient: near zero, Adam follows the sign of rounding errors.
     optim = OptimConfig.from_preset("classic", learning_rate=0.01, eps=0.01)
-    named = model.named_parameters()
-    return TrainState(model, Optimizers(named, optim, row_blocks=model.row_blocks(), dtype=torch.float32))
+    return TrainState(model, Optimizers(model, optim, step_tokens=32, dtype=torch.float32))
 
 
 def make_batch(rows: int) -> Batch:

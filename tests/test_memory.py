@@ -56,8 +56,7 @@ def test_activations_are_what_autograd_keeps(preset: str, changes: dict[str, Any
 @pytest.mark.parametrize("optim", ["modern", "classic"])
 def test_optimizer_state_is_what_the_optimizers_make(optim: str) -> None:
     work = workload("modern", optim=optim)
-    model = work.model
-    optimizers = Optimizers(model.named_parameters(), work.optim, row_blocks=model.row_blocks(), dtype=torch.float32)
+    optimizers = Optimizers(work.model, work.optim, step_tokens=1024, dtype=torch.float32)
     made = optimizers.tensors(create=True).values()
     assert optimizer_bytes(work) == pytest.approx(sum(tensor.nbytes for tensor in made), rel=0.001)
 

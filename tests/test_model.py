@@ -269,12 +269,14 @@ def test_flops_of_a_batch_are_those_of_its_sequences() -> None:
     )
 
 
-def test_row_blocks_cover_each_qkv_weight() -> None:
+def test_the_matrix_of_a_head_is_one_of_those_stacked_in_qkv() -> None:
     model = make_model("llama", num_kv_heads=2)
-    blocks = model.row_blocks()
-    assert sorted(blocks) == ["blocks.0.attention.qkv.weight", "blocks.1.attention.qkv.weight"]
-    assert all(rows == (16,) * 8 for rows in blocks.values())
-    assert model.blocks[0].attention.qkv.weight.shape[0] == 16 * 8
+    shapes = model.matrix_shapes()
+    assert len(shapes) == 2 * 4
+    for name, shape in shapes.items():
+        weight = model.get_parameter(name)
+        assert shape == ((16, 64) if "qkv" in name else tuple(weight.shape))
+    assert model.blocks[0].attention.qkv.weight.shape == (16 * 8, 64)
 
 
 # ---------------------------------------------------------------------------------------------------- Hugging Face

@@ -37,7 +37,7 @@ BAD = [math.nan, math.inf, -math.inf]
 def new_model() -> tuple[GPT, Optimizers]:
     model = GPT(MODEL)
     model.initialize(torch.Generator().manual_seed(1))
-    optimizers = Optimizers(model.named_parameters(), OptimConfig(), row_blocks=model.row_blocks(), dtype=torch.float32)
+    optimizers = Optimizers(model, OptimConfig(), step_tokens=1024, dtype=torch.float32)
     return model, optimizers
 
 

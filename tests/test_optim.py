@@ -10,17 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gptcli.config import ModelConfig, OptimConfig
 from gptcli.loss import head_cross_entropy
 from gptcli.model import GPT
 from gptcli.optim import (
+    MIN_TILE,
     MUON_ITERATIONS,
     POLAR_EXPRESS,
     AdamW,
     Muon,
     Optimizers,
     learning_rate_factor,
+    muon_tiles,
     orthogonalize,
 )
 
@@ -75,21 +78,66 @@ def test_a_zero_gradient_orthogonalises_to_zero() -> None:
     assert (orthogonalize(torch.zeros(1, 8, 16)) == 0).all()
 
 
-def muon(weights: list[nn.Parameter], blocks: dict[nn.Parameter, tuple[int, ...]], **changes: Any) -> Muon:
+def muon(weights: list[nn.Parameter], tiles: dict[nn.Parameter, tuple[int, int]], **changes: Any) -> Muon:
     options = {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "dtype": torch.float32} | changes
-    return Muon(weights, row_blocks=blocks, **options)
+    return Muon(weights, tiles=tiles, **options)
 
 
-def test_muon_orthogonalises_row_blocks_apart() -> None:
-    whole, blocked = (nn.Parameter(torch.zeros(32, 16)) for _ in range(2))
-    gradient = random_matrices(32, 16)
-    gradient[8:16] *= 100  # would drown the other blocks in one matrix
-    whole.grad, blocked.grad = gradient.clone(), gradient.clone()
-    muon([whole, blocked], {blocked: (8, 8, 16)}).step()
-    for rows in (slice(0, 8), slice(8, 16), slice(16, 32)):
-        torch.testing.assert_close(blocked[rows], -0.1 * orthogonalize(gradient[None, rows], MUON_ITERATIONS)[0])
-    scale = 0.1 * 2**0.5  # rate x sqrt(32 rows / 16 columns)
-    torch.testing.assert_close(whole, -scale * orthogonalize(gradient[None], MUON_ITERATIONS)[0])
+@pytest.mark.parametrize(
+    ("shape", "tile", "scale"), [((32, 16), (8, 16), 1), ((32, 16), (32, 8), 2**0.5), ((16, 32), (6, 32), 1)]
+)
+def test_muon_orthogonalises_the_matrices_of_a_weight_apart(
+    shape: tuple[int, int], tile: tuple[int, int], scale: float
+) -> None:
+    weight = nn.Parameter(torch.zeros(shape))
+    gradient = random_matrices(*shape)
+    gradient[:4, :4] *= 100  # would drown the rest in one matrix
+    weight.grad = gradient.clone()
+    muon([weight], {weight: tile}).step()
+    for rows, changes in zip(weight.detach().split(tile[0]), gradient.split(tile[0]), strict=True):
+        for part, change in zip(rows.split(tile[1], 1), changes.split(tile[1], 1), strict=True):
+            torch.testing.assert_close(part, -0.1 * scale * orthogonalize(change[None], MUON_ITERATIONS)[0])
+
+
+def test_a_tall_matrix_moves_further() -> None:
+    weight = nn.Parameter(torch.zeros(32, 16))
+    weight.grad = random_matrices(32, 16)
+    wanted = -0.1 * 2**0.5 * orthogonalize(weight.grad[None].clone(), MUON_ITERATIONS)[0]  # sqrt(32 rows / 16 columns)
+    muon([weight], {}).step()
+    torch.testing.assert_close(weight.detach(), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@settings(deadline=None)
+@given(
+    layers=st.integers(1, 3),
+    heads=st.sampled_from([1, 2, 3]),
+    head_size=st.sampled_from([8, 32, 50]),
+    tokens=st.integers(8, 1 << 20),
+)
+def test_muon_takes_at_most_its_share_of_a_step_and_whole_matrices_where_it_can(
+    dtype: torch.dtype, layers: int, heads: int, head_size: int, tokens: int
+) -> None:
+    shape = {"num_layers": layers, "num_heads": heads, "hidden_size": heads * head_size, "vocab_size": 100}
+    with torch.device("meta"):
+        model = GPT(ModelConfig(**shape))
+
+    def overhead(tiles: dict[str, tuple[int, int]]) -> float:
+        """FLOPs of the products that the orthogonalisation is made of, relative to the model's."""
+        total = 0.0
+        for name, tile in tiles.items():
+            with FlopCounterMode(display=False) as counter:
+                orthogonalize(torch.empty(1, *tile, dtype=dtype, device="meta"), MUON_ITERATIONS)
+            total += counter.get_total_flops() * model.get_parameter(name).numel() / math.prod(tile)
+        return total / (tokens * model.train_flops_per_token(model.config.context_length))
+
+    whole, tiles = model.matrix_shapes(), muon_tiles(model, tokens, 0.1, dtype)
+    if overhead(whole) <= 0.1:
+        assert tiles == whole
+    else:
+        assert overhead(tiles) <= 0.1 or max(min(tile) for tile in tiles.values()) < 2 * MIN_TILE
+    for tile, shape in zip(tiles.values(), whole.values(), strict=True):
+        assert max(tile) == max(shape)  # only the short side is cut
 
 
 def test_muon_decays_its_weights_apart_from_the_gradient() -> None:
@@ -125,7 +173,7 @@ def make_model(**changes: Any) -> GPT:
 
 def make_optimizers(model: GPT, preset: str, **changes: Any) -> Optimizers:
     config = OptimConfig.from_preset(preset, **changes)
-    return Optimizers(model.named_parameters(), config, row_blocks=model.row_blocks(), dtype=torch.float32)
+    return Optimizers(model, config, step_tokens=1 << 20, dtype=torch.float32)
 
 
 def names_where(optimizers: Optimizers, holds: Callable[[dict[str, Any]], bool]) -> set[str]:

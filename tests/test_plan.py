@@ -133,7 +133,7 @@ def test_time_can_be_taken_from_real_steps(tiny: Tiny, run_cli: RunCli) -> None:
     assert found["measured_step_seconds"] > 0
     assert found["seconds"] == pytest.approx(6 * found["measured_step_seconds"])
     assert found["fits"]
-    result = run_cli("plan", EXAMPLES / "gpt3-175b.yaml", "--measure", "-s", "runtime.threads=1")
+    result = run_cli("plan", EXAMPLES / "gpt3-175b.yaml", "--measure", "-s", "runtime.dtype=float32")
     result.error(1, "plan", "--measure: the run needs 5.9", "TB of memory and does not fit")
 
 

@@ -57,9 +57,7 @@ class Crasher:
 def new_state() -> TrainState:
     model = GPT(SHAPE)
     model.initialize(torch.Generator().manual_seed(1))
-    optimizers = Optimizers(
-        model.named_parameters(), OptimConfig(name="adamw"), row_blocks=model.row_blocks(), dtype=torch.float32
-    )
+    optimizers = Optimizers(model, OptimConfig(name="adamw"), step_tokens=1024, dtype=torch.float32)
     return TrainState(model, optimizers)
 
 

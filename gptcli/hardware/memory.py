@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+import torch
+
 from gptcli.attention import QUERY_BLOCK
 from gptcli.config import ModelConfig, OptimConfig
 from gptcli.generation.cache import KEY_BLOCK
 from gptcli.loss import chunk_rows
 from gptcli.model import GPT
-from gptcli.optim import batch_elements
+from gptcli.optim import batch_elements, muon_tiles
 from gptcli.scoring import batch_tokens
 
 # Of a pretraining process before it makes its model: Python, torch and the libraries (torch 2.13 on Linux).
@@ -108,11 +110,9 @@ def _muon_shapes(work: Workload) -> Counter[tuple[int, ...]]:
     shapes: Counter[tuple[int, ...]] = Counter()
     if work.optim.name != "muon":
         return shapes
-    row_blocks = work.model.row_blocks()
-    for name, weight in work.model.named_parameters():
-        if weight.ndim == 2 and name.startswith("blocks."):
-            for rows in row_blocks.get(name, (weight.shape[0],)):
-                shapes[rows, weight.shape[1]] += rows * weight.shape[1]
+    dtype = torch.float32 if work.activation_size == 4 else torch.bfloat16
+    for name, tile in muon_tiles(work.model, work.micro_steps * _tokens(work), work.optim.muon_overhead, dtype).items():
+        shapes[tile] += work.model.get_parameter(name).numel()
     return shapes
 
 

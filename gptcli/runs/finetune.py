@@ -50,9 +50,8 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
         if config.optim.warmup_steps >= job.train.steps:
             raise ConfigError(f"optim.warmup_steps: must be below the {count(job.train.steps, 'step')} of the run")
         prepare_model(model, config, job.tokenizer, job.purpose)
-        optimizers = Optimizers(
-            model.named_parameters(), config.optim, row_blocks=model.row_blocks(), dtype=runtime.dtype
-        )
+        step_tokens = config.train.batch_size * model.config.context_length
+        optimizers = Optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
         if force and not resume:
             clear(run_dir)
         return Training(job, runtime, report).go(TrainState(model, optimizers), resume=resume)

@@ -265,6 +265,7 @@ def new_state(model_config: ModelConfig, config: PretrainConfig, runtime: Runtim
     if config.runtime.compile:
         for block in model.blocks:
             block.compile(dynamic=False)
-    optimizers = Optimizers(model.named_parameters(), config.optim, row_blocks=model.row_blocks(), dtype=runtime.dtype)
+    step_tokens = config.train.batch_size * model_config.context_length
+    optimizers = Optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
     optimizers.tensors(create=True)  # now: made in the first step it would lie between what that step frees
     return TrainState(model, optimizers)

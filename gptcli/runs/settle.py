@@ -217,8 +217,8 @@ def training_flops_per_second(config: PretrainConfig, runtime: Runtime) -> float
     model = GPT(model_config)
     model.initialize(torch.Generator().manual_seed(0))
     model.to(runtime.device)
-    optimizers = Optimizers(model.named_parameters(), OptimConfig(), row_blocks=model.row_blocks(), dtype=runtime.dtype)
     ids = torch.randint(1024, (8 if runtime.on_cpu else 512, 128), generator=torch.Generator().manual_seed(0))
+    optimizers = Optimizers(model, OptimConfig(), step_tokens=ids.numel(), dtype=runtime.dtype)
     probe = dataclasses.replace(config, model=model_config)
     seconds = step_seconds(probe, TrainState(model, optimizers), lambda _: counted([Batch(ids, ids, "probe")]), runtime)
     return model.train_flops_per_token(128) * ids.numel() / seconds
