@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 from tokenizers import models
 
-from gptcli.data.tokenizer import END_OF_TEXT, PATTERNS, Tokenizer, _pieces, learn_merges, sample_evenly
+from gptcli.data.tokenizer import END_OF_TEXT, PATTERNS, Tokenizer, _cut_runs, learn_merges, sample_evenly
 from gptcli.errors import ConfigError, DataError
 
 CORPUS = [
@@ -294,6 +294,6 @@ def test_a_sample_is_spread_evenly_and_fills_at_least_half(count: int, max_bytes
 def test_only_within_a_run_that_is_too_long_is_text_cut(parts: list[tuple[str, int]]) -> None:
     text = "".join(unit * (count // len(unit)) for unit, count in parts)
     wanted = [cut for run in re.finditer(r"\s+|\S+", text) for cut in range(run.start() + 25_000, run.end(), 25_000)]
-    pieces = _pieces(text)
+    pieces = _cut_runs(text)
     assert "".join(pieces) == text
     assert list(itertools.accumulate(map(len, pieces)))[:-1] == wanted

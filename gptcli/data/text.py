@@ -117,21 +117,23 @@ def _decoded_blocks(source: Source, options: TextOptions) -> Iterator[tuple[str,
 # ----------------------------------------------------------------------------------------------------- text to pieces
 
 
-def split_text(text: str, limit: int) -> Iterator[str]:
+def split_text(text: str, limit: int, *, anywhere: bool = True) -> Iterator[str]:
     """Cuts a text into pieces of at most `limit` characters whose concatenation it is; at least one, for "" too.
 
     A cut goes just before a single space between a non-whitespace character and a letter, where there is one in the
     first `limit` characters: there the split patterns of GPT-2, GPT-4 (cl100k), Llama 3 and Qwen 2 always begin a new
-    word, and look no further ahead, so that byte-level BPE gives the pieces the ids it gives the whole.
+    word, and look no further ahead, so that byte-level BPE gives the pieces the ids it gives the whole. Where there is
+    none (a megabyte of one word, of digits, of Chinese) the cut is hard: the ids may differ from those of the whole at
+    this one border, but the text is the same. Not so with `anywhere` false: then a piece goes on to the next such
+    place, however far.
     """
-    start = 0
-    while len(text) - start > limit:
-        cut = _last_word_start(text, start + 1, start + limit)
-        # Without a place to cut (a megabyte of one word, of digits, of Chinese) the cut is hard: the ids may differ
-        # from those of the whole at this one border, but the text is the same.
-        end = cut if cut > start else start + limit
-        yield text[start:end]
-        start = end
+    start = searched = 0
+    while len(text) - searched > limit:
+        cut = _last_word_start(text, searched + 1, searched + limit)
+        searched = cut if cut > searched else searched + limit
+        if cut == searched or anywhere:
+            yield text[start:searched]
+            start = searched
     yield text[start:]
 
 

@@ -18,11 +18,13 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from gptcli.data.text import split_text
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
 from gptcli.interrupt import interruptible
 
 LONGEST_RUN = 25_000
+PIECE_LENGTH = 1 << 14  # characters; what the encoder keeps of a megabyte leaves the cache, and it takes twice the time
 SPACE, REST = re.compile(r"\s+"), re.compile(r"\S+")
 MAX_BYTES = 1 << 27  # of a tokenizer.json; those of a million tokens have some 50 MB
 END_OF_TEXT = "<|endoftext|>"
@@ -111,7 +113,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, none of them special. Lone surrogates raise UnicodeEncodeError: they are not text.
 
-        A word of more than 25,000 characters is encoded in pieces (see `_pieces`).
+        A word of more than 25,000 characters is encoded in pieces (see `_cut_runs`).
         """
         ids = [self._encoder.encode(piece, add_special_tokens=False).ids for piece in _pieces(text)]
         return ids[0] if len(ids) == 1 else list(itertools.chain.from_iterable(ids))
@@ -287,11 +289,16 @@ def _bytes_of_characters() -> dict[str, int]:
 
 
 def _pieces(text: str) -> list[str]:
+    """The text, in pieces that are encoded apart: of PIECE_LENGTH, and no word of them longer than LONGEST_RUN."""
+    text.encode()  # the Rust side would panic on a lone surrogate
+    return [piece for part in split_text(text, PIECE_LENGTH, anywhere=False) for piece in _cut_runs(part)]
+
+
+def _cut_runs(text: str) -> list[str]:
     """The text, cut within runs of more than LONGEST_RUN characters that are all white space, or all not.
 
     Merging takes more than linear time in the length of a word. Llama 3's own tokenizer cuts there, too.
     """
-    text.encode()  # the Rust side would panic on a lone surrogate
     cuts, end = [0], 0
     for place in range(LONGEST_RUN, len(text), LONGEST_RUN):  # a longer run holds one of these places
         if place < end:
