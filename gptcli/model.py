@@ -62,7 +62,7 @@ class Norm(nn.Module):
             y = rms_normalize(x, self.eps)
             return y if weight is None else y * weight
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.layer_norm(x, (self.size,), weight, bias, self.eps)
+        return torch.layer_norm(x, (self.size,), weight, bias, self.eps)
 
 
 class Scale(nn.Module):
@@ -105,7 +105,7 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         H, K, D = config.num_heads, config.kv_heads, config.head_size
         heads = self.qkv(x).view(B, T, H + 2 * K, D).permute(2, 0, 1, 3)  # (H+2K, B, T, D), as attention works on them
-        q_and_k, v = heads.split((H + K, K))
+        q_and_k, v = heads.split_with_sizes((H + K, K))
         if config.qk_norm and not config.qk_norm_weight and rotation is not None:  # Henry et al. 2020
             q_and_k = normalize_and_rotate(q_and_k, config.norm_eps, *rotation)
         else:
@@ -116,7 +116,7 @@ class Attention(nn.Module):
                 q_and_k = q_and_k * scales[:, None, None].to(x.dtype)
             if rotation is not None:
                 q_and_k = rotate(q_and_k, *rotation)
-        q, k, v = (part.transpose(0, 1) for part in (*q_and_k.split((H, K)), v))  # each (B, heads, T, D)
+        q, k, v = (part.transpose(0, 1) for part in (*q_and_k.split_with_sizes((H, K)), v))  # each (B, heads, T, D)
         dropout = config.dropout if self.training else 0.0
         if layout is None:
             y = causal_attention(q, k, v, dropout=dropout)

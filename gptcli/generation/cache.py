@@ -133,10 +133,11 @@ class Decode:
         positions = lengths + torch.arange(tokens)  # (B, T)
         longest = max(cache.lengths[:batch]) + tokens
         self.end = -(-longest // KEY_BLOCK) * KEY_BLOCK
-        self.hidden = torch.zeros(batch, tokens, 1, 1, self.end, dtype=cache.keys.dtype)  # (B, T, 1, 1, N)
         # A token sees the keys up to its own position; later ones are stale, or padding.
-        self.hidden.masked_fill_((torch.arange(self.end) > positions[:, :, None])[:, :, None, None], -math.inf)
-        self.hidden, self.positions = self.hidden.to(device), positions.to(device)
+        later = torch.arange(self.end) > positions[:, :, None]  # (B, T, N)
+        hidden = torch.zeros(later.shape, dtype=cache.keys.dtype).masked_fill_(later, -math.inf).to(device)
+        self.hidden = hidden.transpose(0, 1)[:, :, None, None].unbind()  # T of (B, 1, 1, N)
+        self.positions = positions.to(device)
         self.row_index = torch.arange(batch, device=device)[:, None]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:  # noqa: ARG002
@@ -154,12 +155,11 @@ class Decode:
             values[self.row_index, :, self.positions] = v.transpose(1, 2)
         keys, values = keys[:, :, : self.end].transpose(2, 3), values[:, :, : self.end]  # (B, K, D, N), (B, K, N, D)
         K = keys.shape[1]
-        grouped = (q * D**-0.5).view(B, K, H // K, T, D)
-        y = torch.empty(B, K, H // K, T, D, dtype=q.dtype, device=q.device)
-        for t in range(T):
-            for g in range(H // K):
-                scores = torch.matmul(grouped[:, :, g, t : t + 1], keys).add_(self.hidden[:, t])  # (B, K, 1, N)
-                y[:, :, g, t : t + 1] = torch.matmul(scores.softmax(-1), values)
+        outputs: list[Tensor] = []
+        for query in (q * D**-0.5).reshape(B, K, -1, D).split_with_sizes((1,) * (H // K * T), 2):  # group by group
+            scores = torch.matmul(query, keys).add_(self.hidden[len(outputs) % T])  # (B, K, 1, N)
+            outputs.append(torch.matmul(scores.softmax(-1), values))
+        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
         return y.view(B, H, T, D)
 
     def commit(self) -> None:

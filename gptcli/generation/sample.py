@@ -56,8 +56,9 @@ def _top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     ranked, order = logits.gather(1, ids).sort(dim=-1, descending=True, stable=True)
     ids = ids.gather(1, order)
     for row in tied.any(-1).nonzero().flatten().tolist():
-        order = logits[row].argsort(descending=True, stable=True)[:count]
-        ranked[row], ids[row] = logits[row, order], order
+        reaching = (logits[row] >= ranked[row, -1]).nonzero()[:, 0]  # by id
+        ranked[row], order = (part[:count] for part in logits[row, reaching].sort(descending=True, stable=True))
+        ids[row] = reaching[order]
     return ranked, ids
 
 
