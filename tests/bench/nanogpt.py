@@ -133,14 +133,14 @@ class NanoGPT(nn.Module):
         return F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, recipe: Recipe, *, fused: bool = False) -> torch.optim.AdamW:
     """AdamW as PyTorch chooses it on a CPU (a loop over tensors); nanoGPT asks for the fused one on CUDA only."""
     weights = list(model.parameters())
     groups = [
         {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=fused)
 
 
 def train_step(

@@ -10,6 +10,9 @@ the rounds (smallest..largest).
     nanogpt      nanogpt.py in float32, which is nanoGPT's only precision on a CPU
     huggingface  GPT2LMHeadModel under bfloat16 autocast, fused AdamW (its Trainer's), clipping, no dropout
 
+and for other questions -float32 and -bfloat16 of these, gptcli-compiled (runtime.compile) and nanogpt-compiled (under
+bfloat16 autocast, fused AdamW and torch.compile, which nanoGPT has on CUDA); compilation is not in the median step.
+
 Run:
     python tests/bench/pretrain_speed.py [--json]
     python tests/bench/pretrain_speed.py --layers 12 --width 768 --heads 12 --context 512 --batch 2 --vocab 50304
@@ -48,6 +51,8 @@ SIDES = (
     "gptcli-float32",
     "nanogpt-bfloat16",
     "huggingface-float32",
+    "gptcli-compiled",
+    "nanogpt-compiled",
 )
 DEFAULT_SIDES = SIDES[:3]
 
@@ -77,7 +82,7 @@ class Shape:
 # ------------------------------------------------------------------------ the sides, each in a process of its own
 
 
-def gptcli_step(shape: Shape, dtype: str, threads: int | None, optim: str) -> Callable[[], None]:
+def gptcli_step(shape: Shape, dtype: str, compiled: bool, threads: int | None, optim: str) -> Callable[[], None]:
     import numpy as np
 
     from gptcli.config import DataConfig, ModelConfig, OptimConfig, PretrainConfig, RuntimeConfig, TrainConfig
@@ -112,7 +117,7 @@ def gptcli_step(shape: Shape, dtype: str, threads: int | None, optim: str) -> Ca
         ),
         optim=OptimConfig.from_preset(optim),
         train=TrainConfig(batch_size=shape.batch),
-        runtime=RuntimeConfig(device="cpu", dtype=dtype, threads=threads),
+        runtime=RuntimeConfig(device="cpu", dtype=dtype, threads=threads, compile=compiled),
     )
     runtime = make_runtime(config.runtime)
     state = new_state(config.model, config, runtime)
@@ -137,7 +142,7 @@ def gptcli_step(shape: Shape, dtype: str, threads: int | None, optim: str) -> Ca
     return step
 
 
-def nanogpt_step(shape: Shape, dtype: str, *_: object) -> Callable[[], None]:
+def nanogpt_step(shape: Shape, dtype: str, compiled: bool, *_: object) -> Callable[[], None]:
     import nanogpt
     import numpy as np
     import torch
@@ -145,7 +150,9 @@ def nanogpt_step(shape: Shape, dtype: str, *_: object) -> Callable[[], None]:
     peer_shape, recipe = nanogpt.Shape(**dataclasses.asdict(shape)), nanogpt.Recipe()
     torch.manual_seed(1)
     model = nanogpt.NanoGPT(peer_shape)
-    optimizer = nanogpt.make_optimizer(model, recipe)
+    optimizer = nanogpt.make_optimizer(model, recipe, fused=compiled)
+    if compiled:
+        model.loss = torch.compile(model.loss)
     ids = np.random.default_rng(1).integers(shape.vocab, size=1_000_000, dtype=np.uint16)
 
     def step() -> None:
@@ -196,7 +203,9 @@ def measure_step(side: str, shape: Shape, seconds: float, threads: int | None, o
         "nanogpt": (nanogpt_step, "float32"),
         "huggingface": (huggingface_step, "bfloat16"),
     }[side.partition("-")[0]]
-    step = make(shape, side.partition("-")[2] or default, threads, optim)
+    variant = side.partition("-")[2]
+    compiled = variant == "compiled"
+    step = make(shape, "bfloat16" if compiled else variant or default, compiled, threads, optim)
     times: list[float] = []
     end = float("inf")
     while len(times) < 5 or time.perf_counter() < end:
