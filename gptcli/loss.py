@@ -13,11 +13,17 @@ from torch import Tensor, nn
 IGNORE = -100  # a target that is not learnt, the value of PyTorch and Hugging Face
 CHUNK_LOGITS = 1 << 21  # logits of a chunk: 8 MB in float32, which stays in a CPU's last-level cache
 DEVICE_CHUNK_LOGITS = 1 << 26  # elsewhere products of few rows waste the device
+CHUNKS_HELD = 4  # slopes in bfloat16 that wait on a CPU for one product: widening each gradient of the head is slow
 
 
 def chunk_rows(vocab_size: int, *, on_cpu: bool) -> int:
     """Hidden states whose logits make a chunk."""
     return max(1, (CHUNK_LOGITS if on_cpu else DEVICE_CHUNK_LOGITS) // vocab_size)
+
+
+def held_rows(vocab_size: int, *, on_cpu: bool, dtype: torch.dtype) -> int:
+    """Hidden states whose slopes are held for a product with them."""
+    return chunk_rows(vocab_size, on_cpu=on_cpu) * (CHUNKS_HELD if on_cpu and dtype != torch.float32 else 1)
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -26,32 +32,28 @@ class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
         matrix = weight.to(hidden.dtype)
-        rows = chunk_rows(matrix.shape[0], on_cpu=matrix.device.type == "cpu")
+        on_cpu = matrix.device.type == "cpu"
+        rows = chunk_rows(matrix.shape[0], on_cpu=on_cpu)
+        held = held_rows(matrix.shape[0], on_cpu=on_cpu, dtype=hidden.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for start in range(0, hidden.shape[0], rows):
-            x, wanted = hidden[start : start + rows], targets[start : start + rows]
-            kept = wanted != IGNORE
-            index = wanted.clamp_min(0).unsqueeze(1)
-            logits = x @ matrix.t()
-            if cap:
-                logits = logits.mul_(1 / cap).tanh_()
-                log_p = torch.log_softmax(logits.to(torch.float32, copy=True).mul_(cap), -1)
+        d_weight: Tensor | None = None
+        for first in range(0, hidden.shape[0], held):
+            group = hidden[first : first + held]
+            slopes = group.new_empty(group.shape[0], matrix.shape[0])
+            for start in range(0, group.shape[0], rows):
+                chunk = slice(first + start, first + start + rows)
+                slope = slopes[start : start + rows]
+                total -= _slopes(hidden[chunk], matrix, targets[chunk], cap, out=slope)
+                torch.mm(slope, matrix, out=d_hidden[chunk])
+            if not ctx.needs_input_grad[1]:
+                continue
+            if d_weight is None:
+                d_weight = (slopes.t() @ group).to(weight.dtype)
+            elif d_weight.dtype == slopes.dtype:
+                d_weight.addmm_(slopes.t(), group)
             else:
-                log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
-            total -= (log_p.gather(1, index).squeeze(1) * kept).sum()
-            slope = log_p.exp_()  # d loss / d capped logits = softmax - one-hot
-            slope.scatter_add_(1, index, torch.full_like(index, -1, dtype=slope.dtype))
-            slope = slope.to(hidden.dtype)
-            if cap:
-                slope.mul_(logits.square_().neg_().add_(1))
-            slope.mul_(kept.unsqueeze(1))
-            torch.mm(slope, matrix, out=d_hidden[start : start + rows])
-            if d_weight is not None and d_weight.dtype == slope.dtype:
-                d_weight.addmm_(slope.t(), x)
-            elif d_weight is not None:
-                d_weight += slope.t() @ x
+                d_weight += slopes.t() @ group
         ctx.save_for_backward(d_hidden, d_weight)
         return total
 
@@ -61,6 +63,27 @@ class _HeadCrossEntropy(torch.autograd.Function):
         d_hidden, d_weight = ctx.saved_tensors
         # In place: nobody else has them, and autograd refuses a second backward pass.
         return d_hidden.mul_(scale.to(d_hidden.dtype)), None if d_weight is None else d_weight.mul_(scale), None, None
+
+
+def _slopes(x: Tensor, matrix: Tensor, targets: Tensor, cap: float, *, out: Tensor) -> Tensor:
+    """-> the summed log-probability of the targets (N,); `out` (N, V) becomes d loss / d logits."""
+    kept = targets != IGNORE
+    index = targets.clamp_min(0).unsqueeze(1)
+    logits = x @ matrix.t()
+    if cap:
+        logits = logits.mul_(1 / cap).tanh_()
+        log_p = torch.log_softmax(logits.to(torch.float32, copy=True).mul_(cap), -1)
+    else:
+        log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
+    total = (log_p.gather(1, index).squeeze(1) * kept).sum()
+    slope = torch.exp(log_p, out=out if out.dtype == log_p.dtype else log_p)  # of capped logits: softmax - one-hot
+    slope.scatter_add_(1, index, torch.full_like(index, -1, dtype=slope.dtype))
+    if slope is not out:
+        out.copy_(slope)
+    if cap:
+        out.mul_(logits.square_().neg_().add_(1))
+    out.mul_(kept.unsqueeze(1))
+    return total
 
 
 def head_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, *, cap: float) -> Tensor:

@@ -9,15 +9,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gptcli.config import OptimConfig
-
-if TYPE_CHECKING:
-    from gptcli.model import GPT
 
 # Amsel et al. 2025, "The Polar Express", degree-5 polynomials for singular values in [1e-3, 1], safety factor 1.02.
 POLAR_EXPRESS = (
@@ -94,23 +91,28 @@ def _orthogonalize_flops(rows: int, columns: int, iterations: int, dtype: torch.
 MIN_TILE = 32  # on the short side: there is little left to save
 
 
-def muon_tiles(model: GPT, step_tokens: int, max_overhead: float, dtype: torch.dtype) -> dict[str, tuple[int, int]]:
-    """Shape of the matrices, each orthogonalised apart, of which every weight inside the blocks is made.
+def muon_tiles(
+    weights: Mapping[str, Tensor],
+    matrices: Mapping[str, tuple[int, int]],
+    *,
+    step_flops: float,
+    max_overhead: float,
+    dtype: torch.dtype,
+) -> dict[str, tuple[int, int]]:
+    """Shape of the parts, each orthogonalised apart, of every weight; `matrices` are those of which it is made.
 
     A head's query, key and value are one each: with them a 128-wide model on Shakespeare needs 10 % fewer steps than
     with one matrix for all heads. And what Muon costs does not depend on the batch: where it were more than
-    `max_overhead` of the FLOPs of a step, the short sides are cut in 2, 4, 8, ... (Khaled et al. 2025, "MuonBP").
+    `max_overhead` of the model's FLOPs in a step, short sides are cut in 2, 4, 8, ... (Khaled et al. 2025, "MuonBP").
     The update keeps its root mean square. In steps of 1,024 tokens of Shakespeare, 128 wide, halves lose 0.007 bits
     per byte after 150 steps and save 9 % of their time, which is worth 0.02; 256 wide they lose 0.008.
     """
-    step_flops = step_tokens * model.train_flops_per_token(model.config.context_length)
-    whole = model.matrix_shapes()
-    limit = max((min(shape) for shape in whole.values()), default=0)
+    limit = max((min(matrices[name]) for name in weights), default=0)
     while True:
-        tiles = {name: _tile(shape, limit) for name, shape in whole.items()}
+        tiles = {name: _tile(matrices[name], limit) for name in weights}
         cost = 0.0
         for name, tile in tiles.items():
-            count = model.get_parameter(name).numel() / math.prod(tile)
+            count = weights[name].numel() / math.prod(tile)
             cost += count * _orthogonalize_flops(*tile, MUON_ITERATIONS, dtype)
         if cost <= max_overhead * step_flops or limit < 2 * MIN_TILE:
             return tiles
@@ -261,19 +263,21 @@ class Optimizers:
 
     def __init__(
         self,
-        model: GPT,
+        parameters: Iterable[tuple[str, nn.Parameter]],
         config: OptimConfig,
         *,
-        step_tokens: int,
+        matrices: Mapping[str, tuple[int, int]],
+        step_flops: float,
         dtype: torch.dtype,
     ) -> None:
-        """Of the weights of a model that are to be trained; `dtype` is that of Muon's matrix products."""
-        named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        """`parameters` and `matrices` by the names of model.GPT, which has the shapes of the latter (matrix_shapes);
+        `step_flops` are those of its forward and backward pass in a step; `dtype` is that of Muon's products."""
+        named = {name: weight for name, weight in parameters if weight.requires_grad}
         self.names = {weight: name for name, weight in named.items()}
-        matrices = [name for name, weight in named.items() if weight.ndim == 2 and name.startswith("blocks.")]
-        muon = matrices if config.name == "muon" else []
+        inner = [name for name in named if name in matrices]
+        muon = inner if config.name == "muon" else []
         embeddings = [name for name in named if name.split(".")[-2].endswith("embedding") and name not in muon]
-        decayed = [name for name in (*matrices, "head.weight") if name in named and name not in muon]
+        decayed = [name for name in (*inner, "head.weight") if name in named and name not in muon]
         plain = [name for name in named if name not in {*muon, *embeddings, *decayed}]
         rate = config.learning_rate
         shared = {"betas": (config.beta1, config.beta2), "eps": config.eps}
@@ -288,11 +292,12 @@ class Optimizers:
         ]
         self.parts: list[_Optimizer] = [AdamW({**group, **shared} for group in adamw_groups if group["params"])]
         if muon:
-            tiles = muon_tiles(model, step_tokens, config.muon_overhead, dtype)
+            weights = {name: named[name] for name in muon}
+            tiles = muon_tiles(weights, matrices, step_flops=step_flops, max_overhead=config.muon_overhead, dtype=dtype)
             self.parts.append(
                 Muon(
-                    [named[name] for name in muon],
-                    tiles={named[name]: tiles[name] for name in muon},
+                    weights.values(),
+                    tiles={weights[name]: tile for name, tile in tiles.items()},
                     lr=config.muon_learning_rate,
                     momentum=config.muon_momentum,
                     weight_decay=config.weight_decay,

@@ -24,7 +24,7 @@ from gptcli.errors import NumericalError
 from gptcli.interrupt import Stopped
 from gptcli.loss import head_cross_entropy
 from gptcli.model import GPT
-from gptcli.optim import learning_rate_factor
+from gptcli.optim import Optimizers, learning_rate_factor
 from gptcli.runtime import Runtime, memory_bytes
 
 CPU_MICRO_TOKENS = 1024  # matrix products of so many rows are as fast as longer ones, and what they keep fits a cache
@@ -219,6 +219,17 @@ def train_step(
     state.optimizers.step()
     state.optimizers.zero_grad()
     return nats, grad_norm
+
+
+def make_optimizers(model: GPT, config: OptimConfig, *, step_tokens: int, dtype: torch.dtype) -> Optimizers:
+    """Those of a model, for steps of so many tokens; `dtype` is that of its activations."""
+    return Optimizers(
+        model.named_parameters(),
+        config,
+        matrices=model.matrix_shapes(),
+        step_flops=step_tokens * model.train_flops_per_token(model.config.context_length),
+        dtype=dtype,
+    )
 
 
 def micro_batch_rows(config: TrainConfig, context_length: int, *, on_cpu: bool) -> int:

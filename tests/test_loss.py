@@ -16,9 +16,8 @@ from gptcli.data.examples import counted
 from gptcli.errors import NumericalError
 from gptcli.loss import IGNORE, cross_entropy, head_cross_entropy, target_nats
 from gptcli.model import GPT, softcap
-from gptcli.optim import Optimizers
 from gptcli.runtime import Runtime
-from gptcli.train import train_step
+from gptcli.train import make_optimizers, train_step
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other
 
@@ -130,7 +129,7 @@ def make_state() -> TrainState:
     model.initialize(torch.Generator().manual_seed(1))
     # eps so large that the update is smooth in the gradient: near zero, Adam follows the sign of rounding errors.
     optim = OptimConfig.from_preset("classic", learning_rate=0.01, eps=0.01)
-    return TrainState(model, Optimizers(model, optim, step_tokens=32, dtype=torch.float32))
+    return TrainState(model, make_optimizers(model, optim, step_tokens=32, dtype=torch.float32))
 
 
 def make_batch(rows: int) -> Batch:

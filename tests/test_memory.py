@@ -11,7 +11,7 @@ from gptcli.config import ModelConfig, OptimConfig
 from gptcli.generation.cache import KVCache
 from gptcli.hardware.memory import Workload, activation_bytes, cache_bytes, optimizer_bytes
 from gptcli.model import GPT
-from gptcli.optim import Optimizers
+from gptcli.train import make_optimizers
 
 SIZES: dict[str, Any] = {
     "vocab_size": 300, "num_layers": 2, "hidden_size": 64, "num_heads": 4, "context_length": 160,
@@ -56,7 +56,7 @@ def test_activations_are_what_autograd_keeps(preset: str, changes: dict[str, Any
 @pytest.mark.parametrize("optim", ["modern", "classic"])
 def test_optimizer_state_is_what_the_optimizers_make(optim: str) -> None:
     work = workload("modern", optim=optim)
-    optimizers = Optimizers(work.model, work.optim, step_tokens=1024, dtype=torch.float32)
+    optimizers = make_optimizers(work.model, work.optim, step_tokens=1024, dtype=torch.float32)
     made = optimizers.tensors(create=True).values()
     assert optimizer_bytes(work) == pytest.approx(sum(tensor.nbytes for tensor in made), rel=0.001)
 

@@ -26,7 +26,7 @@ from gptcli.model import GPT
 from gptcli.optim import Optimizers
 from gptcli.runs.training import less_memory
 from gptcli.runtime import Runtime
-from gptcli.train import Hooks, next_token_nats, train, train_step
+from gptcli.train import Hooks, make_optimizers, next_token_nats, train, train_step
 
 STEPS = 20
 RUNTIME = Runtime(torch.device("cpu"), torch.float32, 1)
@@ -37,7 +37,7 @@ BAD = [math.nan, math.inf, -math.inf]
 def new_model() -> tuple[GPT, Optimizers]:
     model = GPT(MODEL)
     model.initialize(torch.Generator().manual_seed(1))
-    optimizers = Optimizers(model, OptimConfig(), step_tokens=1024, dtype=torch.float32)
+    optimizers = make_optimizers(model, OptimConfig(), step_tokens=1024, dtype=torch.float32)
     return model, optimizers
 
 

@@ -26,6 +26,7 @@ from gptcli.optim import (
     muon_tiles,
     orthogonalize,
 )
+from gptcli.train import make_optimizers
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other
 
@@ -131,7 +132,10 @@ def test_muon_takes_at_most_its_share_of_a_step_and_whole_matrices_where_it_can(
             total += counter.get_total_flops() * model.get_parameter(name).numel() / math.prod(tile)
         return total / (tokens * model.train_flops_per_token(model.config.context_length))
 
-    whole, tiles = model.matrix_shapes(), muon_tiles(model, tokens, 0.1, dtype)
+    whole = model.matrix_shapes()
+    weights = {name: model.get_parameter(name) for name in whole}
+    step_flops = tokens * model.train_flops_per_token(model.config.context_length)
+    tiles = muon_tiles(weights, whole, step_flops=step_flops, max_overhead=0.1, dtype=dtype)
     if overhead(whole) <= 0.1:
         assert tiles == whole
     else:
@@ -171,9 +175,9 @@ def make_model(**changes: Any) -> GPT:
     return model
 
 
-def make_optimizers(model: GPT, preset: str, **changes: Any) -> Optimizers:
+def optimizers_of(model: GPT, preset: str, **changes: Any) -> Optimizers:
     config = OptimConfig.from_preset(preset, **changes)
-    return Optimizers(model, config, step_tokens=1 << 20, dtype=torch.float32)
+    return make_optimizers(model, config, step_tokens=1 << 20, dtype=torch.float32)
 
 
 def names_where(optimizers: Optimizers, holds: Callable[[dict[str, Any]], bool]) -> set[str]:
@@ -184,12 +188,12 @@ MATRICES = {f"blocks.0.{name}.weight" for name in ("attention.qkv", "attention.p
 
 
 def test_classic_decays_matrices_and_no_vector_or_embedding() -> None:
-    optimizers = make_optimizers(make_model(preset="gpt2"), "classic")
+    optimizers = optimizers_of(make_model(preset="gpt2"), "classic")
     assert names_where(optimizers, lambda group: group["weight_decay"] == 0.1) == MATRICES
 
 
 def test_classic_decays_an_untied_head() -> None:
-    optimizers = make_optimizers(make_model(preset="llama"), "classic")
+    optimizers = optimizers_of(make_model(preset="llama"), "classic")
     assert names_where(optimizers, lambda group: group["weight_decay"] == 0.1) == MATRICES | {"head.weight"}
 
 
@@ -208,7 +212,7 @@ def test_adamw_takes_the_steps_of_torchs_own() -> None:
 
 def test_modern_gives_muon_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
     model = make_model(norm_weight=True, bias=True)
-    adamw, muon = make_optimizers(model, "modern").parts
+    adamw, muon = optimizers_of(model, "modern").parts
     assert isinstance(adamw, AdamW)
     assert isinstance(muon, Muon)
     named = dict(model.named_parameters())
@@ -221,19 +225,19 @@ def test_modern_gives_muon_the_matrices_of_the_blocks_and_adamw_the_rest() -> No
 @pytest.mark.parametrize("model_preset", ["modern", "gpt2", "llama"])
 def test_every_parameter_is_in_one_group(preset: str, model_preset: str) -> None:
     model = make_model(preset=model_preset)
-    grouped = [weight for group in make_optimizers(model, preset).groups for weight in group["params"]]
+    grouped = [weight for group in optimizers_of(model, preset).groups for weight in group["params"]]
     assert sorted(map(id, grouped)) == sorted(map(id, model.parameters()))
 
 
 def test_frozen_parameters_are_in_no_group() -> None:
     model = make_model()
     model.embedding.weight.requires_grad_(False)
-    assert "embedding.weight" not in names_where(make_optimizers(model, "modern"), lambda _: True)
+    assert "embedding.weight" not in names_where(optimizers_of(model, "modern"), lambda _: True)
 
 
 def test_embeddings_have_their_own_rate_and_the_factor_scales_all() -> None:
     rates = {"embedding_learning_rate": 0.1, "learning_rate": 3e-3, "muon_learning_rate": 0.02}
-    optimizers = make_optimizers(make_model(), "modern", **rates)
+    optimizers = optimizers_of(make_model(), "modern", **rates)
     optimizers.set_factor(0.5)
     assert names_where(optimizers, lambda group: group["lr"] == 0.1 * 0.5) == {"embedding.weight"}
     assert names_where(optimizers, lambda group: group["lr"] == 3e-3 * 0.5) == {"head.weight"}
@@ -254,7 +258,7 @@ def take_step(model: GPT, optimizers: Optimizers, step: int) -> None:
 @pytest.mark.parametrize("preset", ["modern", "classic"])
 def test_a_run_restored_in_the_middle_repeats_the_other_bit_for_bit(preset: str) -> None:
     straight = make_model()
-    optimizers = make_optimizers(straight, preset)
+    optimizers = optimizers_of(straight, preset)
     for step in range(3):
         take_step(straight, optimizers, step)
     saved_weights = {name: weight.clone() for name, weight in straight.state_dict().items()}
@@ -263,7 +267,7 @@ def test_a_run_restored_in_the_middle_repeats_the_other_bit_for_bit(preset: str)
         take_step(straight, optimizers, step)
 
     resumed = make_model()
-    again = make_optimizers(resumed, preset)
+    again = optimizers_of(resumed, preset)
     resumed.load_state_dict(saved_weights)
     slots = again.tensors(create=True)
     assert {name: slot.shape for name, slot in slots.items()} == {k: v.shape for k, v in saved_state.items()}
@@ -278,10 +282,10 @@ def test_a_run_restored_in_the_middle_repeats_the_other_bit_for_bit(preset: str)
 
 def test_state_that_was_created_leaves_the_first_step_as_it_was() -> None:
     fresh, created = make_model(), make_model()
-    optimizers = make_optimizers(created, "modern")
+    optimizers = optimizers_of(created, "modern")
     assert optimizers.tensors() == {}
     optimizers.tensors(create=True)
-    take_step(fresh, make_optimizers(fresh, "modern"), 0)
+    take_step(fresh, optimizers_of(fresh, "modern"), 0)
     take_step(created, optimizers, 0)
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), created.parameters(), strict=True))
 

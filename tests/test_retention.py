@@ -30,7 +30,7 @@ from gptcli.config import ModelConfig, OptimConfig
 from gptcli.data.tokenizer import learn_merges
 from gptcli.fsio import operations
 from gptcli.model import GPT
-from gptcli.optim import Optimizers
+from gptcli.train import make_optimizers
 
 KEEP = 2
 TOKENIZER = learn_merges(["some text to learn " * 20], vocab_size=270)
@@ -57,7 +57,7 @@ class Crasher:
 def new_state() -> TrainState:
     model = GPT(SHAPE)
     model.initialize(torch.Generator().manual_seed(1))
-    optimizers = Optimizers(model, OptimConfig(name="adamw"), step_tokens=1024, dtype=torch.float32)
+    optimizers = make_optimizers(model, OptimConfig(name="adamw"), step_tokens=1024, dtype=torch.float32)
     return TrainState(model, optimizers)
 
 

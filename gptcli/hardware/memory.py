@@ -14,7 +14,7 @@ import torch
 from gptcli.attention import QUERY_BLOCK
 from gptcli.config import ModelConfig, OptimConfig
 from gptcli.generation.cache import KEY_BLOCK
-from gptcli.loss import chunk_rows
+from gptcli.loss import chunk_rows, held_rows
 from gptcli.model import GPT
 from gptcli.optim import batch_elements, muon_tiles
 from gptcli.scoring import batch_tokens
@@ -110,10 +110,20 @@ def _muon_shapes(work: Workload) -> Counter[tuple[int, ...]]:
     shapes: Counter[tuple[int, ...]] = Counter()
     if work.optim.name != "muon":
         return shapes
-    dtype = torch.float32 if work.activation_size == 4 else torch.bfloat16
-    for name, tile in muon_tiles(work.model, work.micro_steps * _tokens(work), work.optim.muon_overhead, dtype).items():
-        shapes[tile] += work.model.get_parameter(name).numel()
+    model = work.model
+    matrices = model.matrix_shapes()
+    weights = {name: weight for name, weight in model.named_parameters() if name in matrices}
+    step_flops = work.micro_steps * _tokens(work) * model.train_flops_per_token(model.config.context_length)
+    tiles = muon_tiles(
+        weights, matrices, step_flops=step_flops, max_overhead=work.optim.muon_overhead, dtype=_dtype(work)
+    )
+    for name, tile in tiles.items():
+        shapes[tile] += weights[name].numel()
     return shapes
+
+
+def _dtype(work: Workload) -> torch.dtype:
+    return torch.float32 if work.activation_size == 4 else torch.bfloat16
 
 
 def _tokens(work: Workload) -> int:
@@ -175,8 +185,9 @@ def head_bytes(work: Workload) -> int:
     assert config.vocab_size is not None
     matrix = config.vocab_size * config.hidden_size
     chunk = config.vocab_size * min(chunk_rows(config.vocab_size, on_cpu=work.on_cpu), _tokens(work))
+    held = min(held_rows(config.vocab_size, on_cpu=work.on_cpu, dtype=_dtype(work)), _tokens(work))
     copies = 0 if a == 4 else a * matrix  # of the head, in the dtype of the activations
-    chunk_bytes = chunk * (a + 4 + (4 if config.logit_softcap else 0))
+    chunk_bytes = chunk * (a + 4 + (4 if config.logit_softcap else 0)) + a * config.vocab_size * held
     return a * _tokens(work) * config.hidden_size + 4 * matrix + copies + chunk_bytes + a * matrix
 
 

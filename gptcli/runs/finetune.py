@@ -19,13 +19,13 @@ from gptcli.errors import ConfigError, DataError
 from gptcli.lora import WEIGHTS, add_adapters
 from gptcli.model import GPT
 from gptcli.observe.tensorboard import check_installed
-from gptcli.optim import Optimizers
 from gptcli.report import Report
 from gptcli.runs.examples import read_examples
 from gptcli.runs.run_directory import check_vacant, clear
 from gptcli.runs.training import Job, Outcome, Training
 from gptcli.runs.tuning import rows_job, text_job
 from gptcli.runtime import Runtime, keep_freed_memory, make_runtime
+from gptcli.train import make_optimizers
 
 
 def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = False, report: Report) -> Outcome:
@@ -51,7 +51,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
             raise ConfigError(f"optim.warmup_steps: must be below the {count(job.train.steps, 'step')} of the run")
         prepare_model(model, config, job.tokenizer, job.purpose)
         step_tokens = config.train.batch_size * model.config.context_length
-        optimizers = Optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
+        optimizers = make_optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
         if force and not resume:
             clear(run_dir)
         return Training(job, runtime, report).go(TrainState(model, optimizers), resume=resume)

@@ -27,7 +27,6 @@ from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
 from gptcli.model import GPT
 from gptcli.observe.tensorboard import check_installed
-from gptcli.optim import Optimizers
 from gptcli.report import Report
 from gptcli.runs.deadline import Deadline
 from gptcli.runs.prepare import encode_corpus, finish
@@ -36,7 +35,7 @@ from gptcli.runs.settle import Settler, training_flops_per_second
 from gptcli.runs.train_tokenizer import learn_tokenizer
 from gptcli.runs.training import Job, Outcome, Training, validate_text, write_sample
 from gptcli.runtime import Runtime, keep_freed_memory, make_runtime
-from gptcli.train import micro_batch_rows, next_token_nats
+from gptcli.train import make_optimizers, micro_batch_rows, next_token_nats
 
 ABANDONED_SECONDS = 7 * 24 * 3600  # what a killed preparation left is kept so long, to go on with
 
@@ -266,6 +265,6 @@ def new_state(model_config: ModelConfig, config: PretrainConfig, runtime: Runtim
         for block in model.blocks:
             block.compile(dynamic=False)
     step_tokens = config.train.batch_size * model_config.context_length
-    optimizers = Optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
+    optimizers = make_optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
     optimizers.tensors(create=True)  # now: made in the first step it would lie between what that step frees
     return TrainState(model, optimizers)

@@ -29,10 +29,9 @@ from gptcli.data.shards import is_prepared
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
 from gptcli.model import GPT
-from gptcli.optim import Optimizers
 from gptcli.report import Report
 from gptcli.runtime import Runtime
-from gptcli.train import train_step
+from gptcli.train import make_optimizers, train_step
 
 PROBE_SECONDS = 0.5
 MIN_PROBE_STEPS = 3
@@ -218,7 +217,7 @@ def training_flops_per_second(config: PretrainConfig, runtime: Runtime) -> float
     model.initialize(torch.Generator().manual_seed(0))
     model.to(runtime.device)
     ids = torch.randint(1024, (8 if runtime.on_cpu else 512, 128), generator=torch.Generator().manual_seed(0))
-    optimizers = Optimizers(model, OptimConfig(), step_tokens=ids.numel(), dtype=runtime.dtype)
+    optimizers = make_optimizers(model, OptimConfig(), step_tokens=ids.numel(), dtype=runtime.dtype)
     probe = dataclasses.replace(config, model=model_config)
     seconds = step_seconds(probe, TrainState(model, optimizers), lambda _: counted([Batch(ids, ids, "probe")]), runtime)
     return model.train_flops_per_token(128) * ids.numel() / seconds
