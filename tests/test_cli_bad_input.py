@@ -504,3 +504,12 @@ def test_a_record_with_a_word_that_is_none_of_its_option_is_refused(tiny: Tiny, 
 def test_a_field_of_text_is_refused_for_rows(tmp_path: Path, run_cli: RunCli) -> None:
     result = run_cli("evaluate", tmp_path / "no-run", "rows.jsonl", "--task", "classify", "--field", "body")
     result.error(2, "evaluate", "--field", "--template")
+
+
+@pytest.mark.parametrize("name", ["table.csv", "list.json.gz"])
+def test_a_file_that_is_more_than_text_is_read_as_text_and_says_so(name: str, tmp_path: Path, run_cli: RunCli) -> None:
+    content = b"id,text\n" + b"1,a line of words\n" * 50
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    result = run_cli("train-tokenizer", tmp_path / name, "-o", tmp_path / "tok.json", "--vocab-size", 260)
+    assert result.code == 0
+    assert f"{name}: read as plain text, its markup included" in result.err

@@ -12,7 +12,16 @@ from typing import Any
 
 from gptcli.config import DataConfig
 from gptcli.data.batches import derived_seed
-from gptcli.data.text import Piece, Source, TextOptions, decompressed_bytes, file_sha256, find_sources, read_pieces
+from gptcli.data.text import (
+    Piece,
+    Source,
+    TextOptions,
+    decompressed_bytes,
+    file_sha256,
+    find_sources,
+    markup_notes,
+    read_pieces,
+)
 from gptcli.errors import DataError
 from gptcli.report import Report
 
@@ -50,6 +59,8 @@ def survey(data: DataConfig, spool_dir: Path, report: Report) -> Corpus:
     found = [("train" if data.validation else "both", source) for source in find_sources(data.train, options)]
     if data.validation:
         found += [("validation", source) for source in find_sources(data.validation, options)]
+    for line in markup_notes([source for _, source in found]):
+        report.message(line)
     sources: list[tuple[str, Source, int]] = []
     facts: list[dict[str, Any]] = []
     for number, (split, source) in enumerate(found):

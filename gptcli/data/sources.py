@@ -19,6 +19,7 @@ HEAD_BYTES = 8 << 10  # looked at to tell text from other kinds of file
 
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
 _TEXT_SUFFIXES = (".txt", ".md", ".text", ".rst", *_JSONL_SUFFIXES)
+_MARKUP_SUFFIXES = (".csv", ".tsv", ".json", ".yaml", ".yml", ".xml", ".html", ".htm")
 GZIP_MAGIC = b"\x1f\x8b"
 _NOT_TEXT = (  # first bytes, kind, what to do
     (rb"\x28\xb5\x2f\xfd", "zstd data", "zstd -dc FILE | gptcli ... -"),
@@ -69,6 +70,15 @@ def find_sources(inputs: Sequence[str], options: TextOptions) -> list[Source]:
     if found_wrong:
         raise type(found_wrong[0])(*dict.fromkeys(problem for error in found_wrong for problem in error.problems))
     return list(sources.values())
+
+
+def markup_notes(sources: Sequence[Source]) -> list[str]:
+    """A line for every source whose name says that it is more than text, and that is read as text all the same."""
+    return [
+        f"{source.name}: read as plain text, its markup included; to train on one field of each record, write JSONL"
+        for source in sources
+        if source.kind == "text" and source.path is not None and _has_suffix(source.path.name, _MARKUP_SUFFIXES)
+    ]
 
 
 def _expand(given: str) -> Sequence[Path | None]:

@@ -24,7 +24,7 @@ from gptcli.data.blocks import (
     decompressed_bytes,
     file_sha256,
 )
-from gptcli.data.sources import MAX_LINE_BYTES, find_sources
+from gptcli.data.sources import MAX_LINE_BYTES, find_sources, markup_notes
 from gptcli.display import shown
 from gptcli.errors import DataError
 
@@ -37,6 +37,7 @@ __all__ = [
     "decompressed_bytes",
     "file_sha256",
     "find_sources",
+    "markup_notes",
     "read_lines",
     "read_pieces",
     "split_text",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptcli import fsio
-from gptcli.data.text import Piece, TextOptions, decompressed_bytes, find_sources, read_pieces, split_text
+from gptcli.data.text import Piece, TextOptions, decompressed_bytes, find_sources, markup_notes, read_pieces, split_text
 from gptcli.data.tokenizer import Tokenizer, check_vocabulary, learn_merges, sample_evenly
 from gptcli.errors import DataError
 from gptcli.report import Report
@@ -63,6 +63,8 @@ def train_tokenizer(
     options = TextOptions(field=field, encoding=encoding, errors=errors)
     sources = find_sources(inputs, options)
     fsio.check_apart(output, (source.path for source in sources))
+    for line in markup_notes(sources):
+        report.message(line)
     sizes = [None if source.stream is not None else decompressed_bytes(source) for source in sources]
     total = None if None in sizes else sum(size for size in sizes if size is not None)
 
