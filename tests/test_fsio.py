@@ -1,5 +1,6 @@
 """Files and directories that appear whole or not at all, manifests that find any damage, locks that die with us."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -307,6 +308,14 @@ def test_a_lock_names_its_holder_and_is_free_once_the_holder_is_killed(tmp_path:
             pass
     with fsio.locked(tmp_path):
         pass
+
+
+def test_a_holder_who_has_only_begun_is_given_the_time_to_tell_its_name(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        threading.Timer(0.2, lambda: print("pid 7 on here since now", file=file, flush=True)).start()
+        with pytest.raises(RefusedError, match="busy: pid 7 on here since now"), fsio.locked(tmp_path):
+            pass
 
 
 def test_one_who_waits_for_a_lock_is_told_of_the_holder_and_gets_it_in_the_end(tmp_path: Path) -> None:

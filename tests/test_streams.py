@@ -126,7 +126,7 @@ def check_stdout(home: Home, command: str, stdout: str, usual: Ended) -> None:
         assert ended.code in (1, 141), ended
     else:
         assert ended.code in ((141,) if stdout == "broken" else (usual.code, 141)), (stdout, ended)
-        assert "error" not in ended.err or usual.code, (stdout, ended)
+        assert ": error: " not in ended.err or usual.code, (stdout, ended)
 
 
 def check_terminal(home: Home, command: str, env: dict[str, str], usual: Ended) -> None:

@@ -17,6 +17,7 @@ from gptcli.errors import RefusedError
 from gptcli.fsio.operations import make_directory
 
 LOCK = "lock"
+NAMING_SECONDS = 1.0  # within which a holder has written who it is
 
 
 @contextmanager
@@ -34,6 +35,7 @@ def locked(directory: Path, *, wait: Callable[[str], None] | None = None) -> Ite
 
 
 def _take_lock(directory: Path, wait: Callable[[str], None] | None) -> IO[str]:
+    named_by = time.monotonic() + NAMING_SECONDS
     while True:
         make_directory(directory)
         file = open(directory / LOCK, "a+")  # noqa: SIM115
@@ -44,7 +46,12 @@ def _take_lock(directory: Path, wait: Callable[[str], None] | None) -> IO[str]:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise
                 file.seek(0)
-                holder = shown(file.read(200).strip()) or "another process"
+                holder = shown(file.read(200).strip())
+                if not holder and time.monotonic() < named_by:  # it has just begun, or is about to end
+                    file.close()
+                    time.sleep(0.01)
+                    continue
+                holder = holder or "another process"
                 if wait is None:
                     raise RefusedError(f"{shown(str(directory))}: busy: {holder}; wait for it or stop it") from None
                 wait(f"{shown(str(directory))}: busy: {holder}; waiting for it")
