@@ -136,7 +136,8 @@ class Decode:
         # A token sees the keys up to its own position; later ones are stale, or padding.
         later = torch.arange(self.end) > positions[:, :, None]  # (B, T, N)
         hidden = torch.zeros(later.shape, dtype=cache.keys.dtype).masked_fill_(later, -math.inf).to(device)
-        self.hidden = hidden.transpose(0, 1)[:, :, None, None].unbind()  # T of (B, 1, 1, N)
+        heads = cache.keys.shape[2]
+        self.hidden = hidden.transpose(0, 1).repeat_interleave(heads, 1)[:, :, None].unbind()  # T of (B*K, 1, N)
         self.positions = positions.to(device)
         self.row_index = torch.arange(batch, device=device)[:, None]
 
@@ -153,13 +154,13 @@ class Decode:
         else:
             keys[self.row_index, :, self.positions] = k.transpose(1, 2)
             values[self.row_index, :, self.positions] = v.transpose(1, 2)
-        keys, values = keys[:, :, : self.end].transpose(2, 3), values[:, :, : self.end]  # (B, K, D, N), (B, K, N, D)
-        K = keys.shape[1]
+        keys, values = (held[:, :, : self.end].flatten(0, 1) for held in (keys, values))  # (B*K, N, D)
         outputs: list[Tensor] = []
-        for query in (q * D**-0.5).reshape(B, K, -1, D).split_with_sizes((1,) * (H // K * T), 2):  # group by group
-            scores = torch.matmul(query, keys).add_(self.hidden[len(outputs) % T])  # (B, K, 1, N)
-            outputs.append(torch.matmul(scores.softmax(-1), values))
-        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+        groups = B * H // len(keys)
+        for query in q.reshape(len(keys), groups * T, D).split_with_sizes((1,) * (groups * T), 1):  # group by group
+            scores = torch.baddbmm(self.hidden[len(outputs) % T], query, keys.mT, alpha=D**-0.5)  # (B*K, 1, N)
+            outputs.append(torch.bmm(scores.softmax(-1), values))
+        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
         return y.view(B, H, T, D)
 
     def commit(self) -> None:
