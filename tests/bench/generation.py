@@ -145,8 +145,11 @@ STREAM = {  # how many bytes a weight takes
 MIXED = (
     "gptcli float32",
     "gptcli int8",
+    "gptcli bfloat16",
     "transformers float32, batches of 8",
     "transformers float32, batches of 32",
+    "transformers bfloat16, batches of 8",
+    "transformers bfloat16, batches of 32",
     "ctranslate2 int8",
     "llama.cpp q8_0",
 )
