@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.errors import ConfigError
-from gptcli.model import GPT, Linear
+from gptcli.model import GPT, Linear, Norm, Scale
 from gptcli.runtime import Runtime
 
 Quantize = Literal["int8"]
@@ -132,9 +132,9 @@ def pack(model: GPT, runtime: Runtime, *, quantize: Quantize | None = None) -> R
         for name, child in list(module.named_children()):
             if isinstance(child, Linear) and not (make is HalfLinear and child.weight.abs().max() > LARGEST_HALF):
                 setattr(module, name, make(child))
-    for name, weight in model.named_parameters():
-        if weight.ndim < 2 and not isinstance(model.get_submodule(name.rpartition(".")[0]), PackedLinear):
-            weight.data = weight.data.float()  # of norms: not to be widened at every token
+    for module in model.modules():
+        if isinstance(module, Norm | Scale):
+            module.float()  # not to be widened at every token
     return dataclasses.replace(runtime, dtype=torch.float32)
 
 
