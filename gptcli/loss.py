@@ -66,22 +66,26 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
 
 def _slopes(x: Tensor, matrix: Tensor, targets: Tensor, cap: float, *, out: Tensor) -> Tensor:
-    """-> the summed log-probability of the targets (N,); `out` (N, V) becomes d loss / d logits."""
+    """-> the summed log-probability of the targets (N,); `out` (N, V) becomes d loss / d logits.
+
+    The largest probability of a row is one over the sum of exp(logit - largest logit), which log_softmax would need a
+    pass over all for.
+    """
     kept = targets != IGNORE
     index = targets.clamp_min(0).unsqueeze(1)
     logits = x @ matrix.t()
-    if cap:
-        logits = logits.mul_(1 / cap).tanh_()
-        log_p = torch.log_softmax(logits.to(torch.float32, copy=True).mul_(cap), -1)
-    else:
-        log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
-    total = (log_p.gather(1, index).squeeze(1) * kept).sum()
-    slope = torch.exp(log_p, out=out if out.dtype == log_p.dtype else log_p)  # of capped logits: softmax - one-hot
-    slope.scatter_add_(1, index, torch.full_like(index, -1, dtype=slope.dtype))
-    if slope is not out:
-        out.copy_(slope)
-    if cap:
-        out.mul_(logits.square_().neg_().add_(1))
+    tanh = logits.mul_(1 / cap).tanh_() if cap else None
+    if tanh is not None:
+        logits = tanh.to(torch.float32, copy=True).mul_(cap)
+    largest = logits.amax(-1)
+    p = torch.softmax(logits, -1, dtype=torch.float32, out=out if out.dtype == torch.float32 else None)
+    log_p = logits.gather(1, index).squeeze(1).float() - largest.float() + p.amax(-1).log()
+    total = (log_p * kept).sum()
+    p.scatter_add_(1, index, torch.full_like(index, -1, dtype=p.dtype))  # d loss / d capped logits = softmax - one-hot
+    if p is not out:
+        out.copy_(p)
+    if tanh is not None:
+        out.mul_(tanh.square_().neg_().add_(1))
     out.mul_(kept.unsqueeze(1))
     return total
 

@@ -245,7 +245,9 @@ class Muon(_Optimizer):
     def _apply(self, pairs: list[tuple[Tensor, Tensor]], scale: float, group: dict[str, Any]) -> None:
         """Orthogonalise changes of one shape and take them off their matrices."""
         targets = [target for target, _ in pairs]
-        stacked = torch.stack([change for _, change in pairs]).to(self.dtype)
+        stacked = targets[0].new_empty(len(pairs), *targets[0].shape, dtype=self.dtype)
+        for place, (_, change) in zip(stacked, pairs, strict=True):
+            place.copy_(change)
         changes = orthogonalize(stacked, MUON_ITERATIONS).float()
         if group["weight_decay"]:
             torch._foreach_mul_(targets, 1 - group["lr"] * group["weight_decay"])

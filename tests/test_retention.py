@@ -119,7 +119,8 @@ class Retention(RuleBasedStateMachine):
     @rule(data=st.data())
     def damage_one(self, data: st.DataObject) -> None:
         step = data.draw(st.sampled_from(sorted(self.good)))
-        files = sorted(checkpoint.step_directory(self.run, step).iterdir())
+        # A crash may leave the writer's lock beside what it published: no part of it, which nobody reads.
+        files = sorted(file for file in checkpoint.step_directory(self.run, step).iterdir() if file.name != "lock")
         file = data.draw(st.sampled_from(files))
         content = bytearray(file.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1
