@@ -52,7 +52,7 @@ def orthogonalize(matrices: Tensor, iterations: int = len(POLAR_EXPRESS)) -> Ten
     tall = matrices.shape[-2] > matrices.shape[-1]  # then products from the right, so that the result is contiguous
     x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
     short, long = sorted(x.shape[-2:])
-    if long >= 2 * short and x.dtype.itemsize >= 4:
+    if _by_polynomial(short, long, x.dtype):
         polynomial = _polynomial(_gram(x, tall=tall), iterations)
         return torch.bmm(x, polynomial) if tall else torch.bmm(polynomial, x)
     for a, b, c in POLAR_EXPRESS[:iterations]:
@@ -60,6 +60,11 @@ def orthogonalize(matrices: Tensor, iterations: int = len(POLAR_EXPRESS)) -> Ten
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, x, factor, beta=a) if tall else torch.baddbmm(x, factor, x, beta=a)
     return x
+
+
+def _by_polynomial(short: int, long: int, dtype: torch.dtype) -> bool:
+    """Where _polynomial costs less, and loses nothing that matters."""
+    return long >= 2 * short and dtype.itemsize >= 4
 
 
 def _gram(x: Tensor, *, tall: bool) -> Tensor:
@@ -83,7 +88,7 @@ def _polynomial(gram: Tensor, iterations: int) -> Tensor:
 def _orthogonalize_flops(rows: int, columns: int, iterations: int, dtype: torch.dtype) -> float:
     """Of `orthogonalize` on one matrix."""
     short, long = sorted((rows, columns))
-    if long >= 2 * short and dtype.itemsize >= 4:
+    if _by_polynomial(short, long, dtype):
         return (4 * long + (8 * iterations - 6) * short) * short**2
     return iterations * (4 * long + 2 * short) * short**2
 

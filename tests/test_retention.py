@@ -29,6 +29,7 @@ from gptcli.checkpoint import TrainState
 from gptcli.config import ModelConfig, OptimConfig
 from gptcli.data.tokenizer import learn_merges
 from gptcli.fsio import operations
+from gptcli.fsio.locks import LOCK
 from gptcli.model import GPT
 from gptcli.train import make_optimizers
 
@@ -120,7 +121,7 @@ class Retention(RuleBasedStateMachine):
     def damage_one(self, data: st.DataObject) -> None:
         step = data.draw(st.sampled_from(sorted(self.good)))
         # A crash may leave the writer's lock beside what it published: no part of it, which nobody reads.
-        files = sorted(file for file in checkpoint.step_directory(self.run, step).iterdir() if file.name != "lock")
+        files = sorted(file for file in checkpoint.step_directory(self.run, step).iterdir() if file.name != LOCK)
         file = data.draw(st.sampled_from(files))
         content = bytearray(file.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1

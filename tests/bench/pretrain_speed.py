@@ -22,9 +22,12 @@ Learnt:
   - Figures drift by 10 to 20 % from run to run, and by a factor of four where another process has one of the cores:
     two threads wait for each other at every operation. Quote the ratios of one run on an idle machine; where there is
     none, --threads 1 is steadier.
-  - The formula leaves the optimizer out. Muon adds 3 x (4 R C + 2 R^2) x R FLOPs a matrix to a step whatever its batch:
-    24 % of the formula's at the default shape, 86 % for GPT-2 124M with 1,024 tokens a step, where it makes gptcli
-    slower than its peers. --optim classic has the peers' optimizer.
+  - The formula leaves the optimizer out. Muon on whole matrices adds 3 x (4 R C + 2 R^2) x R FLOPs each to a step
+    whatever its batch: 24 % of the formula's at the default shape, 86 % for GPT-2 124M with 1,024 tokens a step. In
+    parts (optim.muon_overhead) it adds 10 % at most. --optim classic has the peers' optimizer.
+  - With bfloat16 (2 cores of Zen 5, default shape) matrix products are 57 % of a step and run at the peak; the rest are
+    passes over memory. Compiled blocks are slower than our own backward passes; other micro-batches, larger chunks of
+    logits and huge pages change 2 % at most.
   - On 2 cores of Zen 3, which have no bfloat16, one thread multiplies 62 to 85 GFLOP/s at these shapes and nanoGPT
     already reaches 60: nobody can be 1.4 times as fast there. What gptcli gained where it was not matrix products: its
     RMSNorm forward and backward takes a quarter of F.rms_norm's time, and micro-batches of 1,024 tokens halve what is
