@@ -130,7 +130,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation, self.size = config.activation, config.mlp_size
+        self.activation: str | None = config.activation  # None: part of `up`, as weights.py lays it out
+        self.size = config.mlp_size
         gates = 2 if config.activation == "swiglu" else 1
         self.up = Linear(config.hidden_size, gates * self.size, bias=config.bias)  # swiglu: gate, then up
         self.projection = Linear(self.size, config.hidden_size, bias=config.bias)

@@ -13,12 +13,14 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.config import ModelConfig
+from gptcli.generation.bags import PAGE, Bags
 
 QUERY_BLOCK = 32  # also the grain in which a prompt's beginning is shared exactly
-KEY_BLOCK = 64  # products with a number of keys that is no multiple of 8 end in other code, which rounds otherwise
+KEY_BLOCK = PAGE  # products with a number of keys that is no multiple of 8 end in other code, which rounds otherwise
 
 
 class KVCache:
@@ -30,12 +32,15 @@ class KVCache:
     def __init__(
         self, config: ModelConfig, rows: int, capacity: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.capacity = capacity
-        shape = (config.num_layers, rows, config.kv_heads, -(-capacity // KEY_BLOCK) * KEY_BLOCK, config.head_size)
-        # On a CPU zeros take memory when they are first written to.
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.config, self.capacity = config, capacity
+        heads = (config.num_layers, rows, config.kv_heads)
+        N, D = -(-capacity // KEY_BLOCK) * KEY_BLOCK, config.head_size
+        # (L, S, K, N, D) both, in memory keys are (..., D, N). On a CPU zeros take memory when first written to.
+        self.keys = torch.zeros(*heads, D, N, dtype=dtype, device=device).mT
+        self.values = torch.zeros(*heads, N, D, dtype=dtype, device=device)
         self.lengths = [0] * rows
+        self.bags: Bags | None = None  # of the last decoding step
+        self.bags_pages: list[list[int]] = []
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Make row `target` hold the first `tokens` tokens of row `source`."""
@@ -129,39 +134,51 @@ class Decode:
         for row in range(batch):
             cache.check(row, tokens)
         device = cache.keys.device
-        lengths = torch.tensor(cache.lengths[:batch])[:, None]
-        positions = lengths + torch.arange(tokens)  # (B, T)
+        positions = torch.tensor(cache.lengths[:batch])[:, None] + torch.arange(tokens)  # (B, T)
+        self.positions = positions.to(device)
+        self.row_index = torch.arange(batch, device=device)[:, None]
         longest = max(cache.lengths[:batch]) + tokens
         self.end = -(-longest // KEY_BLOCK) * KEY_BLOCK
         # A token sees the keys up to its own position; later ones are stale, or padding.
-        later = torch.arange(self.end) > positions[:, :, None]  # (B, T, N)
-        hidden = torch.zeros(later.shape, dtype=cache.keys.dtype).masked_fill_(later, -math.inf).to(device)
-        heads = cache.keys.shape[2]
-        self.hidden = hidden.transpose(0, 1).repeat_interleave(heads, 1)[:, :, None].unbind()  # T of (B*K, 1, N)
-        self.positions = positions.to(device)
-        self.row_index = torch.arange(batch, device=device)[:, None]
+        later = torch.arange(self.end) > positions[:, None, :, None]  # (B, 1, T, N)
+        hidden = torch.where(later, -math.inf, 0.0).to(cache.keys.dtype)
+        self.bags = self._bags() if device.type == "cpu" else None
+        self.hidden = hidden.to(device)
+        if self.bags:
+            self.hidden = hidden.expand(-1, cache.config.num_heads, -1, -1).reshape(-1, self.end)  # (B * H * T, N)
+
+    def _bags(self) -> Bags:
+        """Those of the step before where the same pages are read, as in most steps."""
+        lengths = self.cache.lengths[: self.batch]
+        pages = [[(length + number) // PAGE + 1 for number in range(self.tokens)] for length in lengths]
+        if self.cache.bags is None or self.cache.bags_pages != pages:
+            H, K = self.cache.config.num_heads, self.cache.config.kv_heads
+            queries = [
+                (row, head, number) for row in range(self.batch) for head in range(H) for number in range(self.tokens)
+            ]
+            self.cache.bags_pages = pages
+            self.cache.bags = Bags(
+                [row * K + head // (H // K) for row, head, _ in queries],
+                [pages[row][number] for row, _, number in queries],
+                self.cache.keys.shape[3],
+                self.cache.keys.shape[4],
+            )
+        return self.cache.bags
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:  # noqa: ARG002
-        """Store k and v (B, K, T, D) of one layer; q (B, H, T, D) against all that is held so far -> (B, H, T, D).
-
-        One query of a group after another: the product of several with the keys rounds by their number.
-        """
-        B, H, T, D = q.shape
-        keys, values = self.cache.keys[layer, : self.batch], self.cache.values[layer, : self.batch]
-        if B == 1:
-            start = self.cache.lengths[0]
-            keys[:, :, start : start + T], values[:, :, start : start + T] = k, v
+        """Store k and v (B, K, T, D) of one layer; q (B, H, T, D) against all that is held so far -> (B, H, T, D)."""
+        D = q.shape[3]
+        keys, values = self.cache.keys[layer], self.cache.values[layer]  # (S, K, capacity, D)
+        if self.batch == 1:
+            start, end = self.cache.lengths[0], self.cache.lengths[0] + self.tokens
+            keys[:1, :, start:end], values[:1, :, start:end] = k, v
         else:
             keys[self.row_index, :, self.positions] = k.transpose(1, 2)
             values[self.row_index, :, self.positions] = v.transpose(1, 2)
-        keys, values = (held[:, :, : self.end].flatten(0, 1) for held in (keys, values))  # (B*K, N, D)
-        outputs: list[Tensor] = []
-        groups = B * H // len(keys)
-        for query in q.reshape(len(keys), groups * T, D).split_with_sizes((1,) * (groups * T), 1):  # group by group
-            scores = torch.baddbmm(self.hidden[len(outputs) % T], query, keys.mT, alpha=D**-0.5)  # (B*K, 1, N)
-            outputs.append(torch.bmm(scores.softmax(-1), values))
-        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-        return y.view(B, H, T, D)
+        if self.bags:
+            return self.bags.attend(q.reshape(-1, D) * D**-0.5, keys.mT, values, self.hidden).view_as(q)
+        keys, values = (held[: self.batch, :, : self.end] for held in (keys, values))
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=self.hidden, enable_gqa=True)
 
     def commit(self) -> None:
         for row in range(self.batch):

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.errors import ConfigError
-from gptcli.model import GPT, Linear, Norm, Scale
+from gptcli.model import GPT, MLP, Linear, Norm, Scale
 from gptcli.runtime import Runtime
 
 Quantize = Literal["int8"]
@@ -43,7 +43,9 @@ LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 class PackedLinear(nn.Module):
-    """y = x W^T + b with W in oneDNN's layout, computed in the dtype of W; y has that of x."""
+    """y = x W^T + b with W in oneDNN's layout, computed in the dtype of W; x and y are float32."""
+
+    activation, output_dtype = ("none", ""), torch.float32
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
@@ -53,7 +55,18 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         product = torch.ops.mkldnn._linear_pointwise.default
-        return product(x.to(self.packed.dtype), self.packed, self.bias, "none", [], "").to(x.dtype)
+        name, algorithm = self.activation
+        y = product(x.to(self.packed.dtype), self.packed, self.bias, name, [], algorithm)
+        return y.to(self.output_dtype)
+
+    def before_activation(self, mlp: MLP) -> None:
+        """What follows is the activation of an MLP and its other product, which rounds what it gets: nothing is lost
+        if y stays in 16 bits. GELU is part of the product itself. For 1,024 rows that halves the time of the MLP."""
+        if mlp.activation in ("gelu", "gelu_erf"):
+            self.activation = ("gelu", "tanh" if mlp.activation == "gelu" else "none")
+            mlp.activation = None
+        if mlp.activation != "swiglu":  # which rounds twice in 16 bits
+            self.output_dtype = self.packed.dtype
 
 
 class HalfLinear(nn.Module):
@@ -135,6 +148,8 @@ def pack(model: GPT, runtime: Runtime, *, quantize: Quantize | None = None) -> R
     for module in model.modules():
         if isinstance(module, Norm | Scale):
             module.float()  # not to be widened at every token
+        if isinstance(module, MLP) and isinstance(module.up, PackedLinear):
+            module.up.before_activation(module)
     return dataclasses.replace(runtime, dtype=torch.float32)
 
 
