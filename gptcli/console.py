@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import itertools
 import json
 import os
@@ -10,12 +9,13 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from gptcli.display import shown, shown_lines
 from gptcli.errors import ConfigError, DataError
+from gptcli.lines import Lines
 from gptcli.report import Report
 
 if TYPE_CHECKING:
@@ -236,20 +236,13 @@ def write_words(words: Iterable[str]) -> None:
     write("\n")
 
 
-def stdin_lines() -> Iterator[bytes]:
-    """Lines of standard input as they come; ConfigError where a person would have to type them."""
+def stdin_lines(*, blank: bool = True) -> Lines:
+    """Lines of standard input as they come; ConfigError where a person would have to type them. `blank` as in Lines."""
     if sys.stdin is None or sys.stdin.closed:
         raise ConfigError("stdin is closed; pipe lines in")
     if sys.stdin.isatty():
         raise ConfigError("stdin is a terminal; pipe lines in, or redirect a file: < lines.jsonl")
-    return _without_mark(iter(sys.stdin.buffer.readline, b""))
-
-
-def _without_mark(lines: Iterator[bytes]) -> Iterator[bytes]:
-    """The lines without the byte order mark that some programs put before UTF-8."""
-    for line in lines:
-        yield line.removeprefix(codecs.BOM_UTF8)
-        yield from lines
+    return Lines(sys.stdin.fileno(), blank=blank)
 
 
 def stdin_is_terminal() -> bool:

@@ -138,13 +138,13 @@ def test_memory_stays_level_over_an_endless_stream(model: GPT, tokenizer: Tokeni
     tracemalloc.start()
     try:
         held = []
-        for _ in range(3):
-            for _ in itertools.islice(results, 50):
+        for _ in range(4):  # torch keeps something of the first calls
+            for _ in itertools.islice(results, 100):
                 pass
             held.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    assert held[2] - held[1] < 50_000
+    assert held[3] - held[2] < 20_000
 
 
 # ----------------------------------------------------------------------------------------------- ends of a text

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gptcli.config import ModelConfig, OptimConfig
-from gptcli.generation.cache import KVCache
-from gptcli.hardware.memory import Workload, activation_bytes, cache_bytes, optimizer_bytes
+from gptcli.generation.cache import KVCache, cache_bytes
+from gptcli.hardware.memory import Workload, activation_bytes, optimizer_bytes
 from gptcli.model import GPT
 from gptcli.train import make_optimizers
 

@@ -84,7 +84,7 @@ def train(run_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.option(
     "--batch",
     "batches",
-    type=options.batch_size,
+    type=options.texts_at_once,
     multiple=True,
     help="Texts at a time; repeatable.  [default: 1 8 32]",
 )

@@ -17,12 +17,13 @@ from gptcli.errors import ConfigError, DataError
 @click.option("--load", metavar="FILE", help="Go on with the last conversation of a JSONL file, as /save writes it.")
 @options.drawing
 @click.option("--jsonl", is_flag=True, help='Answer {"messages": [...]} or {"content": ...} records from stdin.')
-@click.option("--batch-size", type=options.batch_size, default=8, show_default=True,
-              help="With --jsonl: answers written at once.")  # fmt: skip
+@options.batch_size("With --jsonl: answers")
 @options.quiet
 @options.on_device
 @options.quantize
-def chat(run: str, system: str | None, load: str | None, jsonl: bool, batch_size: int, quiet: bool, **how: Any) -> None:
+def chat(
+    run: str, system: str | None, load: str | None, jsonl: bool, batch_size: int | None, quiet: bool, **how: Any
+) -> None:
     """Talk with a model that was fine-tuned on conversations.
 
     On a terminal, type a question, or a command: /help lists them. Ctrl-C stops an answer, Ctrl-D ends. From a pipe,
@@ -46,14 +47,14 @@ def chat(run: str, system: str | None, load: str | None, jsonl: bool, batch_size
         raise ConfigError("--jsonl records hold whole conversations; leave out --system and --load")
     if system is not None and not system.strip():
         raise ConfigError("--system: the text is empty; write it or leave it out")
-    lines = None if not jsonl and console.stdin_is_terminal() else console.stdin_lines()
+    lines = None if not jsonl and console.stdin_is_terminal() else console.stdin_lines(blank=not jsonl)
     from gptcli import terminal
     from gptcli.runs.chat import Chat, Speaker
 
     speaker = Speaker(run, batch_size=batch_size if jsonl else 1, **how)
     if jsonl and lines is not None:
         failed = 0
-        for record in speaker.records(lines, chosen):
+        for record in speaker.records(lines, chosen, lines.ready):
             console.write_json(record)
             failed += "error" in record
         if failed:

@@ -28,7 +28,8 @@ def classify(run: str, jsonl: bool, **how: Any) -> None:
     from gptcli import console
     from gptcli.runs.classify import classify as run_classify
 
-    for record in run_classify(run, console.stdin_lines(), jsonl=jsonl, **how):
+    lines = console.stdin_lines(blank=not jsonl)
+    for record in run_classify(run, lines, ready=lines.ready, jsonl=jsonl, **how):
         if jsonl:
             console.write_json(record)
         else:

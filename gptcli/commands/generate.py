@@ -41,7 +41,7 @@ from gptcli.errors import ConfigError, DataError
 @click.option("--jsonl", is_flag=True, help='Read {"prompt": ..., "id": ..., options...} records from stdin.')
 @click.option("--json", "as_json", is_flag=True, help="One JSON document per prompt, with ids and finish reason.")
 @click.option("--stream", is_flag=True, help="Write text as it comes; this is how one sample is written in any case.")
-@click.option("--batch-size", type=options.batch_size, default=8, show_default=True, help="Texts written at once.")
+@options.batch_size("Texts")
 @options.on_device
 @options.quantize
 def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: bool, **how: Any) -> int:
@@ -67,10 +67,13 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
     text = "" if jsonl else console.prompt_text(prompt)
     from gptcli.runs import generate as runs
 
+    if not jsonl and how["batch_size"] is None:
+        how["batch_size"] = min(chosen.n, 32)
     writer = runs.Writer(run, **how)
     if jsonl:
         failed = 0
-        for record in writer.records(runs.read_items(console.stdin_lines(), chosen, runs.text_prompt)):
+        lines = console.stdin_lines(blank=False)
+        for record in writer.records(runs.read_items(lines, chosen, runs.text_prompt), lines.ready):
             console.write_json(record)
             failed += "error" in record
         if failed:

@@ -35,7 +35,7 @@ class Output(click.Path):
         return super().convert(value, param, ctx)
 
 
-batch_size = click.IntRange(min=1, max=1 << 16)  # texts at once; what a row holds is there from the start
+texts_at_once = click.IntRange(min=1, max=1 << 16)  # what a row holds is there from the start
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,6 +54,14 @@ threads = click.option("--threads", type=click.IntRange(min=1), help="CPU thread
 quantize = click.option(
     "--quantize", type=click.Choice(["int8"]), help="Weights in 8 bits on a CPU; evaluate shows what that costs."
 )
+
+
+def batch_size(what: str) -> Callable[[F], F]:
+    """--batch-size: how many of them are written at once."""
+    limit = "[default: 32, or what a quarter of the memory has room for]"
+    return click.option("--batch-size", type=texts_at_once, help=f"{what} written at once.  {limit}")
+
+
 overrides = click.option(
     "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value of the run file; repeatable."
 )

@@ -24,5 +24,6 @@ def score(run: str, **how: Any) -> None:
     from gptcli import console
     from gptcli.runs.score import score as run_score
 
-    for record in run_score(run, console.stdin_lines(), **how):
+    lines = console.stdin_lines(blank=not how["jsonl"])
+    for record in run_score(run, lines, ready=lines.ready, **how):
         console.write_json(record)

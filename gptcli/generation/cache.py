@@ -75,6 +75,12 @@ class KVCache:
             raise ValueError(f"{self.lengths[row] + tokens} tokens do not fit a cache of {self.capacity}")
 
 
+def cache_bytes(config: ModelConfig, rows: int, tokens: int, *, activation_size: int) -> int:
+    """Keys and values that writing `rows` texts of `tokens` tokens keeps."""
+    places = -(-tokens // KEY_BLOCK) * KEY_BLOCK
+    return 2 * activation_size * config.num_layers * rows * config.kv_heads * places * config.head_size
+
+
 class Prefill:
     """New tokens of several rows laid end to end, (1, sum of counts): no padding passes through the matrices."""
 

@@ -29,6 +29,7 @@ class Request:
     options: GenerateOptions
     sample: int = 0
     stop_ids: frozenset[int] = frozenset()  # control tokens that end the text, beside <|endoftext|>
+    void: bool = False  # nothing is written: it keeps its place among the others
 
 
 @dataclass

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from gptcli.attention import QUERY_BLOCK
-from gptcli.config import ModelConfig, OptimConfig
-from gptcli.generation.cache import KEY_BLOCK
+from gptcli.config import OptimConfig
 from gptcli.loss import chunk_rows, held_rows
 from gptcli.model import GPT
 from gptcli.optim import batch_elements, muon_tiles
@@ -207,9 +206,3 @@ def validation_bytes(work: Workload) -> int:
     assert config.vocab_size is not None
     chunk = config.vocab_size * min(chunk_rows(config.vocab_size, on_cpu=work.on_cpu), tokens)
     return max(block, a * tokens * config.hidden_size + chunk * (a + 4))
-
-
-def cache_bytes(config: ModelConfig, rows: int, tokens: int, *, activation_size: int) -> int:
-    """Keys and values that writing `rows` texts of `tokens` tokens keeps."""
-    places = -(-tokens // KEY_BLOCK) * KEY_BLOCK
-    return 2 * activation_size * config.num_layers * rows * config.kv_heads * places * config.head_size

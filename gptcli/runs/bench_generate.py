@@ -15,10 +15,10 @@ from gptcli import checkpoint
 from gptcli.amounts import amount, count, duration
 from gptcli.config import GenerateOptions, RuntimeConfig
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.generation.cache import cache_bytes
 from gptcli.generation.engine import Engine, Request
 from gptcli.generation.weights import Quantize, pack
 from gptcli.hardware.machine import read_bytes_per_second
-from gptcli.hardware.memory import cache_bytes
 from gptcli.model import GPT, Linear
 from gptcli.report import Report
 from gptcli.runtime import Runtime, make_runtime, memory_bytes

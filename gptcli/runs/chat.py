@@ -22,6 +22,7 @@ from gptcli.errors import ConfigError, DataError
 from gptcli.generation.constrain import most_tokens
 from gptcli.generation.engine import Engine, Request
 from gptcli.generation.weights import Quantize, pack
+from gptcli.lines import Ready, always
 from gptcli.report import Report
 from gptcli.runs.generate import Item, completion_record, in_order, read_items
 from gptcli.runs.score import parse_object
@@ -43,7 +44,7 @@ class Speaker:
         self,
         run: str | Path,
         *,
-        batch_size: int = 1,
+        batch_size: int | None = 1,
         device: str = "auto",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         threads: int | None = None,
@@ -97,7 +98,9 @@ class Speaker:
         seen = [*turns[:begin], *turns[first:], question]
         return Fitted([index for turn in seen for index in turn], (first - begin) // 2)
 
-    def records(self, lines: Iterable[bytes], defaults: GenerateOptions) -> Iterator[dict[str, Any]]:
+    def records(
+        self, lines: Iterable[bytes], defaults: GenerateOptions, ready: Ready = always
+    ) -> Iterator[dict[str, Any]]:
         """A record with its answer for each record {"messages": [...]} or {"content": ...}, which may have options of
         its own and other fields, which come back; one with `error` where it has no answer."""
 
@@ -105,7 +108,8 @@ class Speaker:
             ids, item.dropped_turns = self.fit(messages, item.options)
             return (Request(ids, item.options, sample, self.stop_ids) for sample in range(item.options.n))
 
-        for item, completion in in_order(self.engine, read_items(lines, defaults, _record_messages), requests):
+        items = read_items(lines, defaults, _record_messages)
+        for item, completion in in_order(self.engine, items, requests, ready):
             if completion is None or item.prompt is None:
                 yield {**item.fields, "error": item.problem}
                 continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from gptcli.classifier import label_probabilities
 from gptcli.config import RuntimeConfig
 from gptcli.display import shown
 from gptcli.errors import DataError
+from gptcli.lines import Ready, always, blocks
 from gptcli.runs.score import read_records
 from gptcli.runtime import keep_freed_memory, make_runtime
 from gptcli.tasks.example import label_text
@@ -49,17 +49,22 @@ class Classifier:
         sequences = [[*self.tokenizer.first, *ids][: self.model.config.context_length] or [0] for ids in encoded]
         return label_probabilities(self.model, sequences, self.runtime, pooling=self.pooling)
 
-    def records(self, records: Iterable[dict[str, Any]], field: str) -> Iterator[dict[str, Any]]:
-        """Every record with its label and all probabilities, in order, a thousand at a time."""
-        waiting = iter(records)
-        while block := list(itertools.islice(waiting, LINES_AT_ONCE)):
+    def records(self, records: Iterable[dict[str, Any]], field: str, ready: Ready = always) -> Iterator[dict[str, Any]]:
+        """Every record with its label and all probabilities, in order, up to a thousand at a time of those there."""
+        for block in blocks(iter(records), LINES_AT_ONCE, ready):
             found = self.probabilities([record[field] for record in block])
             for record, best, row in zip(block, found.argmax(-1).tolist(), found.tolist(), strict=True):
                 yield {**record, "label": self.labels[best], "probabilities": dict(zip(self.labels, row, strict=True))}
 
 
 def classify(
-    run: str | Path, lines: Iterable[bytes], *, jsonl: bool = False, field: str = "text", **how: Any
+    run: str | Path,
+    lines: Iterable[bytes],
+    *,
+    ready: Ready = always,
+    jsonl: bool = False,
+    field: str = "text",
+    **how: Any,
 ) -> Iterator[dict[str, Any]]:
     """The records that lines are, each with `label` and `probabilities`; DataError names a line that is wrong."""
-    return Classifier(run, **how).records(read_records(lines, jsonl=jsonl, field=field), field)
+    return Classifier(run, **how).records(read_records(lines, jsonl=jsonl, field=field), field, ready)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from gptcli.errors import ConfigError, DataError, GptcliError
 from gptcli.generation.constrain import check_pattern, matches, most_tokens
 from gptcli.generation.engine import Completion, Engine, Request
 from gptcli.generation.weights import Quantize, pack
+from gptcli.lines import Ready, always
 from gptcli.runs.score import parse_record
 from gptcli.runtime import make_runtime
 
@@ -46,7 +48,7 @@ class Writer:
         self,
         run: str | Path,
         *,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         device: str = "auto",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         threads: int | None = None,
@@ -73,14 +75,17 @@ class Writer:
         requests = (Request(ids, options, sample) for sample in range(options.n))
         return self.engine.run(requests, capacity=self._capacity(ids, options))
 
-    def records(self, items: Iterable[Item[str]]) -> Iterator[dict[str, Any]]:
-        """A record for every sample of every item, in order; one with `error` where an item has a problem."""
+    def records(self, items: Iterable[Item[str]], ready: Ready = always) -> Iterator[dict[str, Any]]:
+        """A record for every sample of every item, in order; one with `error` where an item has a problem.
+
+        `ready`: whether the next item is there. While it is not, those of before are written.
+        """
 
         def requests(item: Item[str], prompt: str) -> Iterator[Request]:
             ids = self._fit(prompt, item.options)
             return (Request(ids, item.options, sample) for sample in range(item.options.n))
 
-        for item, completion in in_order(self.engine, items, requests):
+        for item, completion in in_order(self.engine, items, requests, ready):
             what = {"error": item.problem} if completion is None else completion_record(completion, self.tokenizer)
             yield {**item.fields, **what}
 
@@ -108,34 +113,31 @@ def in_order(
     engine: Engine,
     items: Iterable[Item[Prompt]],
     requests: Callable[[Item[Prompt], Prompt], Iterable[Request]],
+    ready: Ready,
 ) -> Iterator[tuple[Item[Prompt], Completion | None]]:
     """Every item with each completion of its requests, in order, written as the engine has room; an item with a
     problem, found here or before, with None."""
-    failed: dict[int, list[Item[Prompt]]] = {}  # requests before them -> items that come then
-    owners: dict[int, Item[Prompt]] = {}
-    asked = 0
+    owners: deque[Item[Prompt]] = deque()  # of the requests that have no completion yet
+    ahead = 0  # requests of the last item that are still to come
 
     def all_requests() -> Iterator[Request]:
-        nonlocal asked
+        nonlocal ahead
         for item in items:
+            made: Iterable[Request] = (Request([], item.options, void=True),)
             if item.prompt is not None:
                 try:
                     made = requests(item, item.prompt)
                 except GptcliError as error:
-                    item.problem = str(error)
-                else:
-                    for request in made:
-                        owners[asked] = item
-                        asked += 1
-                        yield request
-                    continue
-            failed.setdefault(asked, []).append(item)
+                    item.prompt, item.problem = None, str(error)
+            ahead = 1 if item.prompt is None else item.options.n
+            for request in made:
+                owners.append(item)
+                ahead -= 1
+                yield request
 
-    for completion in engine.run(all_requests()):
-        yield from ((item, None) for item in failed.pop(completion.number, []))
-        yield owners.pop(completion.number), completion
-    for number in sorted(failed):
-        yield from ((item, None) for item in failed[number])
+    for completion in engine.run(all_requests(), ready=lambda: ahead > 0 or ready()):
+        item = owners.popleft()
+        yield item, None if completion.request.void else completion
 
 
 def completion_record(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:

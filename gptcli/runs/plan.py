@@ -11,8 +11,9 @@ from gptcli.amounts import amount, count
 from gptcli.config import PretrainConfig
 from gptcli.data.size import find_vocabulary, training_tokens
 from gptcli.errors import ConfigError, GptcliError
+from gptcli.generation.cache import cache_bytes
 from gptcli.hardware import accelerators, machine
-from gptcli.hardware.memory import Memory, Workload, cache_bytes, training_memory
+from gptcli.hardware.memory import Memory, Workload, training_memory
 from gptcli.model import GPT
 from gptcli.runs.bench import step_times
 from gptcli.runs.plan_report import Plan, Rates, Target

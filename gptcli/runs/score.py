@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ from gptcli import checkpoint
 from gptcli.config import RuntimeConfig
 from gptcli.display import shown
 from gptcli.errors import DataError
+from gptcli.lines import Ready, always, blocks
 from gptcli.metrics import TextScore, score_documents
 from gptcli.runtime import make_runtime
 
@@ -23,6 +23,7 @@ def score(
     run: str | Path,
     lines: Iterable[bytes],
     *,
+    ready: Ready = always,
     jsonl: bool = False,
     field: str = "text",
     device: str = "auto",
@@ -33,7 +34,7 @@ def score(
     runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
     model, tokenizer = checkpoint.load(run, device=runtime.device, dtype=runtime.dtype)
     records = read_records(lines, jsonl=jsonl, field=field)
-    while block := list(itertools.islice(records, LINES_AT_ONCE)):
+    for block in blocks(records, LINES_AT_ONCE, ready):
         ids = [tokenizer.encode(record[field]) for record in block]
         for record, found in zip(block, score_documents(model, tokenizer, ids, runtime), strict=True):
             yield {**record, **_facts(found)}
