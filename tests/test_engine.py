@@ -2,6 +2,7 @@
 
 import codecs
 import copy
+import gc
 import itertools
 import tracemalloc
 from collections.abc import Iterator
@@ -141,6 +142,7 @@ def test_memory_stays_level_over_an_endless_stream(model: GPT, tokenizer: Tokeni
         for _ in range(4):  # torch keeps something of the first calls
             for _ in itertools.islice(results, 100):
                 pass
+            gc.collect()
             held.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
