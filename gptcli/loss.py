@@ -86,7 +86,7 @@ def _slopes(x: Tensor, matrix: Tensor, targets: Tensor, cap: float, *, out: Tens
     if p is not out:
         out.copy_(p)
     if tanh is not None:
-        out.mul_(tanh.square_().neg_().add_(1))
+        out.addcmul_(out, tanh.square_(), value=-1)
     out.mul_(kept.unsqueeze(1))
     return total
 

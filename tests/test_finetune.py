@@ -105,6 +105,36 @@ def test_one_text_gets_the_same_probabilities_alone_and_among_others(home: Path,
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
 
 
+def test_several_runs_name_labels_together(home: Path, run_cli: RunCli) -> None:
+    """The mean of what each says, by classify and by evaluate alike; runs of other labels are refused."""
+    for number in (1, 2):
+        how = ("-s", f"runtime.seed={number}", "-s", f"run_dir=seed{number}", "-s", "train.epochs=1")
+        ok(run_cli("finetune", "classify.yaml", "-q", *how, cwd=home))
+    rows = (home / "reviews.jsonl").read_text()
+
+    def said(*runs: str) -> list[dict[str, float]]:
+        result = ok(run_cli("classify", *runs, "--jsonl", input=rows, cwd=home))
+        return [json.loads(line)["probabilities"] for line in result.out.splitlines()]
+
+    one, two, both = said("seed1"), said("seed2"), said("seed1", "--with", "seed2")
+    assert one != two
+    for first, second, mean in zip(one, two, both, strict=True):
+        assert mean == pytest.approx({label: (first[label] + second[label]) / 2 for label in first})
+    how = ("evaluate", "seed1", "reviews.jsonl", "--with", "seed2", "--json", "--records", "said.jsonl")
+    document = json.loads(ok(run_cli(*how, "--task", "classify", cwd=home)).out)
+    assert [Path(member).parts[0] for member in document["members"]] == ["seed1", "seed2"]
+    records = [json.loads(line) for line in (home / "said.jsonl").read_text().splitlines()]
+    for record, mean in zip(records, both, strict=True):
+        assert record["probabilities"] == pytest.approx(mean)
+    run_cli(*how, cwd=home).error(2, "evaluate", "--with: is of labelled rows")
+    run_cli(*how, "--force", "--task", "generate", cwd=home).error(2, "evaluate", "--with: averages")
+    (home / "others.jsonl").write_text(rows.replace('"label": "', '"label": "very '))
+    how = ("-s", "run_dir=others", "-s", "data.train=[others.jsonl]", "-s", "train.epochs=1")
+    ok(run_cli("finetune", "classify.yaml", "-q", *how, cwd=home))
+    run_cli("classify", "seed1", "--with", "others", input="a\n", cwd=home).error(3, "classify", "its labels are")
+    run_cli("classify", "seed1", "--with", "base", input="a\n", cwd=home).error(3, "classify", "names no labels")
+
+
 @pytest.mark.parametrize("task", ["classify", "chat", "instruct", "text"])
 def test_every_task_lowers_its_loss(home: Path, run_cli: RunCli, task: str) -> None:
     how = ("-q", "-s", "train.epochs=6", "-s", "optim.learning_rate=0.005", "-s", "classify.token_dropout=0")

@@ -13,6 +13,7 @@ from gptcli.commands import options
 @click.argument("run")
 @click.option("--jsonl", is_flag=True, help="Lines are JSON records; records come back with their other fields.")
 @click.option("--field", default="text", show_default=True, help="JSONL field that holds the text.")
+@options.also
 @options.on_device
 def classify(run: str, jsonl: bool, **how: Any) -> None:
     """Name the label of each line of stdin.
@@ -23,6 +24,7 @@ def classify(run: str, jsonl: bool, **how: Any) -> None:
     \b
     Examples:
       gptcli classify runs/sentiment < reviews.txt
+      gptcli classify runs/a --with runs/b --with runs/c < reviews.txt
       gptcli classify runs/sentiment --jsonl < reviews.jsonl | jq -r 'select(.probabilities.negative > 0.9) | .text'
     """
     from gptcli import console

@@ -13,7 +13,12 @@ from gptcli.errors import ConfigError
 from gptcli.evaluation.options import RowOptions
 
 DEFAULT = RowOptions()
-ROW_FLAGS = {field.name for field in dataclasses.fields(RowOptions)} - {"task"} | {"compare", "records", "force"}
+ROW_FLAGS = {field.name for field in dataclasses.fields(RowOptions)} - {"task"} | {
+    "compare",
+    "records",
+    "force",
+    "also",
+}
 
 
 @click.command(no_args_is_help=True)
@@ -43,6 +48,7 @@ ROW_FLAGS = {field.name for field in dataclasses.fields(RowOptions)} - {"task"} 
     "--records", metavar="FILE", type=options.Output(), help="Write what was said of each row, a JSON record a line."
 )
 @click.option("--compare", metavar="RUN2", help="Ask another model the same, and test whether the two differ.")
+@options.also
 @options.text_input
 @options.on_device
 @options.quantize
@@ -82,7 +88,8 @@ def evaluate(
     report = console.ConsoleReport("evaluate", quiet=quiet)
     if task == "text":
         if given:
-            flag = "--" + min(given).removesuffix("s" if min(given) == "label_words" else "").replace("_", "-")
+            name = {"label_words": "label_word", "also": "with"}.get(min(given), min(given))
+            flag = "--" + name.replace("_", "-")
             raise ConfigError(f"{flag}: is of labelled rows; add --task classify, choice or generate")
         from gptcli.runs.evaluate import evaluate as evaluate_text
 
@@ -92,7 +99,7 @@ def evaluate(
             raise ConfigError("--stride: is of the task text; leave it out")
         from gptcli.runs.evaluate_rows import evaluate_rows
 
-        outputs = {name: given.pop(name) for name in ("compare", "records", "force") if name in given}
+        outputs = {name: given.pop(name) for name in ("compare", "records", "force", "also") if name in given}
         text = TextOptions(encoding=how.pop("encoding"), errors=how.pop("errors"))
         if how.pop("field") != "text":
             raise ConfigError("--field: is of the task text; name the fields of a row in --template")

@@ -62,6 +62,9 @@ def batch_size(what: str) -> Callable[[F], F]:
     return click.option("--batch-size", type=texts_at_once, help=f"{what} written at once.  {limit}")
 
 
+also = click.option(
+    "--with", "also", metavar="RUN2", multiple=True, help="Average the probabilities of labels with RUN2's; repeatable."
+)
 overrides = click.option(
     "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value of the run file; repeatable."
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,23 +18,28 @@ from gptcli.tasks.example import label_ids
 ROWS_AT_ONCE = 256
 
 
-def classify_by_head(loaded: Loaded, items: Sequence[Item], report: Report) -> Outcome:
-    """Labels by the classification head; as in its training, a text that is too long loses its end."""
+def classify_by_head(members: Sequence[Loaded], items: Sequence[Item], report: Report) -> Outcome:
+    """Labels by the classification head, the mean over the models' where there are several of the same labels; as in
+    its training, a text that is too long loses its end."""
+    labels = members[0].labels
     for item in items:
-        if item.answers[0] not in loaded.labels:
-            known = ", ".join(loaded.labels)
+        if item.answers[0] not in labels:
+            known = ", ".join(labels)
             what = f"label '{shown(item.answers[0])}' is none of the model's: {shown(known)}"
             raise DataError(f"{item.place}: {what}; mend or drop the row")
-    cuts, found = Cuts(), []
+    cuts, found = Cuts(), np.zeros((len(items), len(labels)))
     for start in range(0, len(items), ROWS_AT_ONCE):
-        sequences = [_sequence(loaded, item, cuts) for item in items[start : start + ROWS_AT_ONCE]]
-        given = label_probabilities(loaded.model, sequences, loaded.runtime, pooling=loaded.pooling)
-        found += given.double().tolist()
-        report.progress("evaluate", len(found), len(items))
-    return classified(items, loaded.labels, np.array(found), {"method": "classification head"}, cuts)
-
-
-def _sequence(loaded: Loaded, item: Item, cuts: Cuts) -> list[int]:
-    ids, room = label_ids(item.text, loaded.tokenizer), loaded.model.config.context_length
-    cuts.rows_truncated += len(ids) > room
-    return ids[:room]
+        block = slice(start, start + ROWS_AT_ONCE)
+        cut = set()
+        for loaded in members:
+            sequences = [label_ids(item.text, loaded.tokenizer) for item in items[block]]
+            room = loaded.model.config.context_length
+            cut |= {number for number, ids in enumerate(sequences) if len(ids) > room}
+            sequences = [ids[:room] for ids in sequences]
+            found[block] += label_probabilities(loaded.model, sequences, loaded.runtime, pooling=loaded.pooling).numpy()
+        cuts.rows_truncated += len(cut)
+        report.progress("evaluate", min(start + ROWS_AT_ONCE, len(items)), len(items))
+    method: dict[str, Any] = {"method": "classification head"}
+    if len(members) > 1:
+        method["members"] = [loaded.checkpoint for loaded in members]
+    return classified(items, labels, found / len(members), method, cuts)

@@ -25,6 +25,7 @@ from gptcli.evaluation.shots import Shots
 from gptcli.evaluation.writing import write
 from gptcli.generation.weights import Quantize, pack
 from gptcli.report import Report
+from gptcli.runs.classify import common_labels
 from gptcli.runtime import Runtime, make_runtime
 
 
@@ -99,6 +100,7 @@ def evaluate_rows(
     options: RowOptions,
     *,
     compare: str | Path | None = None,
+    also: Sequence[str | Path] = (),
     records: str | Path | None = None,
     force: bool = False,
     text: TextOptions | None = None,
@@ -110,6 +112,8 @@ def evaluate_rows(
 ) -> RowEvaluation:
     """Ask the model, and the one to compare it with, every row; write what they said of each to `records`.
 
+    `also`: runs of classifiers whose probabilities are averaged with those of the first.
+
     DataError for a row that is wrong, with its place, or no rows; RefusedError where `records` exists without `force`.
     """
     if records is not None:
@@ -120,12 +124,17 @@ def evaluate_rows(
     if options.template is not None and not names_field(options.template):
         raise ConfigError("--template: names no field of a row; write one in braces, as {text}")
     directories = [checkpoint.resolve(path) for path in (run, compare) if path is not None]
+    members = _members(directories[0], also, options)
     items = _read(inputs, options, text)
     shots = None
     if options.shots_file is not None:
         shots = Shots(_read([options.shots_file], options, text), options.shots, options.seed)
     runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
-    outcomes = [_ask(_load(path, runtime, quantize), items, options, shots, report) for path in directories]
+    others = [_load(path, runtime, quantize) for path in members]
+    outcomes = [
+        _ask(_load(path, runtime, quantize), others if path is directories[0] else [], items, options, shots, report)
+        for path in directories
+    ]
     resampling = Resampling(options.resamples, options.seed)
     measured = [
         Measured(
@@ -164,11 +173,31 @@ def _load(directory: Path, runtime: Runtime, quantize: Quantize | None) -> Loade
     return Loaded(str(directory), model, tokenizer, runtime, *what_for)
 
 
-def _ask(loaded: Loaded, items: list[Item], options: RowOptions, shots: Shots | None, report: Report) -> Outcome:
-    by_words = options.template is not None or options.label_words or shots is not None
+def _by_words(options: RowOptions) -> bool:
+    return options.template is not None or bool(options.label_words) or bool(options.shots)
+
+
+def _members(first: Path, also: Sequence[str | Path], options: RowOptions) -> list[Path]:
+    """The other checkpoints of an ensemble."""
+    if also and (options.task != "classify" or _by_words(options)):
+        raise ConfigError("--with: averages what classification heads say; leave it out")
+    directories = [checkpoint.resolve(path) for path in also]
+    if also:
+        common_labels([first, *directories])
+    return directories
+
+
+def _ask(
+    loaded: Loaded,
+    others: Sequence[Loaded],
+    items: list[Item],
+    options: RowOptions,
+    shots: Shots | None,
+    report: Report,
+) -> Outcome:
     match options.task:
-        case "classify" if loaded.labels and not by_words:
-            outcome = classify_by_head(loaded, items, report)
+        case "classify" if loaded.labels and not _by_words(options):
+            outcome = classify_by_head([loaded, *others], items, report)
         case "classify":
             outcome = classify_by_words(loaded, items, _label_words(items, options, shots), options, shots, report)
         case "choice":

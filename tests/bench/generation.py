@@ -49,9 +49,8 @@ def gptcli_engine(directory: Path, threads: int, prompts: Prompts, new: int, how
     from gptcli.runs.generate import Writer
 
     dtype, quantize = ("float32", "int8") if how == "int8" else (how, None)
-    writer = Writer(
-        directory / "gptcli", batch_size=min(16, len(prompts)), dtype=dtype, threads=threads, quantize=quantize
-    )
+    slots = 1 if len(prompts) == 1 else None
+    writer = Writer(directory / "gptcli", batch_size=slots, dtype=dtype, threads=threads, quantize=quantize)
     options = GenerateOptions(max_tokens=new, top_k=TOP_K, temperature=1.0, stop_at_eos=False)
     list(writer.engine.run([Request([1, 2, 3], GenerateOptions(max_tokens=4, top_k=TOP_K))]))
     asked = [Request(prompt[1:], options, number) for number, prompt in enumerate(prompts)]  # one token begins each
