@@ -105,7 +105,7 @@ def test_one_text_gets_the_same_probabilities_alone_and_among_others(home: Path,
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
 
 
-def test_several_runs_name_labels_together(home: Path, run_cli: RunCli) -> None:
+def test_several_runs_name_labels_together(home: Path, tiny: Tiny, run_cli: RunCli) -> None:
     """The mean of what each says, by classify and by evaluate alike; runs of other labels are refused."""
     for number in (1, 2):
         how = ("-s", f"runtime.seed={number}", "-s", f"run_dir=seed{number}", "-s", "train.epochs=1")
@@ -132,7 +132,7 @@ def test_several_runs_name_labels_together(home: Path, run_cli: RunCli) -> None:
     how = ("-s", "run_dir=others", "-s", "data.train=[others.jsonl]", "-s", "train.epochs=1")
     ok(run_cli("finetune", "classify.yaml", "-q", *how, cwd=home))
     run_cli("classify", "seed1", "--with", "others", input="a\n", cwd=home).error(3, "classify", "its labels are")
-    run_cli("classify", "seed1", "--with", "base", input="a\n", cwd=home).error(3, "classify", "names no labels")
+    run_cli("classify", "seed1", "--with", tiny.run, input="a\n", cwd=home).error(3, "classify", "names no labels")
 
 
 @pytest.mark.parametrize("task", ["classify", "chat", "instruct", "text"])
