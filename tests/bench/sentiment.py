@@ -14,12 +14,12 @@ of 0.3 brings another (0.788 at its best, 0.784 at the end); dropping half of th
 On three of five folds (0.773 for the linear model over all five), without pretraining, naming the label by the mean of
 the last token's and all tokens' probabilities brings 1.8 points, a space before the text half a point or more; a moving
 average of the weights, BPE dropout, twice the epochs and no norm on the embedding bring nothing.
-On all five folds (5,536 rows to learn from): one seed 0.761 (0.737 to 0.795 over folds and seeds), three seeds together
-0.770, five 0.773; the mean of three seeds' weights 0.762, as each alone; a token at the end to name the label 0.758, one
-seed without pretraining 0.759; the loss of the mean over tokens in place of each token's, blocks left as they are or at
-a tenth of the rate, 512 wide, hashed bigrams beside tokens: nothing beyond the spread. Linear models say what is there
-to gain: 0.772 on words, 0.787 on these tokens, 0.807 on pairs of 2,000 shorter tokens.
-On the held-out set of that data, looked at five times in all: five seeds 0.822, each alone 0.794 to 0.807; 0.789 linear.
+On all five folds (5,536 rows to learn from): one seed 0.761 (0.737 to 0.795 over folds and seeds), three together
+0.770, five 0.773; the mean of three seeds' weights 0.762, as each alone; a token at the end to name the label 0.758;
+one seed without pretraining 0.759; the loss of the mean over tokens in place of each token's, blocks left as they are
+or at a tenth of the rate, 512 wide, hashed bigrams beside tokens: nothing beyond the spread. Linear models say what is
+there to gain: 0.772 on words, 0.787 on these tokens, 0.807 on pairs of 2,000 shorter tokens.
+On the held-out set of that data, looked at five times in all: five seeds 0.822, each 0.794 to 0.807; 0.789 linear.
 """
 
 from __future__ import annotations
