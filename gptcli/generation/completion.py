@@ -106,6 +106,25 @@ class Row:
     def finished(self) -> bool:
         return self.completion.finish_reason is not None
 
+    @property
+    def plain(self) -> bool:
+        """Whether the next tokens are drawn from the model's logits as they are, whatever they turn out to be."""
+        options = self.options
+        return (
+            self.seen is None
+            and self.constraint is None
+            and self.lookup is None
+            and not options.logprobs
+            and not len(self.never_ids)
+            and len(self.completion.ids) >= options.min_tokens
+        )
+
+    @property
+    def how_drawn(self) -> tuple[float, int | None, float, float]:
+        """What rows that are drawn together have in common."""
+        options = self.options
+        return options.temperature, options.top_k, options.top_p, options.min_p
+
     def adjust(self, logits: Tensor) -> None:
         """Change the row's logits (V,), in place, by what its options say of single tokens."""
         if self.seen is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from gptcli.config import GenerateOptions, ModelConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.errors import DataError, NumericalError
+from gptcli.generation.ahead import STEPS, Ahead
 from gptcli.generation.cache import QUERY_BLOCK, Decode, Prefill, cache_bytes
 from gptcli.generation.completion import Completion, FinishReason, Request, Row, TextBuffer
 from gptcli.generation.constrain import Constraint, TokenTable, most_tokens, pattern_of
@@ -76,13 +77,18 @@ class Engine:
     does, costs its new tokens only. One run at a time.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, runtime: Runtime, *, slots: int | None = None) -> None:
-        """`slots`: default 32, or as many as have room for whole contexts in a quarter of the memory."""
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, runtime: Runtime, *, slots: int | None = None, ahead: int | None = None
+    ) -> None:
+        """`slots`: default 32, or as many as have room for whole contexts in a quarter of the memory; `ahead`: steps
+        that are computed in one go where rows allow it, default as many as pay on the device."""
         self.model, self.tokenizer, self.runtime = model, tokenizer, runtime
         self.context_length = model.config.context_length
         self.first = tokenizer.first
         self.count = slots or _default_slots(model.config, runtime)
         self.slots = Slots(model.config, self.count, dtype=runtime.dtype, device=runtime.device)
+        self.steps_ahead = ahead if ahead is not None else STEPS if runtime.device.type == "cuda" else 0
+        self.ahead: Ahead | None = None
         self.rows: list[Row] = []
         self.token_table: TokenTable | None = None
         self.constraints: dict[str, Constraint] = {}
@@ -123,7 +129,7 @@ class Engine:
         """Every completion after every token it got. `capacity`: tokens a row must hold, default the context;
         `ready`: whether the next request is there, which is not waited for while there is something to write."""
         queue = _Queue(iter(requests), ready)
-        self.slots.begin_run(min(capacity or self.context_length, self.context_length))
+        self.slots.begin_run(min((capacity or self.context_length) + self.steps_ahead, self.context_length))
         self.rows = []
         tokens: list[int] = []  # the last of each row, which the cache does not hold yet
         while True:
@@ -146,7 +152,7 @@ class Engine:
                 queue.drop_finished()
             if not self.rows:
                 return
-            yield from self._step(tokens)
+            yield from self._steps_ahead(tokens) if self._can_go_ahead() else self._step(tokens)
             self._drop_finished(tokens)
             queue.drop_finished()
 
@@ -212,6 +218,34 @@ class Engine:
             if not going:
                 return
 
+    def _can_go_ahead(self) -> bool:
+        """Whether the next tokens of all rows can be drawn in one go."""
+        if not self.steps_ahead:
+            return False
+        if self.ahead is None or self.ahead.cache is not self.slots.cache:
+            self.ahead = Ahead(
+                self.model, self.slots.cache, count=self.steps_ahead, vocab_size=self.tokenizer.vocab_size
+            )
+        return self.ahead.fits(self.rows)
+
+    def _steps_ahead(self, tokens: list[int]) -> Iterator[Completion]:
+        """As _step, several times over; what comes after the end of a row is dropped."""
+        assert self.ahead is not None
+        for free in range(len(tokens), self.ahead.batch(len(tokens))):
+            self.slots.make_room(free, self.steps_ahead)
+        held = self.slots.cache.lengths[: len(tokens)]
+        drawn, finite = self.ahead.run(self.rows, tokens)
+        for place in range(self.steps_ahead):
+            for index, row in enumerate(self.rows):
+                if row.finished:
+                    continue
+                if not finite[index][place]:
+                    raise _not_finite(row)
+                self.slots.advance(index, tokens[index], held[index] + place + 1)
+                tokens[index] = drawn[index][place]
+                row.take(tokens[index], None)
+                yield row.completion
+
     def _constraint(self, options: GenerateOptions) -> Constraint | None:
         pattern = pattern_of(options)
         if pattern is None:
@@ -233,17 +267,12 @@ class Engine:
         """The next token of each row, from logits (B, V), and its completion brought up to date."""
         finite = torch.isfinite(logits.sum(-1))
         if not bool(finite.all()):
-            completion = rows[int(finite.long().argmin())].completion
-            place = len(completion.request.prompt) + len(completion.ids)
-            raise NumericalError(
-                f"non-finite logits at position {place}; the checkpoint is damaged or was trained to NaN"
-            )
+            raise _not_finite(rows[int(finite.long().argmin())])
         logprobs = [logits[i].double().log_softmax(-1) if r.options.logprobs else None for i, r in enumerate(rows)]
         groups: dict[tuple[float, int | None, float, float], list[int]] = {}
         for index, row in enumerate(rows):
             row.adjust(logits[index])
-            options = row.options
-            groups.setdefault((options.temperature, options.top_k, options.top_p, options.min_p), []).append(index)
+            groups.setdefault(row.how_drawn, []).append(index)
         tokens = [0] * len(rows)
         for members in groups.values():
             options = rows[members[0]].options
@@ -265,3 +294,8 @@ class Engine:
                 self.rows[index], tokens[index] = self.rows[last], tokens[last]
                 self.rows.pop()
                 tokens.pop()
+
+
+def _not_finite(row: Row) -> NumericalError:
+    place = len(row.completion.request.prompt) + len(row.completion.ids)
+    return NumericalError(f"non-finite logits at position {place}; the checkpoint is damaged or was trained to NaN")

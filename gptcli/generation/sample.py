@@ -75,6 +75,35 @@ def _nucleus_candidates(
     return ids, ranked
 
 
+def draw_on_device(logits: Tensor, options: GenerateOptions, uniforms: Tensor) -> Tensor:
+    """`draw` without a step that waits for the device: (R, V) and (R,) float64 -> (R,). Of equal logits at the k-th
+    place any may be taken, and top-p sorts all."""
+    if options.temperature == 0:
+        return logits.argmax(-1)
+    ids: Tensor | None = None
+    ranked = logits
+    if options.top_k is not None and options.top_k < logits.shape[1]:
+        ranked, ids = logits.topk(options.top_k)
+    elif options.top_p < 1.0:
+        ranked, ids = logits.sort(dim=-1, descending=True)
+    weights = _weights(ranked, options.temperature)
+    if options.top_p < 1.0:
+        before = weights.cumsum(-1) - weights
+        weights = weights.masked_fill(before >= options.top_p * weights.sum(-1, keepdim=True), 0.0)
+    if options.min_p > 0.0:
+        weights = weights.masked_fill(weights < options.min_p * weights.amax(-1, keepdim=True), 0.0)
+    index = _invert(weights, uniforms)
+    return (index if ids is None else ids.gather(1, index))[:, 0]
+
+
+def _invert(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """The place in each row (R, C) where the cumulative sum exceeds that share of the whole, (R, 1)."""
+    reached = weights.cumsum(-1)
+    total = reached[:, -1:].contiguous()
+    index = torch.searchsorted(reached, uniforms[:, None] * total, right=True)
+    return torch.minimum(index, torch.searchsorted(reached, total))  # rounding ends on the last that may be drawn
+
+
 def draw(logits: Tensor, options: GenerateOptions, uniforms: Sequence[float]) -> list[int]:
     """A token of each row (R, V) by the inverse of its cumulative distribution; temperature 0 takes the likeliest.
 
@@ -83,9 +112,5 @@ def draw(logits: Tensor, options: GenerateOptions, uniforms: Sequence[float]) ->
     if options.temperature == 0:
         return logits.argmax(-1).tolist()
     ids, probabilities = candidates(logits, options)
-    reached = probabilities.cumsum(-1)
-    total = reached[:, -1:].contiguous()
-    wanted = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None] * total
-    index = torch.searchsorted(reached, wanted, right=True)
-    index = torch.minimum(index, torch.searchsorted(reached, total))  # rounding ends on the last that may be drawn
+    index = _invert(probabilities, torch.tensor(uniforms, dtype=torch.float64, device=logits.device))
     return (index if ids is None else ids.gather(1, index))[:, 0].tolist()

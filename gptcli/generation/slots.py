@@ -81,6 +81,13 @@ class Slots:
         self.held[row].ids.append(token)
         self.cache.lengths[row] = tokens
 
+    def make_room(self, row: int, tokens: int) -> None:
+        """The row holds so little that so many more fit behind it."""
+        held, most = self.held[row], min(self.cache.capacity, self.config.context_length) - tokens
+        if self.cache.lengths[row] > most:
+            self.cache.lengths[row] = most
+            held.ids, held.exact, held.prompt_logits = held.ids[:most], min(held.exact, most), None
+
     def swap(self, one: int, other: int) -> None:
         """Exchange two rows."""
         if one != other:
