@@ -22,10 +22,11 @@ PAGE = 64  # tokens
 class Bags:
     """Which rows of the tables each query reads: the same in every layer, and for as long as `pages` are the same."""
 
-    def __init__(self, rows: list[int], pages: list[int], capacity: int, head_size: int) -> None:
-        """Of query i, the row of the cache's (rows x heads) and how many of its pages hold tokens that it sees."""
-        self.rows, self.pages = rows, pages
-        Q, D, C, P = len(rows), head_size, capacity // PAGE, max(pages)
+    def __init__(self, keys: Tensor, values: Tensor, rows: list[int], pages: list[int]) -> None:
+        """Of keys (layers, ..., capacity, D), which lie as (layers, ..., D, capacity), and values (layers, ...,
+        capacity, D); of query i, the row among all before capacity and how many pages of it hold tokens it sees."""
+        self.tables = [(k.mT.view(-1, PAGE), v.view(-1, v.shape[-1])) for k, v in zip(keys, values, strict=True)]
+        Q, D, C, P = len(rows), keys.shape[-1], keys.shape[-2] // PAGE, max(pages)
         there = torch.arange(P) < torch.tensor(pages)[:, None]  # (Q, P)
         owner, page = there.nonzero(as_tuple=True)  # (N,) each
         row = torch.tensor(rows)[owner]
@@ -36,21 +37,22 @@ class Bags:
         self.even = len(owner) == Q * P
         self.owner, self.place = owner, owner * P + page
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
-        """q (Q, D), scaled; keys (..., D, capacity) and values (..., capacity, D) of a layer -> (Q, D).
+    def attend(self, layer: int, q: Tensor, hidden: Tensor) -> Tensor:
+        """q (Q, D), scaled -> (Q, D).
 
         `hidden` (Q, P * PAGE) is 0 where a query sees a token of its row, and else -inf.
         """
         Q, D = q.shape
         P = hidden.shape[1] // PAGE
+        keys, values = self.tables[layer]
         weights = q[:, None].expand(Q, P, D).reshape(-1) if self.even else q[self.owner].view(-1)
-        scores = _bags(keys.view(-1, PAGE), self.key_index, self.key_offsets, weights)
+        scores = _bags(keys, self.key_index, self.key_offsets, weights)
         if self.even:
             weights = (scores.view(Q, -1) + hidden).softmax(-1)
         else:
             weights = hidden.view(-1, PAGE).index_add(0, self.place, scores).view(Q, -1).softmax(-1)
             weights = weights.view(-1, PAGE)[self.place]
-        return _bags(values.view(-1, D), self.value_index, self.value_offsets, weights.view(-1))
+        return _bags(values, self.value_index, self.value_offsets, weights.view(-1))
 
 
 def _bags(table: Tensor, index: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:

@@ -143,6 +143,10 @@ class Decode:
         positions = torch.tensor(cache.lengths[:batch])[:, None] + torch.arange(tokens)  # (B, T)
         self.positions = positions.to(device)
         self.row_index = torch.arange(batch, device=device)[:, None]
+        self.new: tuple[Tensor, Tensor] | None = None  # where those of a single row go, of all layers
+        if batch == 1:
+            piece = slice(cache.lengths[0], cache.lengths[0] + tokens)
+            self.new = cache.keys[:, 0, :, piece], cache.values[:, 0, :, piece]
         longest = max(cache.lengths[:batch]) + tokens
         self.end = -(-longest // KEY_BLOCK) * KEY_BLOCK
         # A token sees the keys up to its own position; later ones are stale, or padding.
@@ -164,26 +168,25 @@ class Decode:
             ]
             self.cache.bags_pages = pages
             self.cache.bags = Bags(
+                self.cache.keys,
+                self.cache.values,
                 [row * K + head // (H // K) for row, head, _ in queries],
                 [pages[row][number] for row, _, number in queries],
-                self.cache.keys.shape[3],
-                self.cache.keys.shape[4],
             )
         return self.cache.bags
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:  # noqa: ARG002
         """Store k and v (B, K, T, D) of one layer; q (B, H, T, D) against all that is held so far -> (B, H, T, D)."""
-        D = q.shape[3]
-        keys, values = self.cache.keys[layer], self.cache.values[layer]  # (S, K, capacity, D)
-        if self.batch == 1:
-            start, end = self.cache.lengths[0], self.cache.lengths[0] + self.tokens
-            keys[:1, :, start:end], values[:1, :, start:end] = k, v
+        if self.new is not None:
+            self.new[0][layer].copy_(k[0])
+            self.new[1][layer].copy_(v[0])
         else:
-            keys[self.row_index, :, self.positions] = k.transpose(1, 2)
-            values[self.row_index, :, self.positions] = v.transpose(1, 2)
+            self.cache.keys[layer][self.row_index, :, self.positions] = k.transpose(1, 2)
+            self.cache.values[layer][self.row_index, :, self.positions] = v.transpose(1, 2)
         if self.bags:
-            return self.bags.attend(q.reshape(-1, D) * D**-0.5, keys.mT, values, self.hidden).view_as(q)
-        keys, values = (held[: self.batch, :, : self.end] for held in (keys, values))
+            D = q.shape[3]
+            return self.bags.attend(layer, q.reshape(-1, D) * D**-0.5, self.hidden).view_as(q)
+        keys, values = (held[layer, : self.batch, :, : self.end] for held in (self.cache.keys, self.cache.values))
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=self.hidden, enable_gqa=True)
 
     def commit(self) -> None:

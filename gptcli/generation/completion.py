@@ -94,7 +94,7 @@ class Row:
         end_of_text = set() if tokenizer.end_of_text is None else {tokenizer.end_of_text}
         self.ends = request.stop_ids | (end_of_text if self.options.stop_at_eos else set())
         self.end_ids = torch.tensor(sorted(self.ends), dtype=torch.long)
-        self.never_ids = torch.tensor(sorted(end_of_text - self.ends), dtype=torch.long)
+        self.never = end_of_text - self.ends
         self.room = min(most_tokens(self.options), room_tokens)
         self.seen: Tensor | None = None
         if self.options.repetition_penalty != 1.0:
@@ -115,7 +115,7 @@ class Row:
             and self.constraint is None
             and self.lookup is None
             and not options.logprobs
-            and not len(self.never_ids)
+            and not self.never
             and len(self.completion.ids) >= options.min_tokens
         )
 
@@ -129,8 +129,8 @@ class Row:
         """Change the row's logits (V,), in place, by what its options say of single tokens."""
         if self.seen is not None:
             penalize(logits, self.seen, self.options.repetition_penalty)
-        if len(self.never_ids):
-            logits[self.never_ids] = -math.inf
+        for token in self.never:
+            logits[token] = -math.inf
         may_end = len(self.completion.ids) >= self.options.min_tokens
         if self.constraint is not None:
             may_end = self.constraint.automaton.accepts(self.state)

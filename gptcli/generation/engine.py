@@ -6,6 +6,7 @@ from where it parts from what some row already holds.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -265,9 +266,9 @@ class Engine:
 
     def _draw(self, logits: Tensor, rows: list[Row]) -> list[int]:
         """The next token of each row, from logits (B, V), and its completion brought up to date."""
-        finite = torch.isfinite(logits.sum(-1))
-        if not bool(finite.all()):
-            raise _not_finite(rows[int(finite.long().argmin())])
+        for row, total in zip(rows, logits.sum(-1).tolist(), strict=True):
+            if not math.isfinite(total):
+                raise _not_finite(row)
         logprobs = [logits[i].double().log_softmax(-1) if r.options.logprobs else None for i, r in enumerate(rows)]
         groups: dict[tuple[float, int | None, float, float], list[int]] = {}
         for index, row in enumerate(rows):

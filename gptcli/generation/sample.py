@@ -51,11 +51,12 @@ def _top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest logits of each row and their ids, likeliest first, of equal ones the lower id."""
     largest, ids = logits.topk(min(count + 1, logits.shape[1]))
     # Of several that equal the last, topk takes any; those that cannot be drawn do not matter.
-    tied = (largest[:, count:] == largest[:, count - 1 : count]) & (largest[:, count:] > -math.inf)  # (R, 0 or 1)
+    ends = enumerate(largest[:, count - 1 :].tolist())
+    tied = [row for row, (last, *after) in ends if after == [last] and last > -math.inf]
     ids = ids[:, :count].sort(-1).values
     ranked, order = logits.gather(1, ids).sort(dim=-1, descending=True, stable=True)
     ids = ids.gather(1, order)
-    for row in tied.any(-1).nonzero().flatten().tolist():
+    for row in tied:
         reaching = (logits[row] >= ranked[row, -1]).nonzero()[:, 0]  # by id
         ranked[row], order = (part[:count] for part in logits[row, reaching].sort(descending=True, stable=True))
         ids[row] = reaching[order]

@@ -43,14 +43,15 @@ WEIGHTS = 85_000_000 + 50257 * 768  # read for every token: the matrices of the 
 Prompts = list[list[int]]
 
 
-def gptcli_engine(directory: Path, threads: int, prompts: Prompts, new: int, how: str) -> float:
+def gptcli_engine(directory: Path, threads: int, device: str, prompts: Prompts, new: int, how: str) -> float:
     from gptcli.config import GenerateOptions
     from gptcli.generation.engine import Request
     from gptcli.runs.generate import Writer
 
     dtype, quantize = ("float32", "int8") if how == "int8" else (how, None)
     slots = 1 if len(prompts) == 1 else None
-    writer = Writer(directory / "gptcli", batch_size=slots, dtype=dtype, threads=threads, quantize=quantize)
+    how_run = {"device": device, "dtype": dtype, "threads": threads, "quantize": quantize}
+    writer = Writer(directory / "gptcli", batch_size=slots, **how_run)  # type: ignore[arg-type]
     options = GenerateOptions(max_tokens=new, top_k=TOP_K, temperature=1.0, stop_at_eos=False)
     list(writer.engine.run([Request([1, 2, 3], GenerateOptions(max_tokens=4, top_k=TOP_K))]))
     asked = [Request(prompt[1:], options, number) for number, prompt in enumerate(prompts)]  # one token begins each
@@ -59,17 +60,21 @@ def gptcli_engine(directory: Path, threads: int, prompts: Prompts, new: int, how
     return time.perf_counter() - start
 
 
-def transformers_engine(directory: Path, threads: int, prompts: Prompts, new: int, dtype: str, batch: int) -> float:
+def transformers_engine(
+    directory: Path, threads: int, device: str, prompts: Prompts, new: int, dtype: str, batch: int
+) -> float:
     import torch
     import transformers
 
     torch.set_num_threads(threads)
-    model = transformers.GPT2LMHeadModel.from_pretrained(directory / "hf", dtype=getattr(torch, dtype)).eval()
+    model = (
+        transformers.GPT2LMHeadModel.from_pretrained(directory / "hf", dtype=getattr(torch, dtype)).eval().to(device)
+    )
 
     def write(some: Prompts, new: int) -> None:
         longest = max(map(len, some))
-        padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in some])
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in some])
+        padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in some], device=device)
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in some], device=device)
         how = {"do_sample": True, "top_k": TOP_K, "pad_token_id": 0, "attention_mask": mask}
         out = model.generate(padded, max_new_tokens=new, min_new_tokens=new, **how)
         assert out.shape == (len(some), longest + new)
@@ -82,10 +87,10 @@ def transformers_engine(directory: Path, threads: int, prompts: Prompts, new: in
     return time.perf_counter() - start
 
 
-def ctranslate2_engine(directory: Path, threads: int, prompts: Prompts, new: int, dtype: str) -> float:
+def ctranslate2_engine(directory: Path, threads: int, device: str, prompts: Prompts, new: int, dtype: str) -> float:
     import ctranslate2
 
-    generator = ctranslate2.Generator(str(directory / "ct2"), compute_type=dtype, intra_threads=threads)
+    generator = ctranslate2.Generator(str(directory / "ct2"), device, compute_type=dtype, intra_threads=threads)
     named = [[f"t{token}" for token in prompt] for prompt in prompts]
     how = {"sampling_topk": TOP_K, "include_prompt_in_result": False, "end_token": [], "max_batch_size": 16}
     generator.generate_batch(named[:1], max_length=4, min_length=4, **how)
@@ -119,14 +124,14 @@ def llama_engine(directory: Path, threads: int, prompts: Prompts, new: int, dtyp
     return time.perf_counter() - start
 
 
-def memory_speed(threads: int) -> float:
+def memory_speed(threads: int, device: str) -> float:
     """Bytes a second."""
     import torch
 
     from gptcli.hardware.machine import read_bytes_per_second
 
     torch.set_num_threads(threads)
-    return read_bytes_per_second(torch.device("cpu"))
+    return read_bytes_per_second(torch.device(device))
 
 
 MEMORY = "memory"
@@ -161,31 +166,31 @@ print(pipe("The", max_new_tokens=%d, min_new_tokens=%d, do_sample=True, top_k=%d
 """
 
 
-def seconds(name: str, directory: Path, threads: int, prompts: Prompts, new: int) -> float:
+def seconds(name: str, directory: Path, threads: int, device: str, prompts: Prompts, new: int) -> float:
     """What one engine takes, in this process."""
     program, how = name.split(" ", 1)
     match program:
         case "gptcli":
-            return gptcli_engine(directory, threads, prompts, new, how)
+            return gptcli_engine(directory, threads, device, prompts, new, how)
         case "transformers":
             dtype, _, batch = how.partition(", batches of ")
-            return transformers_engine(directory, threads, prompts, new, dtype, int(batch or 1))
+            return transformers_engine(directory, threads, device, prompts, new, dtype, int(batch or 1))
         case "ctranslate2":
-            return ctranslate2_engine(directory, threads, prompts, new, how)
+            return ctranslate2_engine(directory, threads, device, prompts, new, how)
         case _:
             return llama_engine(directory, threads, prompts, new, how)
 
 
-def one(part: str, name: str, directory: Path, threads: int, count: int) -> float:
+def one(part: str, name: str, directory: Path, threads: int, device: str, count: int) -> float:
     """The figure of one engine: tokens or bytes a second for `stream`, seconds for `mixed`."""
     if name == MEMORY:
-        return memory_speed(threads)
+        return memory_speed(threads, device)
     chance = random.Random(1)
     if part == "stream":
-        return NEW / seconds(name, directory, threads, [[chance.randrange(5000) for _ in range(PROMPT)]], NEW)
+        return NEW / seconds(name, directory, threads, device, [[chance.randrange(5000) for _ in range(PROMPT)]], NEW)
     lengths = [chance.randint(SHORTEST, LONGEST) for _ in range(count)]
     prompts = [[chance.randrange(5000) for _ in range(length)] for length in lengths]
-    return seconds(name, directory, threads, prompts, MIXED_NEW)
+    return seconds(name, directory, threads, device, prompts, MIXED_NEW)
 
 
 def cold(name: str, directory: Path) -> float:
@@ -210,7 +215,7 @@ def measure(given: argparse.Namespace, directory: Path, part: str) -> dict[str, 
                 found.setdefault(name, []).append(cold(name, directory))
                 continue
             command = [sys.executable, __file__, "--one", name, "--part", part, "--models", directory]
-            command += ["--threads", str(given.threads), "--prompts", str(given.prompts)]
+            command += ["--threads", str(given.threads), "--prompts", str(given.prompts), "--device", given.device]
             finished = subprocess.run(command, capture_output=True, text=True)
             if finished.returncode:
                 harness.note(f"{name}: left out: {finished.stderr.strip().splitlines()[-1]}")
@@ -244,12 +249,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--device", default="cpu", help="of gptcli, transformers and CTranslate2, for stream and mixed")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--models", type=Path, help="a directory to keep the models in")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(one(given.part, given.one, given.models, given.threads, given.prompts))
+        print(one(given.part, given.one, given.models, given.threads, given.device, given.prompts))
         return
     parts = [given.part] if given.part else list(PARTS)
     with tempfile.TemporaryDirectory() as name:

@@ -123,7 +123,7 @@ class NanoGPT(nn.Module):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * shape.layers))
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = self.tokens(ids) + self.positions(torch.arange(ids.shape[1]))
+        x = self.tokens(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
@@ -152,9 +152,11 @@ def train_step(
     dtype: torch.dtype = torch.float32,
 ) -> float:
     """One update; -> the loss. `dtype` bfloat16 is autocast, which nanoGPT itself has on CUDA only."""
-    autocast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype=dtype)
+    device = model.tokens.weight.device
+    autocast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+    ids, targets = (part.to(device) for part in batch)
     with autocast:
-        loss = model.loss(*batch)
+        loss = model.loss(ids, targets)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     optimizer.step()

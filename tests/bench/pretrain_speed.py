@@ -1,4 +1,4 @@
-"""Speed of a training step: gptcli's own, nanoGPT's and Hugging Face's GPT-2, at one shape, on this machine's CPU.
+r"""Speed of a training step: gptcli's own, nanoGPT's and Hugging Face's GPT-2, at one shape, on this machine's CPU.
 
 A step is a batch of random tokens, forward, backward, clipping where the side clips, and the optimizer. Each side runs
 in a fresh process, in turn with the others, once a round; a round's figure is that of its median step after two that
@@ -16,6 +16,8 @@ bfloat16 autocast, fused AdamW and torch.compile, which nanoGPT has on CUDA); co
 Run:
     python tests/bench/pretrain_speed.py [--json]
     python tests/bench/pretrain_speed.py --layers 12 --width 768 --heads 12 --context 512 --batch 2 --vocab 50304
+    python tests/bench/pretrain_speed.py --device cuda --sides gptcli-compiled,nanogpt-compiled \
+        --layers 12 --width 768 --heads 12 --context 1024 --batch 32 --vocab 50304
     python tests/bench/pretrain_speed.py --sides gptcli,gptcli-float32,nanogpt,nanogpt-bfloat16  # like with like
 
 Learnt:
@@ -85,7 +87,9 @@ class Shape:
 # ------------------------------------------------------------------------ the sides, each in a process of its own
 
 
-def gptcli_step(shape: Shape, dtype: str, compiled: bool, threads: int | None, optim: str) -> Callable[[], None]:
+def gptcli_step(
+    shape: Shape, dtype: str, device: str, compiled: bool, threads: int | None, optim: str
+) -> Callable[[], None]:
     import numpy as np
 
     from gptcli.config import DataConfig, ModelConfig, OptimConfig, PretrainConfig, RuntimeConfig, TrainConfig
@@ -120,7 +124,7 @@ def gptcli_step(shape: Shape, dtype: str, compiled: bool, threads: int | None, o
         ),
         optim=OptimConfig.from_preset(optim),
         train=TrainConfig(batch_size=shape.batch),
-        runtime=RuntimeConfig(device="cpu", dtype=dtype, threads=threads, compile=compiled),
+        runtime=RuntimeConfig(device=device, dtype=dtype, threads=threads, compile=compiled),
     )
     runtime = make_runtime(config.runtime)
     state = new_state(config.model, config, runtime)
@@ -145,14 +149,14 @@ def gptcli_step(shape: Shape, dtype: str, compiled: bool, threads: int | None, o
     return step
 
 
-def nanogpt_step(shape: Shape, dtype: str, compiled: bool, *_: object) -> Callable[[], None]:
+def nanogpt_step(shape: Shape, dtype: str, device: str, compiled: bool, *_: object) -> Callable[[], None]:
     import nanogpt
     import numpy as np
     import torch
 
     peer_shape, recipe = nanogpt.Shape(**dataclasses.asdict(shape)), nanogpt.Recipe()
     torch.manual_seed(1)
-    model = nanogpt.NanoGPT(peer_shape)
+    model = nanogpt.NanoGPT(peer_shape).to(device)
     optimizer = nanogpt.make_optimizer(model, recipe, fused=compiled)
     if compiled:
         model.loss = torch.compile(model.loss)
@@ -165,7 +169,7 @@ def nanogpt_step(shape: Shape, dtype: str, compiled: bool, *_: object) -> Callab
     return step
 
 
-def huggingface_step(shape: Shape, dtype: str, *_: object) -> Callable[[], None]:
+def huggingface_step(shape: Shape, dtype: str, device: str, *_: object) -> Callable[[], None]:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -183,12 +187,12 @@ def huggingface_step(shape: Shape, dtype: str, *_: object) -> Callable[[], None]
         bos_token_id=0,
         eos_token_id=0,
     )
-    model = GPT2LMHeadModel(config).train()
+    model = GPT2LMHeadModel(config).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
 
     def step() -> None:
-        ids = torch.randint(shape.vocab, (shape.batch, shape.context))
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+        ids = torch.randint(shape.vocab, (shape.batch, shape.context), device=device)
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -199,8 +203,14 @@ def huggingface_step(shape: Shape, dtype: str, *_: object) -> Callable[[], None]
     return step
 
 
-def measure_step(side: str, shape: Shape, seconds: float, threads: int | None, optim: str) -> dict[str, float]:
+def measure_step(
+    side: str, shape: Shape, seconds: float, threads: int | None, optim: str, device: str
+) -> dict[str, float]:
     """Median step time of one side in this process."""
+    import torch
+
+    from gptcli.hardware.machine import synchronize
+
     make, default = {
         "gptcli": (gptcli_step, "bfloat16"),
         "nanogpt": (nanogpt_step, "float32"),
@@ -208,7 +218,7 @@ def measure_step(side: str, shape: Shape, seconds: float, threads: int | None, o
     }[side.partition("-")[0]]
     variant = side.partition("-")[2]
     compiled = variant == "compiled"
-    step = make(shape, "bfloat16" if compiled else variant or default, compiled, threads, optim)
+    step = make(shape, "bfloat16" if compiled else variant or default, device, compiled, threads, optim)
     times: list[float] = []
     end = float("inf")
     while len(times) < 5 or time.perf_counter() < end:
@@ -216,11 +226,12 @@ def measure_step(side: str, shape: Shape, seconds: float, threads: int | None, o
             end = time.perf_counter() + seconds
         started = time.perf_counter()
         step()
+        synchronize(torch.device(device))
         times.append(time.perf_counter() - started)
     return {"step_seconds": statistics.median(times[2:]), "steps": len(times) - 2}
 
 
-def measure_peak() -> dict[str, object]:
+def measure_peak(device: str) -> dict[str, object]:
     """FLOP/s of square matrix products in this process."""
     import torch
 
@@ -228,7 +239,7 @@ def measure_peak() -> dict[str, object]:
 
     found = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     for dtype in (torch.bfloat16, torch.float32):
-        found[str(dtype).removeprefix("torch.")] = matmul_peak(torch.device("cpu"), dtype)
+        found[str(dtype).removeprefix("torch.")] = matmul_peak(torch.device(device), dtype)
     return found
 
 
@@ -236,10 +247,10 @@ def measure_peak() -> dict[str, object]:
 
 
 def compare(
-    shape: Shape, sides: list[str], rounds: int, seconds: float, threads: int | None, optim: str
+    shape: Shape, sides: list[str], rounds: int, seconds: float, threads: int | None, optim: str, device: str
 ) -> dict[str, object]:
     options = [f"--{name}={size}" for name, size in dataclasses.asdict(shape).items()]
-    options.append(f"--optim={optim}")
+    options += [f"--optim={optim}", f"--device={device}"]
     environment = {}
     if threads:
         options.append(f"--threads={threads}")
@@ -248,7 +259,8 @@ def compare(
     steps: dict[str, list[float]] = {side: [] for side in sides}
     memory: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(rounds):
-        peaks.append(json.loads(harness.run(harness.program("pretrain_speed.py", "--side=peak"), **environment).stdout))
+        command = harness.program("pretrain_speed.py", "--side=peak", f"--device={device}")
+        peaks.append(json.loads(harness.run(command, **environment).stdout))
         for side in sides:
             command = harness.program("pretrain_speed.py", f"--side={side}", f"--seconds={seconds}", *options)
             done = harness.run(command, **environment)
@@ -322,6 +334,7 @@ def main() -> None:
     parser.add_argument("--sides", default=",".join(DEFAULT_SIDES), help=f"of {', '.join(SIDES)}; first: the measure")
     parser.add_argument("--threads", type=int, help="of every side; default: each side's own choice")
     parser.add_argument("--optim", choices=("modern", "classic"), default="modern", help="preset of the gptcli sides")
+    parser.add_argument("--device", default="cpu", help="of every side; the peak resident memory is the host's")
     parser.add_argument("--side", choices=("peak", *SIDES), help="only this one, once, in this process")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -329,9 +342,9 @@ def main() -> None:
     if given.side:
         print(
             json.dumps(
-                measure_peak()
+                measure_peak(given.device)
                 if given.side == "peak"
-                else measure_step(given.side, shape, given.seconds, given.threads, given.optim)
+                else measure_step(given.side, shape, given.seconds, given.threads, given.optim, given.device)
             )
         )
         return
@@ -339,7 +352,7 @@ def main() -> None:
     if unknown := set(sides) - set(SIDES):
         parser.error(f"no side {', '.join(sorted(unknown))}; there are {', '.join(SIDES)}")
     harness.warn_of_load()
-    result = compare(shape, sides, given.rounds, given.seconds, given.threads, given.optim)
+    result = compare(shape, sides, given.rounds, given.seconds, given.threads, given.optim, given.device)
     if given.json:
         json.dump(result, sys.stdout, indent=2)
         print()
