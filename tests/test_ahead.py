@@ -11,6 +11,8 @@ import torch
 
 from gptcli.config import GenerateOptions, ModelConfig
 from gptcli.data.tokenizer import Tokenizer, learn_merges
+from gptcli.errors import NumericalError
+from gptcli.generation.ahead import _Steps, _warm_up
 from gptcli.generation.engine import Completion, Engine, Request
 from gptcli.generation.sample import candidates, draw, draw_on_device
 from gptcli.model import GPT
@@ -81,6 +83,48 @@ def test_rows_that_need_a_look_at_each_token_get_it(options: dict[str, Any], tok
     asked += [Request([6], plain), Request([7], GenerateOptions(max_tokens=12, temperature=0.5))]
     wanted = [outcome(c) for c in Engine(model, tokenizer, CPU, slots=3, ahead=0).run(asked)]
     assert [outcome(c) for c in Engine(model, tokenizer, CPU, slots=3, ahead=4).run(asked)] == wanted
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_logit_that_is_not_finite_is_told_where_a_text_meets_it(
+    options: dict[str, Any], tokenizer: Tokenizer
+) -> None:
+    """At position 12: a text that ends before it is whole, whatever the steps beyond its end computed."""
+    model = make_model("gpt2", tokenizer)
+    with torch.no_grad():
+        model.position_embedding.weight[12] = float("nan")
+    for ahead in (0, 8):
+        engine = Engine(model, tokenizer, CPU, slots=1, ahead=ahead)
+        (whole,) = engine.run([Request([5, 6], GenerateOptions(max_tokens=9, stop_at_eos=True, **options))])
+        assert len(whole.ids) <= 9
+        with pytest.raises(NumericalError, match="position 12"):  # one of several, for a text may end of itself
+            list(engine.run(Request([5, 6], GenerateOptions(max_tokens=30, seed=n, **options)) for n in range(9)))
+
+
+def test_warming_up_leaves_the_cache_as_it_is(tokenizer: Tokenizer) -> None:
+    model = make_model("llama", tokenizer)
+    engine = Engine(model, tokenizer, CPU, slots=4, ahead=4)
+    list(engine.run([Request([5 + n], GenerateOptions(max_tokens=9)) for n in range(4)]))
+    cache = engine.slots.cache
+    keys, values = cache.keys.clone(), cache.values.clone()
+    steps = _Steps(
+        model, cache, GenerateOptions(), batch=4, end=cache.keys.shape[3], count=4, vocab_size=tokenizer.vocab_size
+    )
+    with torch.inference_mode():
+        _warm_up(steps)
+    assert torch.equal(cache.keys, keys)
+    assert torch.equal(cache.values, values)
+
+
+def test_few_buckets_are_kept(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptcli.generation.ahead.MOST_GRAPHS", 2)
+    model = make_model("gpt2", tokenizer)
+    asked = [Request([5], GenerateOptions(max_tokens=20, temperature=0.5 + n / 10)) for n in range(5)]
+    engine = Engine(model, tokenizer, CPU, slots=1, ahead=4)
+    found = [outcome(c) for c in engine.run(asked)]
+    assert found == [outcome(c) for c in Engine(model, tokenizer, CPU, slots=1, ahead=0).run(asked)]
+    assert engine.ahead is not None
+    assert len(engine.ahead.made) == 2
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -126,6 +126,9 @@ def test_several_runs_name_labels_together(home: Path, tiny: Tiny, run_cli: RunC
     records = [json.loads(line) for line in (home / "said.jsonl").read_text().splitlines()]
     for record, mean in zip(records, both, strict=True):
         assert record["probabilities"] == pytest.approx(mean)
+    told = ok(run_cli(*how[:-3], "--task", "classify", "--compare", "seed1", cwd=home)).text
+    assert "\nwith\tseed2" in told
+    assert "\n  difference\t" in told
     run_cli(*how, cwd=home).error(2, "evaluate", "--with: is of labelled rows")
     run_cli(*how, "--force", "--task", "generate", cwd=home).error(2, "evaluate", "--with: averages")
     (home / "others.jsonl").write_text(rows.replace('"label": "', '"label": "very '))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,13 +54,36 @@ def test_a_line_is_ready_when_it_is_whole(blank: bool) -> None:
     assert lines.ready() == blank
     os.close(writer)
     assert lines.ready()
-    assert list(lines) == [b" \n"]
+    assert list(lines) == [b" \n" if blank else b"\n"]
     os.close(reader)
+
+
+def test_blank_lines_take_no_memory_and_no_time(tmp_path: Path) -> None:
+    """Eight million of them before a record, which keeps its number."""
+    (tmp_path / "lines").write_bytes(b"\n" * (8 << 20) + b"record\n")
+    with (tmp_path / "lines").open("rb") as file:
+        lines = Lines(file.fileno(), blank=False)
+        while not lines.ready():
+            assert len(lines.whole) <= 1
+        assert sum(1 for _ in itertools.takewhile(lambda line: line == b"\n", lines)) == 8 << 20
+        assert list(lines) == []
 
 
 def test_a_block_is_what_is_there() -> None:
     answers = iter([True, True, False, True, True, True, True, True])
     assert list(blocks(iter(range(6)), 3, lambda: next(answers))) == [[0, 1, 2], [3], [4, 5]]
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_what_went_before_a_bad_item_comes_before_the_error(ready: bool) -> None:
+    def items() -> Iterator[int]:
+        yield from (1, 2)
+        raise ValueError("third")
+
+    found: list[int] = []
+    with pytest.raises(ValueError, match="third"):
+        found.extend(itertools.chain.from_iterable(blocks(items(), 8, lambda: ready)))
+    assert found == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,7 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
     text = "" if jsonl else console.prompt_text(prompt)
     from gptcli.runs import generate as runs
 
-    if not jsonl and how["batch_size"] is None:
-        how["batch_size"] = min(chosen.n, 32)
-    writer = runs.Writer(run, **how)
+    writer = runs.Writer(run, most=None if jsonl else chosen.n, **how)
     if jsonl:
         failed = 0
         lines = console.stdin_lines(blank=False)

@@ -11,6 +11,7 @@ The same steps run on a CPU without a graph, where tests hold them to the engine
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from gptcli.model import GPT
 
 STEPS = 8
 CONTEXT_BUCKET = 256
-MOST_GRAPHS = 64  # each keeps its own addresses; memory is shared
+MOST_GRAPHS = 64  # what they compute in is shared
 
 
 class _Steps:
@@ -69,24 +70,26 @@ class _Steps:
             self.positions.add_(1)
 
 
+def _warm_up(steps: _Steps) -> None:
+    """Run the steps once, where libraries choose and allocate, which a graph must not do; the cache stays as it is."""
+    begin = slice(steps.drawn.shape[1])
+    steps.positions.zero_()
+    held = [(part, part[:, :, :, begin].clone()) for part in (steps.cache.keys, steps.cache.values)]
+    steps()
+    for part, content in held:
+        part[:, :, :, begin] = content
+
+
 def _captured(steps: _Steps, pool: Any) -> Callable[[], None]:
-    """A replay of the steps; the steps themselves where they cannot be captured."""
+    """A replay of the steps. RuntimeError where they cannot be captured."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # libraries choose and allocate in a first run, which a graph must not do
-        steps.positions.zero_()
-        kept = steps.cache.keys[:, :, :, : steps.drawn.shape[1]].clone()
-        kept_values = steps.cache.values[:, :, :, : steps.drawn.shape[1]].clone()
-        steps()
-        steps.cache.keys[:, :, :, : steps.drawn.shape[1]] = kept
-        steps.cache.values[:, :, :, : steps.drawn.shape[1]] = kept_values
+    with torch.cuda.stream(stream):
+        _warm_up(steps)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph, pool=pool):
-            steps()
-    except RuntimeError:
-        return steps
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
+        steps()
     return graph.replay
 
 
@@ -95,8 +98,8 @@ class Ahead:
 
     def __init__(self, model: GPT, cache: KVCache, *, count: int, vocab_size: int) -> None:
         self.model, self.cache, self.count, self.vocab_size = model, cache, count, vocab_size
-        self.on_cuda = cache.keys.device.type == "cuda"
-        self.pool = torch.cuda.graph_pool_handle() if self.on_cuda else None
+        self.capture = cache.keys.device.type == "cuda"
+        self.pool = torch.cuda.graph_pool_handle() if self.capture else None
         self.made: dict[Any, tuple[_Steps, Callable[[], None]]] = {}
 
     def fits(self, rows: Sequence[Row]) -> bool:
@@ -126,11 +129,11 @@ class Ahead:
         key = (batch, end, rows[0].how_drawn)
         if key not in self.made:
             if len(self.made) >= MOST_GRAPHS:
-                self.made.clear()
+                del self.made[next(iter(self.made))]
             steps = _Steps(
                 self.model, self.cache, options, batch=batch, end=end, count=count, vocab_size=self.vocab_size
             )
-            self.made[key] = steps, _captured(steps, self.pool) if self.on_cuda else steps
+            self.made[key] = steps, self._replay(steps)
         steps, replay = self.made[key]
         others = batch - len(rows)
         uniforms = [[row.random.random() for _ in range(count)] for row in rows] if options.temperature else []
@@ -141,3 +144,16 @@ class Ahead:
         replay()
         found = torch.stack((steps.drawn, steps.finite.long()))[:, : len(rows)].tolist()
         return found[0], [[bool(value) for value in row] for row in found[1]]
+
+    def _replay(self, steps: _Steps) -> Callable[[], None]:
+        """Of a graph, or the steps themselves; where one capture fails, no other is tried."""
+        if not self.capture:
+            return steps
+        try:
+            return _captured(steps, self.pool)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            warnings.warn(f"no CUDA graphs: {error}", RuntimeWarning, stacklevel=2)
+            self.capture = False
+            return steps

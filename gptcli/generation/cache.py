@@ -35,8 +35,11 @@ class KVCache:
         self.config, self.capacity = config, capacity
         heads = (config.num_layers, rows, config.kv_heads)
         N, D = -(-capacity // KEY_BLOCK) * KEY_BLOCK, config.head_size
-        # (L, S, K, N, D) both, in memory keys are (..., D, N). On a CPU zeros take memory when first written to.
-        self.keys = torch.zeros(*heads, D, N, dtype=dtype, device=device).mT
+        # (L, S, K, N, D) both. On a CPU keys lie in memory as bags read them, (..., D, N), and zeros take memory when
+        # they are first written to.
+        on_cpu = device.type == "cpu"
+        keys = torch.zeros(*heads, *((D, N) if on_cpu else (N, D)), dtype=dtype, device=device)
+        self.keys = keys.mT if on_cpu else keys
         self.values = torch.zeros(*heads, N, D, dtype=dtype, device=device)
         self.lengths = [0] * rows
         self.bags: Bags | None = None  # of the last decoding step

@@ -79,14 +79,22 @@ class Engine:
     """
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, runtime: Runtime, *, slots: int | None = None, ahead: int | None = None
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        runtime: Runtime,
+        *,
+        slots: int | None = None,
+        most: int | None = None,
+        ahead: int | None = None,
     ) -> None:
-        """`slots`: default 32, or as many as have room for whole contexts in a quarter of the memory; `ahead`: steps
-        that are computed in one go where rows allow it, default as many as pay on the device."""
+        """`slots`: default 32, or as many as have room for whole contexts in a quarter of the memory, and no more than
+        `most` texts; `ahead`: steps that are computed in one go where rows allow it, default what pays on the device.
+        """
         self.model, self.tokenizer, self.runtime = model, tokenizer, runtime
         self.context_length = model.config.context_length
         self.first = tokenizer.first
-        self.count = slots or _default_slots(model.config, runtime)
+        self.count = slots or min(most or MOST_SLOTS, _default_slots(model.config, runtime))
         self.slots = Slots(model.config, self.count, dtype=runtime.dtype, device=runtime.device)
         self.steps_ahead = ahead if ahead is not None else STEPS if runtime.device.type == "cuda" else 0
         self.ahead: Ahead | None = None

@@ -102,7 +102,8 @@ def _invert(weights: Tensor, uniforms: Tensor) -> Tensor:
     reached = weights.cumsum(-1)
     total = reached[:, -1:].contiguous()
     index = torch.searchsorted(reached, uniforms[:, None] * total, right=True)
-    return torch.minimum(index, torch.searchsorted(reached, total))  # rounding ends on the last that may be drawn
+    index = torch.minimum(index, torch.searchsorted(reached, total))  # rounding ends on the last that may be drawn
+    return index.clamp_(max=weights.shape[1] - 1)  # where they are not finite, there is none; others find that out
 
 
 def draw(logits: Tensor, options: GenerateOptions, uniforms: Sequence[float]) -> list[int]:

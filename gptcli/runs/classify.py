@@ -49,8 +49,8 @@ class Classifier:
             keep_freed_memory()
 
     def probabilities(self, texts: list[str]) -> torch.Tensor:
-        """(texts, labels) float32. Of a text that is longer than the context, the end is not read."""
-        total = torch.zeros(len(texts), len(self.labels))
+        """(texts, labels) float64. Of a text that is longer than the context, the end is not read."""
+        total = torch.zeros(len(texts), len(self.labels), dtype=torch.float64)
         for model, tokenizer, purpose in self.members:
             encoded = tokenizer.encode_batch([label_text(text) for text in texts])
             sequences = [[*tokenizer.first, *ids][: model.config.context_length] or [0] for ids in encoded]

@@ -78,8 +78,9 @@ class RowEvaluation:
             given = ", ".join(f"{n} {name}" for name, n in zip(details["labels"], row, strict=True))
             found.append((f"rows of {label}", f"{sum(row)}, given as {given}"))
         how = f"{self.resampling.resamples} resamples, seed {self.resampling.seed}"
+        others = [("with", member) for member in details.get("members", ())[1:]]
         return [*found, ("rows", f"{self.rows:,}"), ("intervals", f"95 %, percentile bootstrap over rows, {how}"),
-                ("checkpoint", self.measured.checkpoint)]  # fmt: skip
+                ("checkpoint", self.measured.checkpoint), *others]  # fmt: skip
 
 
 def _nested(found: Mapping[str, Estimate] | Mapping[str, Difference]) -> dict[str, Any]:

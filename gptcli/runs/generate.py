@@ -49,6 +49,7 @@ class Writer:
         run: str | Path,
         *,
         batch_size: int | None = None,
+        most: int | None = None,
         device: str = "auto",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         threads: int | None = None,
@@ -57,7 +58,7 @@ class Writer:
         runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
         model, self.tokenizer = checkpoint.load(run, device=runtime.device, dtype=runtime.dtype)
         runtime = pack(model, runtime, quantize=quantize)
-        self.engine = Engine(model, self.tokenizer, runtime, slots=batch_size)
+        self.engine = Engine(model, self.tokenizer, runtime, slots=batch_size, most=most)
 
     def stream(self, prompt: str, options: GenerateOptions) -> Iterator[str]:
         """The text of one sample, piece by piece, whole characters only; at its end as check_match."""

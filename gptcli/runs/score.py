@@ -60,7 +60,7 @@ def read_records(lines: Iterable[bytes], *, jsonl: bool, field: str) -> Iterator
             raise DataError(f"stdin:{number}: {byte} is not UTF-8; convert it, iconv -t utf-8") from None
         if not jsonl:
             yield {field: text}
-        elif text.strip():
+        elif line.strip():
             yield parse_record(text, f"stdin:{number}", field)
 
 
