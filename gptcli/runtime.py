@@ -22,6 +22,11 @@ class Runtime:
     device: torch.device
     dtype: torch.dtype  # of activations and of matrix products
     threads: int
+    short_cache: bool = False  # keys and values are kept in float16 for writing, whatever the activations
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        return torch.float16 if self.short_cache else self.dtype
 
     @property
     def on_cpu(self) -> bool:

@@ -26,8 +26,8 @@ def make_model(preset: str, kv_heads: int | None) -> GPT:
     return model.eval()
 
 
-def make_cache(model: GPT, rows: int, capacity: int = 192) -> KVCache:
-    cache = KVCache(model.config, rows, capacity, dtype=torch.float32, device=torch.device("cpu"))
+def make_cache(model: GPT, rows: int, capacity: int = 192, dtype: torch.dtype = torch.float32) -> KVCache:
+    cache = KVCache(model.config, rows, capacity, dtype=dtype, device=torch.device("cpu"))
     cache.keys.fill_(1e4)  # what an earlier text left behind must not show
     cache.values.fill_(1e4)
     return cache
@@ -65,6 +65,33 @@ def test_cached_logits_equal_those_of_the_whole_window(preset: str, kv_heads: in
         for row, text in enumerate(rows):
             wanted = whole[text][lengths[row] : lengths[row] + tokens]
             torch.testing.assert_close(logits[row], wanted, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("preset", "kv_heads"), SHAPES)
+@torch.no_grad()
+def test_keys_and_values_of_16_bits_are_rounded_once(preset: str, kv_heads: int | None) -> None:
+    """Prompts and decoding, one row and several: near float32."""
+    model, ids = make_model(preset, kv_heads), texts(3, 100)
+    whole = [model(text[None])[0] for text in ids]
+    lengths = [1, 40, 90]
+
+    def decoded(rows: list[int]) -> list[Tensor]:
+        cache = make_cache(model, len(rows), dtype=torch.float16)
+        counts = [lengths[row] for row in rows]
+        prompts = torch.cat([ids[row][:count] for row, count in zip(rows, counts, strict=True)])
+        model.hidden(prompts[None], layout=Prefill(cache, range(len(rows)), counts))
+        found = []
+        for step in range(8):
+            batch = torch.stack([ids[row][lengths[row] + step : lengths[row] + step + 1] for row in rows])
+            found.append(model.logits(model.hidden(batch, layout=Decode(cache, len(rows), 1)))[:, 0])
+        return list(torch.stack(found, 1))
+
+    together = decoded([0, 1, 2])
+    for row in range(3):
+        wanted = whole[row][lengths[row] : lengths[row] + 8]
+        for found in (decoded([row])[0], together[row]):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=0.02)
+            assert (found - wanted).abs().max() > 1e-5
 
 
 @torch.no_grad()

@@ -109,14 +109,15 @@ def test_log_probabilities_have_the_same_bits_alone_and_in_any_batch(
 ) -> None:
     """Prompts across several blocks, beginnings that are shared, texts across several multiples of keys."""
     model = make_model(tokenizer, preset, **changes)
-    pack(model, CPU, quantize=quantize)
+    used = pack(model, CPU, quantize=quantize)
+    assert used.short_cache == (quantize is not None)
     ids = tokenizer.encode(WORDS * 4)
     prompts = [ids[: 5 + 17 * number % 90] for number in range(4)] + [[*ids[:50], number] for number in range(3)]
     options = GenerateOptions(max_tokens=40, temperature=1.0, logprobs=1)
     asked = [Request(prompt, options, sample) for sample, prompt in enumerate(prompts)]
-    alone = [(c.ids, c.logprobs) for r in asked for c in Engine(model, tokenizer, CPU, slots=1).run([r])]
+    alone = [(c.ids, c.logprobs) for r in asked for c in Engine(model, tokenizer, used, slots=1).run([r])]
     for slots in (3, 7):
-        assert [(c.ids, c.logprobs) for c in Engine(model, tokenizer, CPU, slots=slots).run(asked)] == alone
+        assert [(c.ids, c.logprobs) for c in Engine(model, tokenizer, used, slots=slots).run(asked)] == alone
 
 
 @pytest.mark.parametrize("preset", ["gpt2", "modern"])

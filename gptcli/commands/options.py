@@ -58,7 +58,7 @@ quantize = click.option(
 
 def batch_size(what: str) -> Callable[[F], F]:
     """--batch-size: how many of them are written at once."""
-    limit = "[default: 32, or what a quarter of the memory has room for]"
+    limit = "[default: 64, or what a quarter of the memory has room for]"
     return click.option("--batch-size", type=texts_at_once, help=f"{what} written at once.  {limit}")
 
 

@@ -96,8 +96,7 @@ class Prefill:
         self.positions = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, counts, strict=True)])[None]
         self.positions = self.positions.to(device)
         self.last = torch.tensor(counts).cumsum(0).sub(1).to(device)  # where each row has its last token
-        hidden = torch.full((QUERY_BLOCK, QUERY_BLOCK), -math.inf, dtype=cache.keys.dtype, device=device)
-        self.hidden = hidden.triu(1)
+        self.hidden = torch.full((QUERY_BLOCK, QUERY_BLOCK), -math.inf, device=device).triu(1)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:  # noqa: ARG002
         """Store k and v (1, K, T, D) of one layer; q (1, H, T, D) against all that its row holds -> (1, H, T, D)."""
@@ -108,6 +107,9 @@ class Prefill:
             keys, values = self.cache.keys[layer, row], self.cache.values[layer, row]  # (K, capacity, D)
             keys[:, start : start + count] = k[0, :, piece]
             values[:, start : start + count] = v[0, :, piece]
+            keys, values = (
+                held[:, : start + count].to(q.dtype) for held in (keys, values)
+            )  # rounded, as they are held
             outputs.append(self._causal(q[0, :, piece], keys, values, start))
             begin += count
         return torch.cat(outputs, 1)[None]
@@ -154,9 +156,9 @@ class Decode:
         self.end = -(-longest // KEY_BLOCK) * KEY_BLOCK
         # A token sees the keys up to its own position; later ones are stale, or padding.
         later = torch.arange(self.end) > positions[:, None, :, None]  # (B, 1, T, N)
-        hidden = torch.where(later, -math.inf, 0.0).to(cache.keys.dtype)
+        hidden = torch.where(later, -math.inf, 0.0)
         self.bags = self._bags() if device.type == "cpu" else None
-        self.hidden = hidden.to(device)
+        self.hidden = hidden.to(device, cache.keys.dtype)
         if self.bags:
             self.hidden = hidden.expand(-1, cache.config.num_heads, -1, -1).reshape(-1, self.end)  # (B * H * T, N)
 
@@ -184,8 +186,8 @@ class Decode:
             self.new[0][layer].copy_(k[0])
             self.new[1][layer].copy_(v[0])
         else:
-            self.cache.keys[layer][self.row_index, :, self.positions] = k.transpose(1, 2)
-            self.cache.values[layer][self.row_index, :, self.positions] = v.transpose(1, 2)
+            for held, new in ((self.cache.keys[layer], k), (self.cache.values[layer], v)):
+                held[self.row_index, :, self.positions] = new.transpose(1, 2).to(held.dtype)
         if self.bags:
             D = q.shape[3]
             return self.bags.attend(layer, q.reshape(-1, D) * D**-0.5, self.hidden).view_as(q)

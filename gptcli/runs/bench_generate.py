@@ -119,7 +119,7 @@ def writing_speed(
     for batch in batches:
         report.message(f"measuring {count(batch, 'text')} at a time")
         read = weight_bytes + cache_bytes(
-            model.config, batch, prompt + new // 2, activation_size=runtime.dtype.itemsize
+            model.config, batch, prompt + new // 2, activation_size=runtime.cache_dtype.itemsize
         )
         rounds = [  # a new engine for each, which holds no beginning of an earlier round
             _round(Engine(model, tokenizer, runtime, slots=batch), prompt, new, seed) for seed in range(ROUNDS)
