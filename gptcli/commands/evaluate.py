@@ -13,12 +13,8 @@ from gptcli.errors import ConfigError
 from gptcli.evaluation.options import RowOptions
 
 DEFAULT = RowOptions()
-ROW_FLAGS = {field.name for field in dataclasses.fields(RowOptions)} - {"task"} | {
-    "compare",
-    "records",
-    "force",
-    "also",
-}
+OTHER_FLAGS = ("compare", "records", "force", "also")
+ROW_FLAGS = {field.name for field in dataclasses.fields(RowOptions)} - {"task"} | {*OTHER_FLAGS}
 
 
 @click.command(no_args_is_help=True)
@@ -99,7 +95,7 @@ def evaluate(
             raise ConfigError("--stride: is of the task text; leave it out")
         from gptcli.runs.evaluate_rows import evaluate_rows
 
-        outputs = {name: given.pop(name) for name in ("compare", "records", "force", "also") if name in given}
+        outputs = {name: given.pop(name) for name in OTHER_FLAGS if name in given}
         text = TextOptions(encoding=how.pop("encoding"), errors=how.pop("errors"))
         if how.pop("field") != "text":
             raise ConfigError("--field: is of the task text; name the fields of a row in --template")

@@ -42,8 +42,7 @@ class KVCache:
         self.keys = keys.mT if on_cpu else keys
         self.values = torch.zeros(*heads, N, D, dtype=dtype, device=device)
         self.lengths = [0] * rows
-        self.bags: Bags | None = None  # of the last decoding step
-        self.bags_pages: list[list[int]] = []
+        self.bags: tuple[list[list[int]], Bags] | None = None  # of the last decoding step, and the pages it read
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Make row `target` hold the first `tokens` tokens of row `source`."""
@@ -166,19 +165,20 @@ class Decode:
         """Those of the step before where the same pages are read, as in most steps."""
         lengths = self.cache.lengths[: self.batch]
         pages = [[(length + number) // PAGE + 1 for number in range(self.tokens)] for length in lengths]
-        if self.cache.bags is None or self.cache.bags_pages != pages:
-            H, K = self.cache.config.num_heads, self.cache.config.kv_heads
-            queries = [
-                (row, head, number) for row in range(self.batch) for head in range(H) for number in range(self.tokens)
-            ]
-            self.cache.bags_pages = pages
-            self.cache.bags = Bags(
-                self.cache.keys,
-                self.cache.values,
-                [row * K + head // (H // K) for row, head, _ in queries],
-                [pages[row][number] for row, _, number in queries],
-            )
-        return self.cache.bags
+        if self.cache.bags is not None and self.cache.bags[0] == pages:
+            return self.cache.bags[1]
+        H, K = self.cache.config.num_heads, self.cache.config.kv_heads
+        queries = [
+            (row, head, number) for row in range(self.batch) for head in range(H) for number in range(self.tokens)
+        ]
+        bags = Bags(
+            self.cache.keys,
+            self.cache.values,
+            [row * K + head // (H // K) for row, head, _ in queries],
+            [pages[row][number] for row, _, number in queries],
+        )
+        self.cache.bags = pages, bags
+        return bags
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:  # noqa: ARG002
         """Store k and v (B, K, T, D) of one layer; q (B, H, T, D) against all that is held so far -> (B, H, T, D)."""

@@ -162,7 +162,7 @@ class Engine:
                 queue.drop_finished()
             if not self.rows:
                 return
-            yield from self._steps_ahead(tokens) if self._can_go_ahead() else self._step(tokens)
+            yield from self._go_ahead(tokens) if self._can_go_ahead() else self._step(tokens)
             self._drop_finished(tokens)
             queue.drop_finished()
 
@@ -238,7 +238,7 @@ class Engine:
             )
         return self.ahead.fits(self.rows)
 
-    def _steps_ahead(self, tokens: list[int]) -> Iterator[Completion]:
+    def _go_ahead(self, tokens: list[int]) -> Iterator[Completion]:
         """As _step, several times over; what comes after the end of a row is dropped."""
         assert self.ahead is not None
         for free in range(len(tokens), self.ahead.batch(len(tokens))):

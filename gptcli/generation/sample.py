@@ -34,11 +34,21 @@ def candidates(logits: Tensor, options: GenerateOptions) -> tuple[Tensor | None,
         total = weights.sum(-1, keepdim=True)
         if ids is None:
             ids, weights = _nucleus_candidates(logits, weights, total, options)
-        before = weights.cumsum(-1) - weights
-        weights = weights.masked_fill(before >= options.top_p * total, 0.0)
-    if options.min_p > 0.0:
-        weights = weights.masked_fill(weights < options.min_p * weights.amax(-1, keepdim=True), 0.0)
+        weights = _nucleus(weights, total, options)
+    weights = _above_min_p(weights, options)
     return ids, weights / weights.sum(-1, keepdim=True)
+
+
+def _nucleus(weights: Tensor, total: Tensor, options: GenerateOptions) -> Tensor:
+    """Weights, likeliest first, without those that come after options.top_p of the total (R, 1) is reached."""
+    before = weights.cumsum(-1) - weights
+    return weights.masked_fill(before >= options.top_p * total, 0.0)
+
+
+def _above_min_p(weights: Tensor, options: GenerateOptions) -> Tensor:
+    if not options.min_p:
+        return weights
+    return weights.masked_fill(weights < options.min_p * weights.amax(-1, keepdim=True), 0.0)
 
 
 def _weights(logits: Tensor, temperature: float) -> Tensor:
@@ -89,11 +99,8 @@ def draw_on_device(logits: Tensor, options: GenerateOptions, uniforms: Tensor) -
         ranked, ids = logits.sort(dim=-1, descending=True)
     weights = _weights(ranked, options.temperature)
     if options.top_p < 1.0:
-        before = weights.cumsum(-1) - weights
-        weights = weights.masked_fill(before >= options.top_p * weights.sum(-1, keepdim=True), 0.0)
-    if options.min_p > 0.0:
-        weights = weights.masked_fill(weights < options.min_p * weights.amax(-1, keepdim=True), 0.0)
-    index = _invert(weights, uniforms)
+        weights = _nucleus(weights, weights.sum(-1, keepdim=True), options)
+    index = _invert(_above_min_p(weights, options), uniforms)
     return (index if ids is None else ids.gather(1, index))[:, 0]
 
 

@@ -131,10 +131,10 @@ def evaluate_rows(
     if options.shots_file is not None:
         shots = Shots(_read([options.shots_file], options, text), options.shots, options.seed)
     runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
-    others = [_load(path, runtime, quantize) for path in members]
+    asked = [[path] for path in directories]
+    asked[0] += members
     outcomes = [
-        _ask(_load(path, runtime, quantize), others if path is directories[0] else [], items, options, shots, report)
-        for path in directories
+        _ask([_load(path, runtime, quantize) for path in paths], items, options, shots, report) for paths in asked
     ]
     resampling = Resampling(options.resamples, options.seed)
     measured = [
@@ -188,17 +188,11 @@ def _members(first: Path, also: Sequence[str | Path], options: RowOptions) -> li
     return directories
 
 
-def _ask(
-    loaded: Loaded,
-    others: Sequence[Loaded],
-    items: list[Item],
-    options: RowOptions,
-    shots: Shots | None,
-    report: Report,
-) -> Outcome:
+def _ask(members: list[Loaded], items: list[Item], options: RowOptions, shots: Shots | None, report: Report) -> Outcome:
+    loaded = members[0]
     match options.task:
         case "classify" if loaded.labels and not _by_words(options):
-            outcome = classify_by_head([loaded, *others], items, report)
+            outcome = classify_by_head(members, items, report)
         case "classify":
             outcome = classify_by_words(loaded, items, _label_words(items, options, shots), options, shots, report)
         case "choice":
