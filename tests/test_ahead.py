@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from random_models import randomized
 
 from gptcli.config import GenerateOptions, ModelConfig
 from gptcli.data.tokenizer import Tokenizer, learn_merges
@@ -32,11 +33,7 @@ def make_model(preset: str, tokenizer: Tokenizer) -> GPT:
     """Weights so large that no two tokens are about as likely."""
     shape = {"num_layers": 2, "num_heads": 4, "hidden_size": 32, "context_length": 64}
     model = GPT(ModelConfig.from_preset(preset, **shape, vocab_size=tokenizer.vocab_size + 6))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_(0.0, 0.4, generator=generator)
-    return model.eval()
+    return randomized(model, 0.4)
 
 
 def outcome(completion: Completion) -> tuple[list[int], str, str | None]:

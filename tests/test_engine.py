@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_models import randomized
 
 from gptcli.config import GenerateOptions, ModelConfig
 from gptcli.data.tokenizer import Tokenizer, learn_merges
@@ -36,11 +37,7 @@ def model(tokenizer: Tokenizer) -> GPT:
     """Random weights so large that the next token depends on all before it; 6 more rows than tokens."""
     shape = {"num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "hidden_size": 32, "context_length": 48}
     model = GPT(ModelConfig(**shape, vocab_size=tokenizer.vocab_size + 6))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_(0.0, 0.4, generator=generator)
-    return model.eval()
+    return randomized(model, 0.4)
 
 
 def make_engine(model: GPT, tokenizer: Tokenizer, slots: int = 3) -> Engine:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from random_models import randomized
 
 from gptcli.config import GenerateOptions, ModelConfig
 from gptcli.data.tokenizer import Tokenizer, learn_merges
@@ -32,11 +33,7 @@ def tokenizer() -> Tokenizer:
 def engine(tokenizer: Tokenizer) -> Engine:
     shape = {"num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "hidden_size": 32, "context_length": 128}
     model = GPT(ModelConfig(**shape, vocab_size=tokenizer.vocab_size))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_(0.0, 0.4, generator=generator)
-    pack(model.eval(), CPU)
+    pack(randomized(model, 0.4), CPU)
     return Engine(model, tokenizer, CPU, slots=4)
 
 

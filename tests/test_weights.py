@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from random_models import randomized
 from torch import Tensor, nn
 
 from gptcli.config import GenerateOptions, ModelConfig
@@ -95,11 +96,7 @@ def tokenizer() -> Tokenizer:
 def make_model(tokenizer: Tokenizer, preset: str, **changes: Any) -> GPT:
     shape = {"num_layers": 2, "num_heads": 4, "hidden_size": 64, "context_length": 160, **changes}
     model = GPT(ModelConfig.from_preset(preset, **shape, vocab_size=tokenizer.vocab_size))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_(0.0, 0.3, generator=generator)
-    return model.eval()
+    return randomized(model, 0.3)
 
 
 @pytest.mark.parametrize("quantize", [None, pytest.param("int8", marks=FBGEMM)])
