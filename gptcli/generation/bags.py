@@ -36,6 +36,7 @@ class Bags:
         self.value_index = ((row * C + page)[:, None] * PAGE + torch.arange(PAGE)).view(-1)
         self.value_offsets = torch.tensor([0, *pages[:-1]]).cumsum(0) * PAGE
         self.even = len(owner) == Q * P
+        self.scale = torch.full((P, 1), D**-0.5)
         self.owner, self.place = owner, owner * P + page
 
     def attend(self, layer: int, q: Tensor, hidden: Tensor) -> Tensor:
@@ -46,9 +47,8 @@ class Bags:
         Q, D = q.shape
         P = hidden.shape[1] // PAGE
         keys, values = self.tables[layer]
-        q = q.to(keys.dtype)
-        weights = q[:, None].expand(Q, P, D).reshape(-1) if self.even else q[self.owner].view(-1)
-        scores = _bags(keys, self.key_index, self.key_offsets, weights)
+        weights = (q[:, None] * self.scale).to(keys.dtype) if self.even else (q * D**-0.5).to(keys.dtype)[self.owner]
+        scores = _bags(keys, self.key_index, self.key_offsets, weights.view(-1))
         if self.even:
             weights = (scores.view(Q, -1) + hidden).softmax(-1)
         else:

@@ -189,8 +189,7 @@ class Decode:
             for held, new in ((self.cache.keys[layer], k), (self.cache.values[layer], v)):
                 held[self.row_index, :, self.positions] = new.transpose(1, 2).to(held.dtype)
         if self.bags:
-            D = q.shape[3]
-            return self.bags.attend(layer, q.reshape(-1, D) * D**-0.5, self.hidden).view_as(q)
+            return self.bags.attend(layer, q.reshape(-1, q.shape[3]), self.hidden).view_as(q)
         keys, values = (held[layer, : self.batch, :, : self.end] for held in (self.cache.keys, self.cache.values))
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=self.hidden, enable_gqa=True)
 

@@ -103,7 +103,8 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scale = x.abs().amax(-1, keepdim=True).clamp_min_(1e-30)  # the infinity norm takes two to four times as long
         product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
-        y = product(x / scale, 1 / ROW_LEVELS, ROW_ZERO, self.packed)
+        with torch._C.DisableTorchFunctionSubclass():
+            y = product(x / scale, 1 / ROW_LEVELS, ROW_ZERO, self.packed)
         return y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale)
 
 
@@ -152,8 +153,20 @@ def pack(model: GPT, runtime: Runtime, *, quantize: Quantize | None = None) -> R
             module.float()  # not to be widened at every token
         if isinstance(module, MLP) and isinstance(module.up, PackedLinear):
             module.up.before_activation(module)
+    _shorten_the_way(model)
     short = quantize is not None or runtime.dtype == torch.bfloat16
     return dataclasses.replace(runtime, dtype=torch.float32, short_cache=short)
+
+
+def _shorten_the_way(model: GPT) -> None:
+    """Let modules find their parameters and parts without nn.Module.__getattr__, and those of a block call their parts
+    without a look for hooks: 6 % of the time of one text."""
+    for module in model.modules():
+        module.__dict__.update(module._parameters | module._modules)
+    for block in model.blocks:
+        for module in block.modules():
+            parts = {name: part.forward for name, part in module.named_children() if not isinstance(part, Scale)}
+            module.__dict__.update(parts)
 
 
 def _layout(dtype: torch.dtype, quantize: Quantize | None) -> Callable[[nn.Linear], nn.Module] | None:
