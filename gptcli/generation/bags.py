@@ -45,7 +45,6 @@ class Bags:
         `hidden` (Q, P * PAGE), float32, is 0 where a query sees a token of its row, and else -inf.
         """
         Q, D = q.shape
-        P = hidden.shape[1] // PAGE
         keys, values = self.tables[layer]
         weights = (q[:, None] * self.scale).to(keys.dtype) if self.even else (q * D**-0.5).to(keys.dtype)[self.owner]
         scores = _bags(keys, self.key_index, self.key_offsets, weights.view(-1))

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.errors import ConfigError
-from gptcli.model import GPT, MLP, Linear, Norm, Scale
+from gptcli.model import GPT, MLP, Attention, Linear, Norm, Scale
 from gptcli.runtime import Runtime
 
 Quantize = Literal["int8"]
@@ -153,6 +153,8 @@ def pack(model: GPT, runtime: Runtime, *, quantize: Quantize | None = None) -> R
             module.float()  # not to be widened at every token
         if isinstance(module, MLP) and isinstance(module.up, PackedLinear):
             module.up.before_activation(module)
+        if isinstance(module, Attention | MLP) and isinstance(module.projection, PackedLinear):
+            module.projection.output_dtype = runtime.dtype  # what it is added to is wider
     _shorten_the_way(model)
     short = quantize is not None or runtime.dtype == torch.bfloat16
     return dataclasses.replace(runtime, dtype=torch.float32, short_cache=short)
