@@ -146,20 +146,24 @@ class Decode:
         device = cache.keys.device
         positions = torch.tensor(cache.lengths[:batch])[:, None] + torch.arange(tokens)  # (B, T)
         self.positions = positions.to(device)
-        self.row_index = torch.arange(batch, device=device)[:, None]
         self.new: tuple[Tensor, Tensor] | None = None  # where those of a single row go, of all layers
         if batch == 1:
             piece = slice(cache.lengths[0], cache.lengths[0] + tokens)
             self.new = cache.keys[:, 0, :, piece], cache.values[:, 0, :, piece]
+        else:
+            self.row_index = torch.arange(batch, device=device)[:, None]
         longest = max(cache.lengths[:batch]) + tokens
         self.end = -(-longest // KEY_BLOCK) * KEY_BLOCK
         # A token sees the keys up to its own position; later ones are stale, or padding.
-        later = torch.arange(self.end) > positions[:, None, :, None]  # (B, 1, T, N)
-        hidden = torch.where(later, -math.inf, 0.0)
-        self.bags = self._bags() if device.type == "cpu" else None
-        self.hidden = hidden.to(device, cache.keys.dtype)
-        if self.bags:
-            self.hidden = hidden.expand(-1, cache.config.num_heads, -1, -1).reshape(-1, self.end)  # (B * H * T, N)
+        later = torch.arange(self.end) > positions[:, None, :, None]
+        self.hidden = torch.where(later, -math.inf, 0.0)  # (B, 1, T, N)
+        self.bags: Bags | None = None
+        if device.type != "cpu":
+            self.hidden = self.hidden.to(device, cache.keys.dtype)
+        else:
+            self.bags = self._bags()
+            heads = cache.config.num_heads if batch * tokens > 1 else 1
+            self.hidden = self.hidden.expand(-1, heads, -1, -1).reshape(-1, self.end)  # (B * H * T or 1, N)
 
     def _bags(self) -> Bags:
         """Those of the step before where the same pages are read, as in most steps."""
