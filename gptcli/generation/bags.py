@@ -42,7 +42,7 @@ class Bags:
     def attend(self, layer: int, q: Tensor, hidden: Tensor) -> Tensor:
         """q (Q, D), scaled -> (Q, D), both float32, whatever the dtype of the cache.
 
-        `hidden` (Q, P * PAGE) or of one row for all, float32, is 0 where a query sees a token of its row, and else -inf.
+        `hidden` (Q, P * PAGE), or one row for all, float32, is 0 where a query sees a token of its row, and else -inf.
         """
         Q, D = q.shape
         keys, values = self.tables[layer]
