@@ -40,6 +40,7 @@ def chat(
       printf 'When are you open?\\nAnd on Sunday?\\n' | gptcli chat runs/shop --temperature 0
       gptcli chat runs/shop --jsonl < questions.jsonl | jq -r .text
     """
+    options.ask_for_huge_pages()
     from gptcli import console
 
     chosen = options.take_drawing(how)

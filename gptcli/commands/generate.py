@@ -65,6 +65,7 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
     chosen = options.take_drawing(how)
     check_usage(prompt, chosen, jsonl=jsonl, as_json=as_json, stream=stream)
     text = "" if jsonl else console.prompt_text(prompt)
+    options.ask_for_huge_pages()
     from gptcli.runs import generate as runs
 
     writer = runs.Writer(run, most=None if jsonl else chosen.n, **how)

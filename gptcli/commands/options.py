@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,6 +15,12 @@ from gptcli.config import GenerateOptions, PretrainConfig
 from gptcli.errors import ConfigError
 
 DRAW_DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerateOptions)}
+
+
+def ask_for_huge_pages() -> None:
+    """Let torch, which must not be imported yet, ask Linux for huge pages where a tensor is large: weights are read 2
+    to 3 % faster while a text is written. Training gains nothing by them and would take 7 % more memory."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 class FiniteRange(click.FloatRange):

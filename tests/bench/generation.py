@@ -18,6 +18,14 @@ Learnt, on two Zen 3 cores without bfloat16 hardware:
   - Bags of an embedding (F.embedding_bag over blocks of columns, int8 or 16 bits) read weights for one row as fast as
     FBGEMM's products, and are slower from two rows on: two forms of every matrix would be the price.
   - Emulated bfloat16 is slow where rows are many: FBGEMM's float16 weights take a sixth of the time for a prompt.
+  - On two Zen 5 cores a call of oneDNN's or FBGEMM's product for one row takes 10 microseconds beside the product, and
+    every small operation after it 2 to 10, because weights have run through the caches. So fewer operations count, and
+    what is around them: nn.Module's look for parts and hooks took 6 % of the time, and exceptions 2 % in bfloat16 and
+    7 % in int8 (torch asks a dtype or packed weight for __torch_function__, finds none and raises).
+  - Rough logits in int8 first, with error bounds, and exact ones of those that may be among the 50 likeliest: 1,700
+    candidates with these weights, 1.1 ms a token more instead of less.
+  - What the other tenants of a shared machine do to its memory decides whether bfloat16 weights are read at 40 or 60
+    GB/s, for minutes; transformers, which is bound elsewhere, does not see it. Compare within one minute.
   - One fused operation (SDPA) for the attention of a decoding step saves nothing measurable in a whole step.
 """
 
@@ -44,6 +52,9 @@ Prompts = list[list[int]]
 
 
 def gptcli_engine(directory: Path, threads: int, device: str, prompts: Prompts, new: int, how: str) -> float:
+    from gptcli.commands.options import ask_for_huge_pages
+
+    ask_for_huge_pages()  # as `gptcli generate` does, before torch is there
     from gptcli.config import GenerateOptions
     from gptcli.generation.engine import Request
     from gptcli.runs.generate import Writer
