@@ -40,7 +40,7 @@ class Bags:
         self.owner, self.place = owner, owner * P + page
 
     def attend(self, layer: int, q: Tensor, hidden: Tensor) -> Tensor:
-        """q (Q, D), scaled -> (Q, D), both float32, whatever the dtype of the cache.
+        """q (Q, D) -> (Q, D), both float32, whatever the dtype of the cache.
 
         `hidden` (Q, P * PAGE), or one row for all, float32, is 0 where a query sees a token of its row, and else -inf.
         """
