@@ -13,7 +13,7 @@ from gptcli.data.tokenizer import Tokenizer, learn_merges
 from gptcli.errors import ConfigError
 from gptcli.generation import weights
 from gptcli.generation.engine import Engine, Request
-from gptcli.generation.weights import HalfLinear, Int8Linear, Int8WeightLinear, PackedLinear, pack
+from gptcli.generation.weights import HalfLinear, Int8CudaLinear, Int8Linear, Int8WeightLinear, PackedLinear, pack
 from gptcli.model import GPT
 from gptcli.runtime import Runtime
 
@@ -46,6 +46,7 @@ def linear(bias: bool, outputs: int = 96, inputs: int = 64) -> tuple[nn.Linear, 
         (lambda layer: PackedLinear(layer, torch.float32), 1e-6),
         pytest.param(Int8Linear, 0.03, marks=FBGEMM),
         (Int8WeightLinear, 0.02),
+        (Int8CudaLinear, 0.02),
         pytest.param(HalfLinear, 5e-4, marks=FBGEMM),
     ],
 )
@@ -62,7 +63,8 @@ def test_rows_are_as_close_to_the_exact_product_as_their_bits_allow(
 
 
 @pytest.mark.parametrize(
-    "make", [lambda layer: PackedLinear(layer, torch.float32), pytest.param(Int8Linear, marks=FBGEMM)]
+    "make",
+    [lambda layer: PackedLinear(layer, torch.float32), pytest.param(Int8Linear, marks=FBGEMM), Int8CudaLinear],
 )
 @pytest.mark.parametrize("shape", [(96, 64), (130, 100), (1000, 256)])
 @torch.inference_mode()
@@ -133,10 +135,28 @@ def test_bfloat16_is_near_float32_in_every_batch(tokenizer: Tokenizer, preset: s
         assert found == pytest.approx(wanted, abs=0.3)
 
 
+@pytest.mark.parametrize("ahead", [0, 4])
+@pytest.mark.parametrize("preset", ["gpt2", "modern"])
+@torch.inference_mode()
+def test_int8_for_cuda_is_near_float32(tokenizer: Tokenizer, preset: str, ahead: int) -> None:
+    """The layers that a CUDA device would have, on a CPU, in bfloat16 beside them as there; one step or several."""
+    prompt = tokenizer.encode(WORDS)
+    options = GenerateOptions(max_tokens=1 + ahead, temperature=0.0, logprobs=0 if ahead else 1)
+    runtime = Runtime(device=torch.device("cuda"), dtype=torch.bfloat16, threads=1)
+    exact, rounded = make_model(tokenizer, preset), make_model(tokenizer, preset)
+    assert pack(rounded, runtime, quantize="int8") == runtime
+    assert isinstance(rounded.head, Int8CudaLinear)
+    used = Runtime(device=CPU.device, dtype=torch.bfloat16, threads=1)
+    (wanted,) = Engine(exact, tokenizer, CPU, slots=1).run([Request(prompt, options)])
+    (found,) = Engine(rounded, tokenizer, used, slots=1, ahead=ahead).run([Request(prompt, options)])
+    assert found.logprobs == pytest.approx(wanted.logprobs, abs=0.3)
+    assert len(found.ids) == len(wanted.ids)
+
+
 @pytest.mark.parametrize(
     ("runtime", "problem"),
     [
-        (Runtime(device=torch.device("meta"), dtype=torch.float32, threads=1), "is for the CPU"),
+        (Runtime(device=torch.device("meta"), dtype=torch.float32, threads=1), "is for a CPU or CUDA"),
         (Runtime(device=torch.device("cpu"), dtype=torch.bfloat16, threads=1), "leave out --dtype"),
     ],
 )

@@ -59,7 +59,9 @@ dtype = click.option(
 )
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores.")
 quantize = click.option(
-    "--quantize", type=click.Choice(["int8"]), help="Weights in 8 bits on a CPU; evaluate shows what that costs."
+    "--quantize",
+    type=click.Choice(["int8"]),
+    help="Weights in 8 bits, on a CPU or CUDA; evaluate shows what that costs.",
 )
 
 
