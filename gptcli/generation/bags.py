@@ -56,9 +56,10 @@ class Bags:
         return _bags(values, self.value_index, self.value_offsets, weights.view(-1).to(values.dtype)).float()
 
 
+_product = torch.ops.aten._embedding_bag_forward_only.default._op  # as in weights.py
+
+
 def _bags(table: Tensor, index: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of rows of the table (rows, width), one for each offset -> (offsets, width)."""
-    sums: Tensor = torch.ops.aten._embedding_bag_forward_only.default(table, index, offsets, False, 0, False, weights)[
-        0
-    ]
+    sums: Tensor = _product(table, index, offsets, False, 0, False, weights)[0]
     return sums
