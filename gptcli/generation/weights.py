@@ -45,7 +45,7 @@ LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 class PackedLinear(nn.Module):
-    """y = x W^T + b with W in oneDNN's layout, computed in the dtype of W; x and y are float32."""
+    """y = x W^T + b with W in oneDNN's layout, computed in the dtype of W; x may have any, y has `output_dtype`."""
 
     activation, output_dtype = ("none", ""), torch.float32
 
@@ -68,7 +68,7 @@ class PackedLinear(nn.Module):
             self.activation = ("gelu", "tanh" if mlp.activation == "gelu" else "none")
             mlp.activation = None
         if mlp.activation != "swiglu":  # which rounds twice in 16 bits
-            self.output_dtype = self.packed.dtype
+            self.output_dtype = self.dtype
 
 
 class HalfLinear(nn.Module):
@@ -109,15 +109,21 @@ class Int8Linear(nn.Module):
         return y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale)
 
 
+def _whole_numbers(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """The weight (N, K) in 8 bits, and the scale of each of its rows, (N,) float32."""
+    weight = linear.weight.detach().float()
+    scales = weight.abs().amax(1).clamp_min(1e-30) / 127
+    return (weight / scales[:, None]).round().to(torch.int8), scales
+
+
 class Int8WeightLinear(nn.Module):
     """Int8Linear where FBGEMM is not built in: weights in 8 bits, rows in bfloat16."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.out_features = linear.out_features
-        weight = linear.weight.detach().float()
-        scales = weight.abs().amax(1).clamp_min(1e-30) / 127
-        self.weight = nn.Parameter((weight / scales[:, None]).round().to(torch.int8), requires_grad=False)
+        whole, scales = _whole_numbers(linear)
+        self.weight = nn.Parameter(whole, requires_grad=False)
         self.scales = nn.Parameter(scales.bfloat16(), requires_grad=False)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
 
@@ -137,9 +143,7 @@ class Int8CudaLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.out_features = N = linear.out_features
-        weight = linear.weight.detach().float()
-        scales = weight.abs().amax(1).clamp_min(1e-30) / ROW_LEVELS
-        whole = (weight / scales[:, None]).round().to(torch.int8)
+        whole, scales = _whole_numbers(linear)
         self.weight = nn.Parameter(F.pad(whole, (0, -whole.shape[1] % 16, 0, -N % 16)), requires_grad=False)
         self.scales = nn.Parameter(scales, requires_grad=False)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
