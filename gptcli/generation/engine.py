@@ -282,23 +282,15 @@ class Engine:
 
     def _draw(self, logits: Tensor, rows: list[Row]) -> list[int]:
         """The next token of each row, from logits (B, V), and its completion brought up to date."""
-        for row, total in zip(rows, logits.sum(-1).tolist(), strict=True):
+        tokens = []
+        for row, scores, total in zip(rows, logits, logits.sum(-1).tolist(), strict=True):
             if not math.isfinite(total):
                 raise _not_finite(row)
-        logprobs = [logits[i].double().log_softmax(-1) if r.options.logprobs else None for i, r in enumerate(rows)]
-        groups: dict[tuple[float, int | None, float, float], list[int]] = {}
-        for index, row in enumerate(rows):
-            row.adjust(logits[index])
-            groups.setdefault(row.how_drawn, []).append(index)
-        tokens = [0] * len(rows)
-        for members in groups.values():
-            options = rows[members[0]].options
-            uniforms = [] if options.temperature == 0 else [rows[index].random.random() for index in members]
-            drawn = draw(logits if len(groups) == 1 else logits[members], options, uniforms)
-            for index, token in zip(members, drawn, strict=True):
-                tokens[index] = token
-        for row, token, given in zip(rows, tokens, logprobs, strict=True):
-            row.take(token, given)
+            logprobs = scores.double().log_softmax(-1) if row.options.logprobs else None
+            row.adjust(scores)
+            uniform = row.random.random() if row.options.temperature else 0.0
+            tokens.append(draw(scores.numpy(), row.options, uniform))
+            row.take(tokens[-1], logprobs)
         return tokens
 
     def _drop_finished(self, tokens: list[int]) -> None:
