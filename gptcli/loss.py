@@ -33,6 +33,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
         matrix = weight.to(hidden.dtype)
+        kept, index = (targets != IGNORE).unsqueeze(1), targets.clamp_min(0)
         on_cpu = matrix.device.type == "cpu"
         rows = chunk_rows(matrix.shape[0], on_cpu=on_cpu)
         held = held_rows(matrix.shape[0], on_cpu=on_cpu, dtype=hidden.dtype)
@@ -40,12 +41,13 @@ class _HeadCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden)
         d_weight: Tensor | None = None
         for first in range(0, hidden.shape[0], held):
-            group = hidden[first : first + held]
+            group = hidden[first : first + held] * kept[first : first + held]
             slopes = group.new_empty(group.shape[0], matrix.shape[0])
             for start in range(0, group.shape[0], rows):
                 chunk = slice(first + start, first + start + rows)
                 slope = slopes[start : start + rows]
-                total -= _slopes(hidden[chunk], matrix, targets[chunk], cap, out=slope)
+                log_p = _slopes(hidden[chunk], matrix, index[chunk], cap, out=slope)
+                total -= (log_p * kept[chunk, 0]).sum()
                 torch.mm(slope, matrix, out=d_hidden[chunk])
             if not ctx.needs_input_grad[1]:
                 continue
@@ -55,7 +57,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 d_weight.addmm_(slopes.t(), group)
             else:
                 d_weight += slopes.t() @ group
-        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.save_for_backward(d_hidden.mul_(kept), d_weight)
         return total
 
     @staticmethod
@@ -67,28 +69,31 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
 
 def _slopes(x: Tensor, matrix: Tensor, targets: Tensor, cap: float, *, out: Tensor) -> Tensor:
-    """-> the summed log-probability of the targets (N,); `out` (N, V) becomes d loss / d logits.
+    """-> the log-probability of each target (N,), float32; `out` (N, V) becomes d -log-probability / d logits.
 
-    The largest probability of a row is one over the sum of exp(logit - largest logit), which log_softmax would need a
-    pass over all for.
+    On a CPU every pass over `out` shows: 2.5 % of a step went into a softmax of its own in float32, a second maximum
+    and zeros for targets that do not count.
     """
-    kept = targets != IGNORE
-    index = targets.clamp_min(0).unsqueeze(1)
-    logits = x @ matrix.t()
-    tanh = logits.mul_(1 / cap).tanh_() if cap else None
-    if tanh is not None:
-        logits = tanh.to(torch.float32, copy=True).mul_(cap)
-    largest = logits.amax(-1)
-    p = torch.softmax(logits, -1, dtype=torch.float32, out=out if out.dtype == torch.float32 else None)
-    log_p = logits.gather(1, index).squeeze(1).float() - largest.float() + p.amax(-1).log()
-    total = (log_p * kept).sum()
-    p.scatter_add_(1, index, torch.full_like(index, -1, dtype=p.dtype))  # d loss / d capped logits = softmax - one-hot
-    if p is not out:
-        out.copy_(p)
-    if tanh is not None:
-        out.addcmul_(out, tanh.square_(), value=-1)
-    out.mul_(kept.unsqueeze(1))
-    return total
+    torch.mm(x, matrix.t(), out=out)
+    logits = out.mul_(1 / cap).tanh_().to(torch.float32, copy=True).mul_(cap) if cap else out
+    index = targets.unsqueeze(1)
+    log_p = logits.gather(1, index).squeeze(1).float() - logits.amax(-1).float()
+    p = torch.softmax(logits, -1, out=logits)
+    log_p += _largest(p).float().log()  # one over the sum of exp(logit - largest logit)
+    # softmax - one-hot: the sum of the other probabilities is exact where 1 - p would be nothing but rounding.
+    flat, places = p.view(-1), torch.arange(len(p), device=p.device) * p.shape[1] + targets
+    flat.index_fill_(0, places, 0.0)
+    others = p.sum(-1)
+    flat.index_copy_(0, places, -others)
+    if cap:
+        out.square_().neg_().add_(1).mul_(p)  # the slope of tanh
+    return torch.where(others < 0.5, others.float().neg().log1p(), log_p)
+
+
+def _largest(p: Tensor) -> Tensor:
+    """The largest of each row (N, V), none below zero: their bits have their order, and a CPU compares those of
+    bfloat16 five times as fast."""
+    return p.view(torch.int16 if p.dtype.itemsize == 2 else torch.int32).amax(-1).view(p.dtype)
 
 
 def head_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, *, cap: float) -> Tensor:
