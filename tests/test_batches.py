@@ -14,22 +14,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.data.batches import TokenBatches, derived_seed, permute
-from gptcli.data.shards import SplitIndex, SplitWriter, TokenArray, token_dtype, write_index
+from gptcli.data.shards import ResidentTokens, SplitIndex, SplitWriter, TokenArray, near, token_dtype, write_index
 from gptcli.errors import DataError
 
 FIRST = 65_000  # the id that begins every row; the tokens of a test are their own positions
 
 
 @contextmanager
-def tokens_on_disk(count: int, shards: int = 1) -> Iterator[TokenArray]:
+def tokens_on_disk(count: int, shards: int = 1, *, vocab_size: int = FIRST + 1) -> Iterator[TokenArray]:
     """The sequence 0, 1, ..., count - 1 in as many shards."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        writer = SplitWriter(directory, "train", token_dtype(FIRST + 1))
+        writer = SplitWriter(directory, "train", token_dtype(vocab_size))
         for part in np.array_split(np.arange(count), shards):
             writer.append(part.tolist(), text_bytes=len(part), starts_document=True)
             writer.flush()
-        write_index(directory, vocab_size=FIRST + 1, splits={"train": writer.index, "validation": SplitIndex()})
+        write_index(directory, vocab_size=vocab_size, splits={"train": writer.index, "validation": SplitIndex()})
         yield TokenArray(directory, "train")
 
 
@@ -190,3 +190,28 @@ def test_the_place_of_a_batch_names_shard_and_offset(tokens: TokenArray) -> None
 def test_fewer_tokens_than_a_context_are_refused_with_both_numbers(tokens: TokenArray) -> None:
     with pytest.raises(DataError, match="has 1000 tokens, fewer than one context of 1001"):
         make_batches(tokens, context_length=1001)
+
+
+# ------------------------------------------------------------------------------------------- the tokens on a device
+
+
+@pytest.mark.parametrize("vocab_size", [65_536, 100_000])
+def test_resident_tokens_are_the_same(vocab_size: int) -> None:
+    """All ids of 16 bits, and of 32, across the borders of shards."""
+    with tokens_on_disk(min(vocab_size, 70_000), shards=3, vocab_size=vocab_size) as array:
+        resident = ResidentTokens(array, torch.device("cpu"))
+        assert len(resident) == len(array)
+        starts = np.arange(0, len(array) - 700, 611)
+        assert torch.equal(resident.rows(starts, 700), array.rows(starts, 700))
+        for step in (0, 9):
+            pairs = zip(
+                make_batches(array)(step).micro_batches, make_batches(resident)(step).micro_batches, strict=True
+            )
+            for ours, theirs in pairs:
+                assert torch.equal(ours.inputs, theirs.inputs)
+                assert torch.equal(ours.targets, theirs.targets)
+                assert ours.place == theirs.place
+
+
+def test_a_cpu_reads_tokens_where_they_are(tokens: TokenArray) -> None:
+    assert near(tokens, torch.device("cpu")) is tokens

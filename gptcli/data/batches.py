@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptcli.data.shards import TokenArray
+from gptcli.data.shards import ResidentTokens, TokenArray
 from gptcli.errors import DataError
 
 FEISTEL_ROUNDS = 4
@@ -75,7 +75,7 @@ class TokenBatches:
 
     def __init__(
         self,
-        tokens: TokenArray,
+        tokens: TokenArray | ResidentTokens,
         *,
         context_length: int,
         batch_size: int,
@@ -102,7 +102,7 @@ class TokenBatches:
 
     def _batch(self, numbers: NDArray[np.int64]) -> Batch:
         starts = np.concatenate([self._starts(int(epoch), numbers) for epoch in np.unique(numbers // self.rows)])
-        targets = torch.from_numpy(np.stack([self.tokens.read(int(start), self.context_length) for start in starts]))
+        targets = self.tokens.rows(starts, self.context_length)
         inputs = torch.roll(targets, 1, dims=1)
         inputs[:, 0] = self.first_token
         return Batch(inputs, targets, self.tokens.place(int(starts[0])))

@@ -18,15 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gptcli import fsio
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
+from gptcli.hardware.machine import device_memory_bytes
 
 FORMAT, VERSION = "gptcli-shards", 1
 INDEX = "index.json"
 SPLITS = ("train", "validation")
+RESIDENT_SHARE = 1 / 8  # of a device's memory, which training tokens may take
+SIGNED = {2: torch.int16, 4: torch.int32}  # PyTorch indexes those, and not the unsigned ones everywhere
 
 
 @dataclass
@@ -140,7 +145,7 @@ class TokenArray:
         """Checks the size of every shard; DataError names one that is missing or cut."""
         index = read_index(directory)
         self.index: SplitIndex = index["splits"][split]
-        dtype = np.dtype(index["dtype"]).newbyteorder("<")
+        dtype = self.dtype = np.dtype(index["dtype"]).newbyteorder("<")
         self.shards: list[NDArray[Any]] = []
         for shard in self.index.shards:
             path = directory / shard["file"]
@@ -169,7 +174,40 @@ class TokenArray:
             return np.zeros(0, dtype=np.int64)
         return np.concatenate(parts).astype(np.int64)
 
+    def rows(self, starts: NDArray[np.int64], count: int) -> Tensor:
+        """The `count` tokens from each start (R,) on -> (R, count) int64; all of them must be there."""
+        return torch.from_numpy(np.stack([self.read(int(start), count) for start in starts]))
+
     def place(self, position: int) -> str:
         """`FILE:OFFSET` of a token, for messages."""
         number = bisect.bisect_right(self.starts, position) - 1
         return f"{self.index.shards[number]['file']}:{position - self.starts[number]}"
+
+
+class ResidentTokens:
+    """The tokens of a TokenArray in the memory of a device, where the rows of a batch are gathered without the CPU."""
+
+    def __init__(self, tokens: TokenArray, device: torch.device) -> None:
+        self.array = tokens
+        self.flat = torch.empty(len(tokens), dtype=SIGNED[tokens.dtype.itemsize], device=device)
+        for start, shard in zip(tokens.starts, tokens.shards, strict=False):  # one start more than shards
+            signed = shard.view(f"<i{tokens.dtype.itemsize}")
+            self.flat[start : start + len(shard)] = torch.from_numpy(np.array(signed))
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def rows(self, starts: NDArray[np.int64], count: int) -> Tensor:
+        """As of the array, on the device."""
+        device = self.flat.device
+        places = torch.from_numpy(starts).to(device)[:, None] + torch.arange(count, device=device)
+        return self.flat[places].long() & ((1 << 8 * self.flat.itemsize) - 1)  # signed as they lie, not as they are
+
+    def place(self, position: int) -> str:
+        return self.array.place(position)
+
+
+def near(tokens: TokenArray, device: torch.device) -> TokenArray | ResidentTokens:
+    """The tokens where a device reads them fastest: in the memory of CUDA, if there is room."""
+    room = RESIDENT_SHARE * device_memory_bytes(device) if device.type == "cuda" else 0
+    return ResidentTokens(tokens, device) if len(tokens) * tokens.dtype.itemsize <= room else tokens

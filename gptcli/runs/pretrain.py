@@ -20,7 +20,7 @@ from gptcli.checkpoint import TrainState
 from gptcli.config import DataConfig, ModelConfig, PretrainConfig
 from gptcli.data.batches import TokenBatches, derived_seed
 from gptcli.data.corpus import cache_directory, read_corpus, survey
-from gptcli.data.shards import SPLITS, TokenArray, is_prepared, read_index
+from gptcli.data.shards import SPLITS, TokenArray, is_prepared, near, read_index
 from gptcli.data.text import TextOptions, find_sources
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
@@ -196,7 +196,7 @@ def _batches(config: PretrainConfig, tokenizer: Tokenizer, prepared: Path, runti
         raise DataError("the tokenizer has no <|endoftext|>; train it with gptcli train-tokenizer")
     context_length = config.model.context_length
     return TokenBatches(
-        TokenArray(prepared, "train"),
+        near(TokenArray(prepared, "train"), runtime.device),
         context_length=context_length,
         batch_size=config.train.batch_size,
         micro_batch_size=micro_batch_rows(config.train, context_length, on_cpu=runtime.on_cpu),

@@ -18,7 +18,7 @@ from gptcli.classifier import LabelObjective, accuracy_and_macro_f1, label_proba
 from gptcli.config import DataConfig, FinetuneConfig, ModelConfig, PretrainConfig, TokenizerConfig, TrainConfig
 from gptcli.data.batches import Step, TokenBatches
 from gptcli.data.examples import ExampleBatches, group_by_tokens, pack
-from gptcli.data.shards import TokenArray, read_index
+from gptcli.data.shards import TokenArray, near, read_index
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
 from gptcli.errors import DataError
@@ -60,7 +60,7 @@ def text_job(
     rows = max(1, len(tokens) // window - 1)
     train = train_config(config, rows)
     batches = TokenBatches(
-        tokens,
+        near(tokens, runtime.device),
         context_length=window,
         batch_size=train.batch_size,
         micro_batch_size=_divisor(train.batch_size, config.train.micro_batch_tokens // window),

@@ -91,6 +91,7 @@ def gptcli_step(
     shape: Shape, dtype: str, device: str, compiled: bool, threads: int | None, optim: str
 ) -> Callable[[], None]:
     import numpy as np
+    import torch
 
     from gptcli.config import DataConfig, ModelConfig, OptimConfig, PretrainConfig, RuntimeConfig, TrainConfig
     from gptcli.data.batches import TokenBatches
@@ -106,8 +107,8 @@ def gptcli_step(
         def __len__(self) -> int:
             return len(self.ids)
 
-        def read(self, start: int, count: int) -> np.ndarray:
-            return self.ids[start : start + count].astype(np.int64)
+        def rows(self, starts: np.ndarray, count: int) -> torch.Tensor:
+            return torch.from_numpy(self.ids[starts[:, None] + np.arange(count)].astype(np.int64))
 
         def place(self, position: int) -> str:
             return f"random:{position}"
