@@ -12,6 +12,7 @@ manifest.json         size and sha256 of the others; written last, before the di
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -32,6 +33,7 @@ from gptcli.lora import WEIGHTS as ADAPTER_WEIGHTS
 from gptcli.lora import merge_adapter, read_adapter, write_adapter
 from gptcli.model import GPT
 from gptcli.optim import Optimizers
+from gptcli.passes import Passes, make_passes
 from gptcli.tasks.conversation import Conversation
 from gptcli.tensors import check_finite, read_tensors, tensor_shapes, write_tensors
 
@@ -62,6 +64,11 @@ class TrainState:
     best_step: int | None = None
     pending: bool = False  # what follows the step, validation and sample, is still to be done
     stretch: Stretch | None = None  # where a run for a given time was faster or slower than planned
+
+    @functools.cached_property
+    def passes(self) -> Passes:
+        """What computes its steps."""
+        return make_passes(self.model, self.optimizers)
 
     def last_step(self, planned_steps: int) -> int:
         """The step that ends a run of so many steps."""

@@ -266,12 +266,15 @@ class Muon(_Optimizer):
         """Orthogonalise changes of one shape and take them off their matrices."""
         targets = [target for target, _ in pairs]
         stacked = targets[0].new_empty(len(pairs), *targets[0].shape, dtype=self.dtype)
-        for place, (_, change) in zip(stacked, pairs, strict=True):
-            place.copy_(change)
+        torch._foreach_copy_(list(stacked), [change for _, change in pairs])
         changes = orthogonalize(stacked, MUON_ITERATIONS).float()
+        rate = group["lr"]
         if group["weight_decay"]:
-            torch._foreach_mul_(targets, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(targets, list(changes), alpha=-group["lr"] * scale)
+            torch._foreach_mul_(targets, 1 - rate * group["weight_decay"])
+        if isinstance(rate, Tensor):
+            changes.mul_(rate)
+            rate = 1.0
+        torch._foreach_add_(targets, list(changes), alpha=-rate * scale)
 
 
 def _split(weight: Tensor, tile: tuple[int, ...]) -> Iterator[Tensor]:
@@ -334,7 +337,15 @@ class Optimizers:
         """Set every rate to its peak times `factor`."""
         self.learning_rate = self.peak * factor
         for group, peak in zip(self.groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(peak * factor)
+            else:
+                group["lr"] = peak * factor
+
+    def fix(self) -> None:
+        """Keep the rates in tensors from now on, for steps that are recorded (hardware.graphs)."""
+        for group in self.groups:
+            group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
 
     def step(self) -> None:
         for part in self.parts:

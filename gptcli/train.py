@@ -25,12 +25,12 @@ from gptcli.interrupt import Stopped
 from gptcli.loss import head_cross_entropy
 from gptcli.model import GPT
 from gptcli.optim import Optimizers, learning_rate_factor
+from gptcli.passes import Objective
 from gptcli.runtime import Runtime, memory_bytes
 
 CPU_MICRO_TOKENS = 1024  # matrix products of so many rows are as fast as longer ones, and what they keep fits a cache
 
 Record = dict[str, Any]  # one line of metrics.jsonl
-Objective = Callable[[GPT, Batch, Runtime], Tensor]  # what is minimised, summed over the targets of a batch
 
 
 @dataclass(frozen=True)
@@ -192,21 +192,18 @@ def train_step(
     model = state.model
     if not step.targets:
         return 0.0, 0.0
-    losses, place = [], ""  # losses are read together: on an accelerator each reading waits for the device
+    losses, place = [], ""  # and the norm are read together: on an accelerator each reading waits for the device
     for number, batch in enumerate(step.micro_batches):
         place = place or batch.place
         if number and stop():
-            state.optimizers.zero_grad()
+            state.passes.drop()
             raise Stopped
         if model.config.dropout:
             torch.manual_seed(derived_seed(seed, "dropout", state.step, number))
-        loss = objective(model, batch, runtime)
-        torch.autograd.backward(loss / step.targets)
-        losses.append(loss.detach())
+        losses.append(state.passes.gradient(objective, batch, step.targets, runtime))
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    nats = float(torch.stack(losses).double().sum())
-    grad_norm = float(norm)
+    nats, grad_norm = torch.stack((torch.stack(losses).double().sum(), norm.double())).tolist()
     if not (math.isfinite(nats) and math.isfinite(grad_norm)):
         what = "loss" if not math.isfinite(nats) else "gradient"
         raise NumericalError(
@@ -216,8 +213,7 @@ def train_step(
         )
     if grad_clip_norm and grad_norm > grad_clip_norm:
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), grad_clip_norm, norm)
-    state.optimizers.step()
-    state.optimizers.zero_grad()
+    state.passes.update()
     return nats, grad_norm
 
 

@@ -13,7 +13,7 @@ from random_models import randomized
 from gptcli.config import GenerateOptions, ModelConfig
 from gptcli.data.tokenizer import Tokenizer, learn_merges
 from gptcli.errors import NumericalError
-from gptcli.generation.ahead import _Steps, _warm_up
+from gptcli.generation.ahead import _kept, _Steps
 from gptcli.generation.engine import Completion, Engine, Request
 from gptcli.generation.sample import draw, draw_on_device
 from gptcli.model import GPT
@@ -98,7 +98,7 @@ def test_a_logit_that_is_not_finite_is_told_where_a_text_meets_it(
             list(engine.run(Request([5, 6], GenerateOptions(max_tokens=30, seed=n, **options)) for n in range(9)))
 
 
-def test_warming_up_leaves_the_cache_as_it_is(tokenizer: Tokenizer) -> None:
+def test_recording_leaves_the_cache_as_it_is(tokenizer: Tokenizer) -> None:
     model = make_model("llama", tokenizer)
     engine = Engine(model, tokenizer, CPU, slots=4, ahead=4)
     list(engine.run([Request([5 + n], GenerateOptions(max_tokens=9)) for n in range(4)]))
@@ -108,7 +108,8 @@ def test_warming_up_leaves_the_cache_as_it_is(tokenizer: Tokenizer) -> None:
         model, cache, GenerateOptions(), batch=4, end=cache.keys.shape[3], count=4, vocab_size=tokenizer.vocab_size
     )
     with torch.inference_mode():
-        _warm_up(steps)
+        replay = _kept(steps, lambda work: lambda: work())
+    assert replay is not steps
     assert torch.equal(cache.keys, keys)
     assert torch.equal(cache.values, values)
 

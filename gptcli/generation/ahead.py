@@ -11,8 +11,8 @@ The same steps run on a CPU without a graph, where tests hold them to the engine
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from gptcli.config import GenerateOptions
 from gptcli.generation.cache import KVCache
 from gptcli.generation.completion import Row
 from gptcli.generation.sample import draw_on_device
+from gptcli.hardware.graphs import Record, Work, record, recorded
 from gptcli.model import GPT
 
 STEPS = 8
@@ -70,27 +71,17 @@ class _Steps:
             self.positions.add_(1)
 
 
-def _warm_up(steps: _Steps) -> None:
-    """Run the steps once, where libraries choose and allocate, which a graph must not do; the cache stays as it is."""
+def _kept(steps: _Steps, record: Record) -> Work:
+    """A recording of the steps, which leaves the cache as it is, or the steps where they cannot be recorded."""
     begin = slice(steps.drawn.shape[1])
     steps.positions.zero_()
-    held = [(part, part[:, :, :, begin].clone()) for part in (steps.cache.keys, steps.cache.values)]
-    steps()
-    for part, content in held:
-        part[:, :, :, begin] = content
-
-
-def _captured(steps: _Steps, pool: Any) -> Callable[[], None]:
-    """A replay of the steps. RuntimeError where they cannot be captured."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        _warm_up(steps)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
-        steps()
-    return graph.replay
+    held = [part[:, :, :, begin] for part in (steps.cache.keys, steps.cache.values)]
+    contents = [part.clone() for part in held]
+    changed = [*held, steps.ids, steps.positions, steps.drawn, steps.finite]
+    replay = recorded(steps, changed, record=record)
+    for part, content in zip(held, contents, strict=True):
+        part.copy_(content)
+    return replay
 
 
 class Ahead:
@@ -100,7 +91,7 @@ class Ahead:
         self.model, self.cache, self.count, self.vocab_size = model, cache, count, vocab_size
         self.capture = cache.keys.device.type == "cuda"
         self.pool = torch.cuda.graph_pool_handle() if self.capture else None
-        self.made: dict[Any, tuple[_Steps, Callable[[], None]]] = {}
+        self.made: dict[Any, tuple[_Steps, Work]] = {}
 
     def fits(self, rows: Sequence[Row]) -> bool:
         """Whether tokens of these rows can be drawn without a look at what came before, and there is room."""
@@ -145,15 +136,10 @@ class Ahead:
         found = torch.stack((steps.drawn, steps.finite.long()))[:, : len(rows)].tolist()
         return found[0], [[bool(value) for value in row] for row in found[1]]
 
-    def _replay(self, steps: _Steps) -> Callable[[], None]:
-        """Of a graph, or the steps themselves; where one capture fails, no other is tried."""
+    def _replay(self, steps: _Steps) -> Work:
+        """Of a graph, or the steps themselves; where one cannot be recorded, no other is tried."""
         if not self.capture:
             return steps
-        try:
-            return _captured(steps, self.pool)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            warnings.warn(f"no CUDA graphs: {error}", RuntimeWarning, stacklevel=2)
-            self.capture = False
-            return steps
+        replay = _kept(steps, functools.partial(record, pool=self.pool))
+        self.capture = replay is not steps
+        return replay

@@ -186,7 +186,7 @@ def head_bytes(work: Workload) -> int:
     chunk = config.vocab_size * min(chunk_rows(config.vocab_size, on_cpu=work.on_cpu), _tokens(work))
     held = min(held_rows(config.vocab_size, on_cpu=work.on_cpu, dtype=_dtype(work)), _tokens(work))
     copies = 0 if a == 4 else a * matrix  # of the head, in the dtype of the activations
-    chunk_bytes = chunk * (a + 4 + (4 if config.logit_softcap else 0)) + a * config.vocab_size * held
+    chunk_bytes = (4 * chunk if config.logit_softcap else 0) + a * (config.vocab_size + config.hidden_size) * held
     return a * _tokens(work) * config.hidden_size + 4 * matrix + copies + chunk_bytes + a * matrix
 
 

@@ -25,6 +25,7 @@ from gptcli.data.text import TextOptions, find_sources
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
+from gptcli.hardware.sdpa import use_fastest
 from gptcli.model import GPT
 from gptcli.observe.tensorboard import check_installed
 from gptcli.report import Report
@@ -261,6 +262,10 @@ def new_state(model_config: ModelConfig, config: PretrainConfig, runtime: Runtim
     model = GPT(model_config)
     model.initialize(torch.Generator().manual_seed(derived_seed(config.runtime.seed, "weights")))
     model.to(runtime.device)
+    if runtime.device.type == "cuda":
+        rows = micro_batch_rows(config.train, model_config.context_length, on_cpu=False)
+        shape = (rows, model_config.num_heads, model_config.context_length, model_config.head_size)
+        use_fastest(shape, model_config.kv_heads, runtime.dtype, runtime.device)
     if config.runtime.compile:
         for block in model.blocks:
             block.compile(dynamic=False)

@@ -32,11 +32,12 @@ from gptcli.interrupt import Stop, stop_on_signals
 from gptcli.metrics import score_documents
 from gptcli.model import GPT, evaluating
 from gptcli.observe.tensorboard import recording
+from gptcli.passes import Objective
 from gptcli.report import Report
 from gptcli.runs.deadline import Deadline
 from gptcli.runs.run_directory import FREE_TO_CHANGE, differences, trim_metrics
 from gptcli.runtime import Runtime, matmul_flops_per_second
-from gptcli.train import Hooks, Objective, Record, micro_batch_rows, train
+from gptcli.train import Hooks, Record, micro_batch_rows, train
 
 
 class Validation(NamedTuple):

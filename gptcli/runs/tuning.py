@@ -24,13 +24,14 @@ from gptcli.display import shown
 from gptcli.errors import DataError
 from gptcli.loss import IGNORE
 from gptcli.model import GPT, evaluating
+from gptcli.passes import Objective
 from gptcli.report import Report
 from gptcli.runs.examples import ExampleSet
 from gptcli.runs.pretrain import prepare_data
 from gptcli.runs.training import Job, Validation, validate_text, write_sample
 from gptcli.runtime import Runtime
 from gptcli.scoring import batch_tokens
-from gptcli.train import Objective, next_token_nats
+from gptcli.train import next_token_nats
 
 
 def text_job(

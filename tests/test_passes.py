@@ -1,0 +1,118 @@
+"""Training steps as recorded work: the same as operation by operation, with a recording that is plain Python here."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from gptcli.checkpoint import TrainState
+from gptcli.config import ModelConfig, OptimConfig
+from gptcli.data.batches import Batch, Step
+from gptcli.errors import NumericalError
+from gptcli.hardware.graphs import Work
+from gptcli.interrupt import Stopped
+from gptcli.model import GPT
+from gptcli.passes import GraphPasses, Passes
+from gptcli.runtime import Runtime
+from gptcli.train import make_optimizers, train_step
+
+CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32, threads=1)
+CONFIG = ModelConfig(num_layers=2, hidden_size=32, num_heads=2, context_length=16, vocab_size=50)
+RECORDINGS: list[str] = []
+
+
+def as_a_recording(work: Work) -> Work:
+    RECORDINGS.append(work.__qualname__)
+    return lambda: work()
+
+
+def make_state(*, graphs: bool, preset: str = "modern", dropout: float = 0.0) -> TrainState:
+    model = GPT(CONFIG)
+    model.initialize(torch.Generator().manual_seed(1))
+    model.set_dropout(dropout)
+    state = TrainState(
+        model, make_optimizers(model, OptimConfig.from_preset(preset), step_tokens=64, dtype=torch.float32)
+    )
+    if graphs:
+        state.passes = GraphPasses(model, state.optimizers, record=as_a_recording)
+    return state
+
+
+def make_step(number: int, *, rows: int = 2, parts: int = 2, width: int = 16) -> Step:
+    generator = torch.Generator().manual_seed(number)
+    ids = [torch.randint(50, (rows, width), generator=generator) for _ in range(parts)]
+    return Step(parts * rows * width, [Batch(each, each.roll(-1, 1), f"row {number}") for each in ids])
+
+
+def take(state: TrainState, steps: range, **options: Any) -> list[tuple[float, float]]:
+    state.model.train()
+    found = []
+    for number in steps:
+        state.optimizers.set_factor(1 / (1 + number))
+        found.append(train_step(state, make_step(number, **options), 1.0, CPU, seed=1))
+        state.step += 1
+    return found
+
+
+def assert_equal(one: TrainState, other: TrainState) -> None:
+    for ours, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    states, others = one.optimizers.tensors(), other.optimizers.tensors()
+    assert states.keys() == others.keys()
+    for name, tensor in states.items():
+        torch.testing.assert_close(tensor, others[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("preset", ["modern", "classic"])
+@pytest.mark.parametrize(("parts", "dropout"), [(1, 0.0), (3, 0.0), (2, 0.2)])
+def test_recorded_steps_are_the_plain_ones(preset: str, parts: int, dropout: float) -> None:
+    """Rates that change, accumulated micro-batches, clipping and dropout among them."""
+    plain, recorded = (make_state(graphs=graphs, preset=preset, dropout=dropout) for graphs in (False, True))
+    assert isinstance(plain.passes, Passes)
+    RECORDINGS.clear()
+    wanted = take(plain, range(6), parts=parts)
+    found = take(recorded, range(6), parts=parts)
+    assert len(RECORDINGS) == 2  # the gradient and the update, once each
+    assert found == [pytest.approx(pair, rel=1e-5) for pair in wanted]
+    assert_equal(recorded, plain)
+
+
+def test_a_batch_of_another_shape_is_computed_as_it_is() -> None:
+    plain, recorded = make_state(graphs=False), make_state(graphs=True)
+    for state in (plain, recorded):
+        take(state, range(3))
+        take(state, range(3, 5), rows=3, width=9)
+        take(state, range(5, 7))
+    assert_equal(recorded, plain)
+
+
+def test_a_step_that_is_stopped_is_done_again() -> None:
+    plain, recorded = make_state(graphs=False), make_state(graphs=True)
+    take(recorded, range(2))
+    with pytest.raises(Stopped):
+        train_step(recorded, make_step(9), 1.0, CPU, seed=1, stop=lambda: True)
+    take(recorded, range(2, 4))
+    take(plain, range(4))
+    assert_equal(recorded, plain)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
+    state = make_state(graphs=True)
+    take(state, range(3))
+    with torch.no_grad():
+        state.model.head.weight[7] = float("nan")
+    before = [weight.clone() for weight in state.model.parameters()]
+    with pytest.raises(NumericalError, match="the loss is not finite"):
+        take(state, range(3, 4))
+    for weight, kept in zip(state.model.parameters(), before, strict=True):
+        assert torch.equal(weight, kept) or weight is state.model.head.weight
+
+
+def test_a_recording_that_does_something_else_is_not_used() -> None:
+    plain, recorded = make_state(graphs=False), make_state(graphs=True)
+    recorded.passes = GraphPasses(recorded.model, recorded.optimizers, record=lambda _: lambda: None)
+    wanted = take(plain, range(4))
+    with pytest.warns(RuntimeWarning, match="no CUDA graphs: a replay changed other things"):
+        found = take(recorded, range(4))
+    assert found == [pytest.approx(pair, rel=1e-5) for pair in wanted]
+    assert_equal(recorded, plain)
