@@ -192,17 +192,21 @@ def train_step(
     model = state.model
     if not step.targets:
         return 0.0, 0.0
-    losses, place = [], ""  # and the norm are read together: on an accelerator each reading waits for the device
-    for number, batch in enumerate(step.micro_batches):
+    place = ""
+
+    def before(number: int, batch: Batch) -> None:
+        nonlocal place
         place = place or batch.place
         if number and stop():
             state.passes.drop()
             raise Stopped
         if model.config.dropout:
             torch.manual_seed(derived_seed(seed, "dropout", state.step, number))
-        losses.append(state.passes.gradient(objective, batch, step.targets, runtime))
+
+    losses = state.passes.gradients(objective, step.micro_batches, step.targets, runtime, before=before)
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
+    # Read together: on an accelerator each reading waits for the device.
     nats, grad_norm = torch.stack((torch.stack(losses).double().sum(), norm.double())).tolist()
     if not (math.isfinite(nats) and math.isfinite(grad_norm)):
         what = "loss" if not math.isfinite(nats) else "gradient"
