@@ -94,12 +94,14 @@ def keep_freed_memory() -> None:
 
     Activations of a training step are freed and allocated anew every step: 5 to 20 % of its time on a CPU. What was
     freed before is in pieces: kept, encoding a text of 1 MB would add 60 MB to the peak of the training after it.
+    New threads use what heaps there are: one of their own cannot hold a block of 64 MB, which would be faulted in anew.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
-            m_mmap_max, m_trim_threshold = -4, -1
+            m_mmap_max, m_trim_threshold, m_arena_max = -4, -1, -8
             libc.malloc_trim(0)
+            libc.mallopt(m_arena_max, 1)
             libc.mallopt(m_mmap_max, 0)
             libc.mallopt(m_trim_threshold, 2**31 - 1)
 

@@ -1,5 +1,7 @@
-"""Training steps as recorded work: the same as operation by operation, with a recording that is plain Python here."""
+"""Training steps by two at a time, and as recorded work: the same as one operation after another. A recording is plain
+Python here."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -12,11 +14,12 @@ from gptcli.errors import NumericalError
 from gptcli.hardware.graphs import Work
 from gptcli.interrupt import Stopped
 from gptcli.model import GPT
-from gptcli.passes import GraphPasses, Passes
+from gptcli.passes import GraphPasses, PairedPasses, Passes
 from gptcli.runtime import Runtime
 from gptcli.train import make_optimizers, train_step
 
 CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32, threads=1)
+TWO = dataclasses.replace(CPU, threads=2)
 CONFIG = ModelConfig(num_layers=2, hidden_size=32, num_heads=2, context_length=16, vocab_size=50)
 RECORDINGS: list[str] = []
 
@@ -44,12 +47,12 @@ def make_step(number: int, *, rows: int = 2, parts: int = 2, width: int = 16) ->
     return Step(parts * rows * width, [Batch(each, each.roll(-1, 1), f"row {number}") for each in ids])
 
 
-def take(state: TrainState, steps: range, **options: Any) -> list[tuple[float, float]]:
+def take(state: TrainState, steps: range, *, runtime: Runtime = CPU, **options: Any) -> list[tuple[float, float]]:
     state.model.train()
     found = []
     for number in steps:
         state.optimizers.set_factor(1 / (1 + number))
-        found.append(train_step(state, make_step(number, **options), 1.0, CPU, seed=1))
+        found.append(train_step(state, make_step(number, **options), 1.0, runtime, seed=1))
         state.step += 1
     return found
 
@@ -116,3 +119,34 @@ def test_a_recording_that_does_something_else_is_not_used() -> None:
         found = take(recorded, range(4))
     assert found == [pytest.approx(pair, rel=1e-5) for pair in wanted]
     assert_equal(recorded, plain)
+
+
+# --------------------------------------------------------------------------------------------------- two at a time
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_two_at_a_time_give_the_same_bits_as_one_after_another(parts: int, dropout: float) -> None:
+    """Shapes so small that every operation has one thread in both."""
+    plain, paired = make_state(graphs=False, dropout=dropout), make_state(graphs=False, dropout=dropout)
+    plain.passes = Passes(plain.model, plain.optimizers)
+    assert isinstance(paired.passes, PairedPasses)
+    threads = torch.get_num_threads()
+    try:
+        assert take(paired, range(5), runtime=TWO, parts=parts) == take(plain, range(5), parts=parts)
+        assert torch.get_num_threads() == TWO.threads
+    finally:
+        torch.set_num_threads(threads)
+    for ours, theirs in zip(paired.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_what_fails_beside_another_is_told(bad: int) -> None:
+    state, step = make_state(graphs=False), make_step(0)
+    batches = list(step.micro_batches)
+    batches[bad].inputs[0, 3] = 5000  # outside of the vocabulary
+    with pytest.raises(IndexError):
+        train_step(state, Step(step.targets, batches), 1.0, TWO, seed=1)
+    state.passes.drop()
+    assert take(state, range(2), runtime=TWO)  # and nothing hangs

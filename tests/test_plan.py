@@ -99,16 +99,18 @@ def test_a_mistake_is_told_on_one_line(arguments: list[str], words: str, tiny: T
 
 
 SHAPES = {
-    "one micro-batch": (256, "batch_size: 16", "preset: modern", "modern"),
-    "four micro-batches": (256, "batch_size: 16, micro_batch_size: 4", "preset: modern", "modern"),
-    "gpt2": (256, "batch_size: 12", "preset: gpt2", "classic"),
-    "wide vocabulary": (128, "batch_size: 4", "vocab_size: 20000", "modern"),
+    "one micro-batch": (256, "batch_size: 16", "preset: modern", "modern", 1),
+    "four micro-batches": (256, "batch_size: 16, micro_batch_size: 4", "preset: modern", "modern", 1),
+    "two at a time": (256, "batch_size: 8", "preset: modern", "modern", 2),
+    "twice two": (256, "batch_size: 16", "preset: modern", "modern", 2),
+    "gpt2": (256, "batch_size: 12", "preset: gpt2", "classic", 1),
+    "wide vocabulary": (128, "batch_size: 4", "vocab_size: 20000", "modern", 1),
 }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_run_takes_the_memory_that_was_planned(shape: str, tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
-    context, train, model, optim = SHAPES[shape]
+    context, train, model, optim, threads = SHAPES[shape]
     run_file = tmp_path / "run.yaml"
     run_file.write_text(
         f"run_dir: {tmp_path / 'run'}\n"
@@ -117,7 +119,7 @@ def test_a_run_takes_the_memory_that_was_planned(shape: str, tiny: Tiny, tmp_pat
         f"model: {{{model}, num_layers: 3, hidden_size: 192, num_heads: 3, context_length: {context}}}\n"
         f"optim: {{preset: {optim}}}\n"
         f"train: {{{train}, steps: 3, log_every_steps: 1, eval_every_steps: 2, sample_every_steps: 0}}\n"
-        "runtime: {device: cpu, threads: 1}\n"
+        f"runtime: {{device: cpu, threads: {threads}}}\n"
     )
     plan = planned(run_cli, run_file)
     result = run_cli("pretrain", run_file, "-q")

@@ -36,6 +36,7 @@ class Workload:
     micro_steps: int
     activation_size: int  # bytes: 4 for float32, 2 for bfloat16
     on_cpu: bool
+    at_once: int = 1  # micro-batches that are computed beside each other
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,14 @@ def training_memory(work: Workload) -> Memory:
     """The peak of a run. On a CPU with the process and the slack of its heap; on an accelerator, of its tensors."""
     weights, optimizer = weight_bytes(work), optimizer_bytes(work)
     held = {"weights": weights, "optimizer state": optimizer}
-    gradients = weights if work.micro_steps > 1 else 0
-    activations = activation_bytes(work)
+    at_once = work.at_once
+    gradients = weights if work.micro_steps > at_once else 0
+    activations = activation_bytes(work) * at_once
     largest = max(weight.numel() for weight in work.model.parameters()) * 4
     moments = (
         Memory(
-            "loss", held | {"gradients": gradients, "activations": activations, "logits and head": head_bytes(work)}
+            "loss",
+            held | {"gradients": gradients, "activations": activations, "logits and head": head_bytes(work) * at_once},
         ),
         Memory(
             "backward pass",
@@ -67,13 +70,17 @@ def training_memory(work: Workload) -> Memory:
             | {
                 "gradients": max(gradients, largest),
                 "activations": activations,
-                "backward of a block": backward_bytes(work),
+                "backward of a block": backward_bytes(work) * at_once,
             },
         ),
         Memory(
             "end of the backward pass",
             held
-            | {"gradients": weights + (largest if gradients else 0), "activations": _block_bytes(work) * _tokens(work)},
+            | {
+                # Of two at once, the second has gradients of its own where there are some already.
+                "gradients": weights + ((largest if at_once == 1 else weights) if gradients else 0),
+                "activations": _block_bytes(work) * _tokens(work) * at_once,
+            },
         ),
         Memory("update", held | {"gradients": weights, "optimizer's own work": update_bytes(work)}),
         Memory("validation", held | {"validation": validation_bytes(work)}),

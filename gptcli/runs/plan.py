@@ -15,6 +15,7 @@ from gptcli.generation.cache import cache_bytes
 from gptcli.hardware import accelerators, machine
 from gptcli.hardware.memory import Memory, Workload, training_memory
 from gptcli.model import GPT
+from gptcli.passes import pairs
 from gptcli.runs.bench import step_times
 from gptcli.runs.plan_report import Plan, Rates, Target
 from gptcli.runtime import make_runtime
@@ -35,7 +36,8 @@ def make_plan(config: PretrainConfig, target: Target, rates: Rates, *, measured_
 
     def memory(micro_batch: int) -> Memory:
         steps = train.batch_size // micro_batch
-        work = Workload(model, config.optim, micro_batch, steps, target.activation_size, target.on_cpu)
+        at_once = 2 if steps > 1 and target.on_cpu and pairs(model, target.threads) else 1
+        work = Workload(model, config.optim, micro_batch, steps, target.activation_size, target.on_cpu, at_once)
         return training_memory(work)
 
     return Plan(
@@ -83,6 +85,7 @@ def this_machine(config: PretrainConfig) -> Target:
         watts=known.watts if known else None,
         activation_size=runtime.dtype.itemsize,
         on_cpu=device.type == "cpu",
+        threads=runtime.threads,
     )
 
 

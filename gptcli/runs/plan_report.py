@@ -38,6 +38,7 @@ class Target:
     watts: float | None
     activation_size: int
     on_cpu: bool
+    threads: int = 1
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from gptcli.errors import ConfigError, DataError
 from gptcli.hardware.sdpa import use_fastest
 from gptcli.model import GPT
 from gptcli.observe.tensorboard import check_installed
+from gptcli.passes import Passes
 from gptcli.report import Report
 from gptcli.runs.deadline import Deadline
 from gptcli.runs.prepare import encode_corpus, finish
@@ -272,4 +273,7 @@ def new_state(model_config: ModelConfig, config: PretrainConfig, runtime: Runtim
     step_tokens = config.train.batch_size * model_config.context_length
     optimizers = make_optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
     optimizers.tensors(create=True)  # now: made in the first step it would lie between what that step frees
-    return TrainState(model, optimizers)
+    state = TrainState(model, optimizers)
+    if config.runtime.compile and runtime.on_cpu:
+        state.passes = Passes(model, optimizers)  # what compiles, and looks at what was compiled, is one thread
+    return state
