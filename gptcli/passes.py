@@ -127,10 +127,15 @@ class PairedPasses(Passes):
             there.exception()  # waits for it
             torch.set_num_threads(runtime.threads)
         other_loss, others = there.result()
-        pairs = [(w.grad, more) for w, more in zip(weights, others, strict=False) if w.grad is not None]
-        have = [(gradient, more) for gradient, more in pairs if more is not None]
+        have, more = [], []
+        for weight, gradient in zip(weights, others, strict=False):  # of the first two there are no others
+            if weight.grad is None:
+                weight.grad = gradient
+            elif gradient is not None:
+                have.append(weight.grad)
+                more.append(gradient)
         if have:
-            torch._foreach_add_([gradient for gradient, _ in have], [more for _, more in have])
+            torch._foreach_add_(have, more)
         return [loss, other_loss]
 
     def _helper(self, threads: int) -> ThreadPoolExecutor:

@@ -132,6 +132,7 @@ def test_two_at_a_time_give_the_same_bits_as_one_after_another(parts: int, dropo
     plain.passes = Passes(plain.model, plain.optimizers)
     assert isinstance(paired.passes, PairedPasses)
     threads = torch.get_num_threads()
+    torch.set_num_threads(TWO.threads)
     try:
         assert take(paired, range(5), runtime=TWO, parts=parts) == take(plain, range(5), parts=parts)
         assert torch.get_num_threads() == TWO.threads
