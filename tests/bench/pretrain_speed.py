@@ -27,9 +27,9 @@ Learnt:
   - The formula leaves the optimizer out. Muon on whole matrices adds 3 x (4 R C + 2 R^2) x R FLOPs each to a step
     whatever its batch: 24 % of the formula's at the default shape, 86 % for GPT-2 124M with 1,024 tokens a step. In
     parts (optim.muon_overhead) it adds 10 % at most. --optim classic has the peers' optimizer.
-  - With bfloat16 (2 cores of Zen 5, default shape) matrix products are 64 % of a step and run at 88 % of a peak of 1,008
-    GFLOP/s, and at the peak where a busy memory has brought that down to 880; the rest are passes over memory. Two
-    micro-batches at a time hide some of those: 3 to 12 %. Nothing comes of compiled blocks or passes, of weights in
+  - With bfloat16 (2 cores of Zen 5, default shape) matrix products are 64 % of a step and run at 88 % of a peak of
+    1,008 GFLOP/s, and at the peak where a busy memory has brought that down to 880; the rest are passes over memory.
+    Two micro-batches at a time hide some of those: 3 to 12 %. Nothing comes of compiled blocks or passes, of weights in
     oneDNN's layout or cast once for both, of other micro-batches, chunks of logits, blocks of queries, batches of
     Muon's matrices or one thread for each half of them, or of huge pages.
   - On 2 cores of Zen 3, which have no bfloat16, one thread multiplies 62 to 85 GFLOP/s at these shapes and nanoGPT
