@@ -63,7 +63,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = TR
         a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
         out = torch.empty_like(a)
         work = functools.partial(torch.mm, a, b, out=out)
-        best = max(best, 2 * size**3 / _best_seconds(work, device, seconds))
+        best = max(best, 2 * size**3 / best_seconds(work, device, seconds))
     return best
 
 
@@ -73,10 +73,10 @@ def read_bytes_per_second(device: torch.device) -> float:
     rows = size // 4 // 4096
     matrix, vector = torch.ones(rows, 4096, device=device), torch.ones(4096, device=device)
     out = torch.empty(rows, device=device)
-    return rows * 4096 * 4 / _best_seconds(functools.partial(torch.mv, matrix, vector, out=out), device, TRIAL_SECONDS)
+    return rows * 4096 * 4 / best_seconds(functools.partial(torch.mv, matrix, vector, out=out), device, TRIAL_SECONDS)
 
 
-def _best_seconds(work: Callable[[], object], device: torch.device, seconds: float) -> float:
+def best_seconds(work: Callable[[], object], device: torch.device, seconds: float) -> float:
     """The shortest of as many runs of `work` as fit, after one that warms up."""
     work()
     times: list[float] = []

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import statistics
-import time
 import warnings
 
 import torch
 import torch.nn.functional as F
 
-from gptcli.hardware.machine import synchronize
+from gptcli.hardware.machine import best_seconds
 
 KERNELS = {  # beside the one of plain operations, which can do everything and stays in reserve
     "flash": torch.backends.cuda.enable_flash_sdp,
     "memory-efficient": torch.backends.cuda.enable_mem_efficient_sdp,
     "cudnn": torch.backends.cuda.enable_cudnn_sdp,
 }
-TRIALS = 5
+TRIAL_SECONDS = 0.02
 
 
 def use_fastest(shape: tuple[int, int, int, int], kv_heads: int, dtype: torch.dtype, device: torch.device) -> str:
@@ -48,17 +46,14 @@ def _enable(only: str, *, reserve: bool = True) -> None:
 
 
 def _seconds(shape: tuple[int, int, int, int], kv_heads: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Median time of forward and backward, after one that warms up."""
+    """The shortest time of forward and backward."""
     B, H, T, D = shape
     q, k, v = (
         torch.randn(B, heads, T, D, dtype=dtype, device=device, requires_grad=True) for heads in (H, kv_heads, kv_heads)
     )
-    times = []
-    for _ in range(1 + TRIALS):
-        synchronize(device)
-        started = time.perf_counter()
+
+    def work() -> None:
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=kv_heads != H)
         torch.autograd.backward(y.sum())
-        synchronize(device)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+
+    return best_seconds(work, device, TRIAL_SECONDS)
