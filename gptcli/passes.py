@@ -51,13 +51,22 @@ class Passes:
     ) -> list[Tensor]:
         """Add the gradients of the losses, each divided by the targets of the step -> the losses, scalars.
 
-        `before` gets each micro-batch, or the first of two, with its number; what it raises ends the step.
+        `before` gets each micro-batch, or the first of those at once, with its number; what it raises ends the step.
         """
-        losses = []
-        for number, batch in enumerate(micro_batches):
-            before(number, batch)
-            losses.append(self.gradient(objective, batch, targets, runtime))
+        losses: list[Tensor] = []
+        waiting = iter(micro_batches)
+        while group := tuple(itertools.islice(waiting, self.at_once(runtime))):
+            before(len(losses), group[0])
+            losses += self.beside(objective, group, targets, runtime)
         return losses
+
+    def at_once(self, runtime: Runtime) -> int:  # noqa: ARG002
+        """How many micro-batches are computed beside each other."""
+        return 1
+
+    def beside(self, objective: Objective, group: tuple[Batch, ...], targets: int, runtime: Runtime) -> list[Tensor]:
+        """The gradients and losses of so many, or of fewer at the end."""
+        return [self.gradient(objective, batch, targets, runtime) for batch in group]
 
     def gradient(self, objective: Objective, batch: Batch, targets: int, runtime: Runtime) -> Tensor:
         """Those of one micro-batch."""
@@ -88,28 +97,13 @@ class PairedPasses(Passes):
         super().__init__(model, optimizers)
         self.helper: ThreadPoolExecutor | None = None
 
-    def gradients(
-        self,
-        objective: Objective,
-        micro_batches: Iterable[Batch],
-        targets: int,
-        runtime: Runtime,
-        *,
-        before: Before,
-    ) -> list[Tensor]:
-        if not pairs(self.model, runtime.threads):
-            return super().gradients(objective, micro_batches, targets, runtime, before=before)
-        losses: list[Tensor] = []
-        waiting = iter(micro_batches)
-        while pair := tuple(itertools.islice(waiting, 2)):
-            before(len(losses), pair[0])
-            if len(pair) == 1:
-                losses.append(self.gradient(objective, pair[0], targets, runtime))
-            else:
-                losses += self._pair(objective, pair[0], pair[1], targets, runtime)
-        return losses
+    def at_once(self, runtime: Runtime) -> int:
+        return 2 if pairs(self.model, runtime.threads) else 1
 
-    def _pair(self, objective: Objective, one: Batch, other: Batch, targets: int, runtime: Runtime) -> list[Tensor]:
+    def beside(self, objective: Objective, group: tuple[Batch, ...], targets: int, runtime: Runtime) -> list[Tensor]:
+        if len(group) == 1:
+            return super().beside(objective, group, targets, runtime)
+        one, other = group
         weights = list(self.optimizers.names)
         first = all(weight.grad is None for weight in weights)
 
@@ -164,7 +158,8 @@ class GraphPasses(Passes):
         if self.held is None:  # the first makes the gradients
             loss = super().gradient(objective, batch, targets, runtime)
             if batch.lengths is None:
-                fixed = Batch(batch.inputs.to(runtime.device), batch.targets.to(runtime.device), "")
+                inputs, targets_held = (ids.to(runtime.device, copy=True) for ids in (batch.inputs, batch.targets))
+                fixed = Batch(inputs, targets_held, "")
                 self.held = objective, fixed, torch.tensor(float(targets), device=runtime.device), loss.clone()
                 self.optimizers.fix()
             return loss
