@@ -6,9 +6,10 @@ embedding, the head and all vectors. `classic`: AdamW on everything, decay on ma
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -178,9 +179,14 @@ class _Optimizer:
             for weight in group["params"]:
                 weight.grad = None
 
+    def pieces(self) -> list[Callable[[], None]]:
+        """A step in pieces, each for other weights of those that have a gradient."""
+        raise NotImplementedError
+
     def step(self) -> None:
         """Update every weight that has a gradient."""
-        raise NotImplementedError
+        for piece in self.pieces():
+            piece()
 
 
 class AdamW(_Optimizer):
@@ -194,30 +200,33 @@ class AdamW(_Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
         return state
 
-    @torch.no_grad()
-    def step(self) -> None:
+    def pieces(self) -> list[Callable[[], None]]:
+        found: list[Callable[[], None]] = []
         for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if not weights:
-                continue
-            states = [self.state_of(weight) for weight in weights]
-            steps = [state["step"] for state in states]
-            torch._foreach_add_(steps, 1)
-            torch._fused_adamw_(
-                weights,
-                [weight.grad for weight in weights],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [],
-                steps,
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
+            weights: list[nn.Parameter] = [weight for weight in group["params"] if weight.grad is not None]
+            found += [functools.partial(self._apply, weights[part], group) for part in batches(weights)]
+        return found
+
+    @torch.no_grad()
+    def _apply(self, weights: list[nn.Parameter], group: dict[str, Any]) -> None:
+        states = [self.state_of(weight) for weight in weights]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(
+            [*weights],
+            [weight.grad for weight in weights if weight.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
 
 
 class Muon(_Optimizer):
@@ -242,45 +251,65 @@ class Muon(_Optimizer):
         super().__init__([group])
         self.tiles, self.dtype = tiles, dtype
 
-    @torch.no_grad()
-    def step(self) -> None:
+    def pieces(self) -> list[Callable[[], None]]:
+        found: list[Callable[[], None]] = []
         for group in self.param_groups:
-            # Matrices of one shape and scale, and their changes.
-            waiting: dict[tuple[torch.Size, float], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            # Matrices of one shape and scale (N, R, C), with their gradients and averages.
+            alike: dict[tuple[torch.Size, float], list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                average = self.state_of(weight)["momentum_buffer"].lerp_(weight.grad, 1 - group["momentum"])
-                update = weight.grad.lerp_(average, group["momentum"])  # Nesterov
                 tile = self.tiles.get(weight, weight.shape)
                 scale = max(1, tile[0] / weight.shape[1]) ** 0.5
-                for target, change in zip(_split(weight, tile), _split(update, tile), strict=True):
-                    pairs = waiting[target.shape, scale]
-                    pairs.append((target, change))
-                    if len(pairs) * target.numel() >= batch_elements(on_cpu=target.device.type == "cpu"):
-                        self._apply(waiting.pop((target.shape, scale)), scale, group)
-            for (_, scale), pairs in waiting.items():
-                self._apply(pairs, scale, group)
+                parts = (
+                    _split(tensor.detach(), tile)
+                    for tensor in (weight, weight.grad, self.state_of(weight)["momentum_buffer"])
+                )
+                for target, gradient, average in zip(*parts, strict=True):
+                    alike[target.shape[1:], scale].append((target, gradient, average))
+            for (_, scale), triples in alike.items():
+                for part in batches([target for target, _, _ in triples]):
+                    found.append(functools.partial(self._apply, triples[part], scale, group))
+        return found
 
-    def _apply(self, pairs: list[tuple[Tensor, Tensor]], scale: float, group: dict[str, Any]) -> None:
-        """Orthogonalise changes of one shape and take them off their matrices."""
-        targets = [target for target, _ in pairs]
-        stacked = targets[0].new_empty(len(pairs), *targets[0].shape, dtype=self.dtype)
-        torch._foreach_copy_(list(stacked), [change for _, change in pairs])
-        changes = orthogonalize(stacked, MUON_ITERATIONS).float()
+    @torch.no_grad()
+    def _apply(self, triples: list[tuple[Tensor, Tensor, Tensor]], scale: float, group: dict[str, Any]) -> None:
+        """Update matrices of one shape."""
+        targets, gradients, averages = (list(tensors) for tensors in zip(*triples, strict=True))
+        counts = [len(target) for target in targets]
+        changes = targets[0].new_empty(sum(counts), *targets[0].shape[1:], dtype=self.dtype)
+        for gradient, average, change in zip(gradients, averages, torch.split(changes, counts), strict=True):
+            average.lerp_(gradient, 1 - group["momentum"])
+            change.copy_(gradient.lerp_(average, group["momentum"]))  # Nesterov
+        changes = orthogonalize(changes, MUON_ITERATIONS).float()
         rate = group["lr"]
         if group["weight_decay"]:
             torch._foreach_mul_(targets, 1 - rate * group["weight_decay"])
         if isinstance(rate, Tensor):
             changes.mul_(rate)
             rate = 1.0
-        torch._foreach_add_(targets, list(changes), alpha=-rate * scale)
+        torch._foreach_add_(targets, list(torch.split(changes, counts)), alpha=-rate * scale)
 
 
 def _split(weight: Tensor, tile: tuple[int, ...]) -> Iterator[Tensor]:
-    """The matrices of a weight (R, C), as views."""
-    for rows in torch.split(weight, tile[0]):
-        yield from torch.split(rows, tile[1], 1)
+    """The matrices of a weight (R, C) as views (N, *tile) of at most a batch, and of what is left at the ends."""
+    most = max(1, batch_elements(on_cpu=weight.device.type == "cpu") // math.prod(tile))
+    for columns in torch.split(weight, tile[1], 1):
+        whole = len(columns) // tile[0] * tile[0]
+        if whole:
+            yield from torch.split(columns[:whole].view(-1, tile[0], columns.shape[1]), most)
+        if whole < len(columns):
+            yield columns[None, whole:]
+
+
+def batches(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Where to cut a list of tensors so that each part but the last has the elements of a batch."""
+    first = elements = 0
+    for number, tensor in enumerate(tensors, 1):
+        elements += tensor.numel()
+        if number == len(tensors) or elements >= batch_elements(on_cpu=tensor.device.type == "cpu"):
+            yield slice(first, number)
+            first, elements = number, 0
 
 
 class Optimizers:
@@ -347,9 +376,13 @@ class Optimizers:
         for group in self.groups:
             group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
 
+    def pieces(self) -> list[Callable[[], None]]:
+        """A step in pieces that can be done in any order, or beside each other."""
+        return [piece for part in self.parts for piece in part.pieces()]
+
     def step(self) -> None:
-        for part in self.parts:
-            part.step()
+        for piece in self.pieces():
+            piece()
 
     def zero_grad(self) -> None:
         for part in self.parts:

@@ -17,6 +17,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,11 +25,12 @@ from torch import Tensor
 from gptcli.data.batches import Batch
 from gptcli.hardware.graphs import Record, Work, record, recorded
 from gptcli.model import GPT
-from gptcli.optim import Optimizers
+from gptcli.optim import Optimizers, batches
 from gptcli.runtime import Runtime
 
 Objective = Callable[[GPT, Batch, Runtime], Tensor]  # what is minimised, summed over the targets of a batch
 Before = Callable[[int, Batch], None]
+T = TypeVar("T")
 
 PAIRED_PARAMETERS = 256_000_000
 GRAPH_PARAMETERS = 64_000_000  # of a model whose steps are recorded, which takes 48 bytes of each for the moment
@@ -74,10 +76,32 @@ class Passes:
         torch.autograd.backward(loss / targets)
         return loss.detach()
 
+    def norm(self) -> Tensor:
+        """The L2 norm of the gradient."""
+        norms = self.all(functools.partial(torch._foreach_norm, part) for part in self._parts())
+        return torch.linalg.vector_norm(torch.stack([norm for part in norms for norm in part]))
+
+    def clip(self, max_norm: float, norm: Tensor) -> None:
+        """Shorten a gradient whose norm is larger."""
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1)
+        self.all(functools.partial(torch._foreach_mul_, part, factor) for part in self._parts())
+
     def update(self) -> None:
         """Change the weights by their gradients, which are gone then."""
-        self.optimizers.step()
+        self.all(self.optimizers.pieces())
         self.drop()
+
+    def all(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
+        """Do what can be done in any order -> what each gives."""
+        return [task() for task in tasks]
+
+    def _parts(self) -> list[list[Tensor]]:
+        """The gradients, as many at a time as an optimizer takes."""
+        gradients = self._gradients()
+        return [gradients[part] for part in batches(gradients)]
+
+    def _gradients(self) -> list[Tensor]:
+        return [weight.grad for weight in self.optimizers.names if weight.grad is not None]
 
     def drop(self) -> None:
         """Forget the gradients."""
@@ -101,36 +125,54 @@ class PairedPasses(Passes):
         return 2 if pairs(self.model, runtime.threads) else 1
 
     def beside(self, objective: Objective, group: tuple[Batch, ...], targets: int, runtime: Runtime) -> list[Tensor]:
-        if len(group) == 1:
-            return super().beside(objective, group, targets, runtime)
-        one, other = group
         weights = list(self.optimizers.names)
-        first = all(weight.grad is None for weight in weights)
+        if len(group) == 1 or all(
+            weight.grad is None for weight in weights
+        ):  # a sum of two is the same in either order
+            return self.all(functools.partial(self.gradient, objective, batch, targets, runtime) for batch in group)
+        one, other = group
 
         def apart() -> tuple[Tensor, Sequence[Tensor | None]]:
-            if first:  # a sum of two is the same in either order
-                return self.gradient(objective, other, targets, runtime), ()
             loss = objective(self.model, other, runtime)
             return loss.detach(), torch.autograd.grad(loss / targets, weights, allow_unused=True)
 
-        there = self._helper(runtime.threads // 2).submit(apart)
-        torch.set_num_threads(runtime.threads - runtime.threads // 2)
-        try:
-            loss = self.gradient(objective, one, targets, runtime)
-        finally:
-            there.exception()  # waits for it
-            torch.set_num_threads(runtime.threads)
-        other_loss, others = there.result()
+        def added() -> tuple[Tensor, Sequence[Tensor | None]]:
+            return self.gradient(objective, one, targets, runtime), ()
+
+        (loss, _), (other_loss, others) = self.all((added, apart))
         have, more = [], []
-        for weight, gradient in zip(weights, others, strict=False):  # of the first two there are no others
+        for weight, gradient in zip(weights, others, strict=True):
             if weight.grad is None:
                 weight.grad = gradient
             elif gradient is not None:
                 have.append(weight.grad)
                 more.append(gradient)
         if have:
-            torch._foreach_add_(have, more)
+            parts = list(batches(have))
+            self.all(functools.partial(torch._foreach_add_, have[part], more[part]) for part in parts)
         return [loss, other_loss]
+
+    def all(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
+        waiting = list(tasks)
+        threads = torch.get_num_threads()
+        if len(waiting) == 1 or not pairs(self.model, threads):
+            return super().all(waiting)
+        found: dict[int, T] = {}
+        numbers = iter(range(len(waiting)))  # whoever is free takes the next: one step of it is atomic
+
+        def work() -> None:
+            for number in numbers:
+                found[number] = waiting[number]()
+
+        there = self._helper(threads // 2).submit(work)
+        torch.set_num_threads(threads - threads // 2)
+        try:
+            work()
+        finally:
+            there.exception()  # waits for it
+            torch.set_num_threads(threads)
+        there.result()
+        return [found[number] for number in range(len(waiting))]
 
     def _helper(self, threads: int) -> ThreadPoolExecutor:
         """A thread of Python whose operations use so many threads."""
@@ -200,9 +242,6 @@ class GraphPasses(Passes):
             super().drop()
         else:
             torch._foreach_zero_(self._gradients())
-
-    def _gradients(self) -> list[Tensor]:
-        return [weight.grad for weight in self.optimizers.names if weight.grad is not None]
 
 
 def make_passes(model: GPT, optimizers: Optimizers) -> Passes:

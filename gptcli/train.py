@@ -204,8 +204,7 @@ def train_step(
             torch.manual_seed(derived_seed(seed, "dropout", state.step, number))
 
     losses = state.passes.gradients(objective, step.micro_batches, step.targets, runtime, before=before)
-    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = state.passes.norm()
     # Read together: on an accelerator each reading waits for the device.
     nats, grad_norm = torch.stack((torch.stack(losses).double().sum(), norm.double())).tolist()
     if not (math.isfinite(nats) and math.isfinite(grad_norm)):
@@ -216,7 +215,7 @@ def train_step(
             f"{place}; lower optim.learning_rate or set optim.grad_clip_norm=1"
         )
     if grad_clip_norm and grad_norm > grad_clip_norm:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), grad_clip_norm, norm)
+        state.passes.clip(grad_clip_norm, norm)
     state.passes.update()
     return nats, grad_norm
 
