@@ -117,9 +117,11 @@ def pairs(model: GPT, threads: int) -> bool:
 class PairedPasses(Passes):
     """Two micro-batches at a time, where `pairs` says so."""
 
-    def __init__(self, model: GPT, optimizers: Optimizers) -> None:
+    def __init__(self, model: GPT, optimizers: Optimizers, *, compiles: bool = False) -> None:
+        """`compiles`: the model compiles at the first pass, which is done by one thread."""
         super().__init__(model, optimizers)
         self.helper: ThreadPoolExecutor | None = None
+        self.compiles = compiles
 
     def at_once(self, runtime: Runtime) -> int:
         return 2 if pairs(self.model, runtime.threads) else 1
@@ -164,14 +166,17 @@ class PairedPasses(Passes):
             for number in numbers:
                 found[number] = waiting[number]()
 
-        there = self._helper(threads // 2).submit(work)
         torch.set_num_threads(threads - threads // 2)
+        there = None if self.compiles else self._helper(threads // 2).submit(work)
+        self.compiles = False
         try:
             work()
         finally:
-            there.exception()  # waits for it
+            if there:
+                there.exception()  # waits for it
             torch.set_num_threads(threads)
-        there.result()
+        if there:
+            there.result()
         return [found[number] for number in range(len(waiting))]
 
     def _helper(self, threads: int) -> ThreadPoolExecutor:
