@@ -400,7 +400,9 @@ class RuntimeConfig(Section):
     device: str = value("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16"] = value("auto", "of activations; weights are trained in float32")
     threads: int | None = number(None, "CPU threads, null: all cores this process may use", ge=1, le=4096)
-    compile: bool = value(False, "torch.compile of each block; pays back in long runs only")
+    compile: bool = value(
+        False, "pretrain: torch.compile of each block, faster after half a minute; for runs of ten minutes or more"
+    )
     seed: int = number(1, "of initial weights, batches, dropout and samples", ge=0, lt=1 << 63)
 
 
@@ -512,6 +514,8 @@ class FinetuneConfig(Section):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from ((name, "must name a directory") for name in ("run_dir", "base") if not is_name(getattr(self, name)))
+        if self.runtime.compile:
+            yield "runtime.compile", "is for pretrain, whose steps have one shape; leave it out"
 
 
 # ----------------------------------------------------------------------------------------------------- generation

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -177,6 +177,7 @@ class GPT(nn.Module):
 
     rotary_cos: Tensor
     rotary_sin: Tensor
+    compiled_blocks: Sequence[Callable[..., Tensor]] = ()  # for training on whole windows (hardware.compiler)
 
     def __init__(self, config: ModelConfig, *, labels: int = 0) -> None:
         """`labels`: rows of a classification head beside the language model's, which reads the last token."""
@@ -225,7 +226,8 @@ class GPT(nn.Module):
         x = self.embedding_norm(x)
         if config.dropout:
             x = F.dropout(x, config.dropout, self.training)
-        for block in self.blocks:
+        compiled = self.training and layout is None  # else each shape would be compiled anew
+        for block in (compiled and self.compiled_blocks) or self.blocks:
             x = block(x, rotation, layout)
         if layout is not None:
             layout.commit()

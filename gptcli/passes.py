@@ -117,11 +117,10 @@ def pairs(model: GPT, threads: int) -> bool:
 class PairedPasses(Passes):
     """Two micro-batches at a time, where `pairs` says so."""
 
-    def __init__(self, model: GPT, optimizers: Optimizers, *, compiles: bool = False) -> None:
-        """`compiles`: the model compiles at the first pass, which is done by one thread."""
+    def __init__(self, model: GPT, optimizers: Optimizers) -> None:
         super().__init__(model, optimizers)
         self.helper: ThreadPoolExecutor | None = None
-        self.compiles = compiles
+        self.compiles = bool(model.compiled_blocks)  # at the next pass, which is one thread's
 
     def at_once(self, runtime: Runtime) -> int:
         return 2 if pairs(self.model, runtime.threads) else 1
@@ -166,7 +165,7 @@ class PairedPasses(Passes):
             for number in numbers:
                 found[number] = waiting[number]()
 
-        torch.set_num_threads(threads - threads // 2)
+        torch.set_num_threads(threads // 2)  # of an odd number one is idle: two passes take as long as the slower
         there = None if self.compiles else self._helper(threads // 2).submit(work)
         self.compiles = False
         try:

@@ -25,10 +25,10 @@ from gptcli.data.text import TextOptions, find_sources
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.display import shown
 from gptcli.errors import ConfigError, DataError
+from gptcli.hardware.compiler import compile_blocks
 from gptcli.hardware.sdpa import use_fastest
 from gptcli.model import GPT
 from gptcli.observe.tensorboard import check_installed
-from gptcli.passes import PairedPasses
 from gptcli.report import Report
 from gptcli.runs.deadline import Deadline
 from gptcli.runs.prepare import encode_corpus, finish
@@ -268,14 +268,8 @@ def new_state(model_config: ModelConfig, config: PretrainConfig, runtime: Runtim
         shape = (rows, model_config.num_heads, model_config.context_length, model_config.head_size)
         use_fastest(shape, model_config.kv_heads, runtime.dtype, runtime.device)
     if config.runtime.compile:
-        # As C++ to the end a graph runs without Python's lock, so that two threads can run theirs beside each other.
-        options = {"cpp_wrapper": True} if runtime.on_cpu else None
-        for block in model.blocks:
-            block.compile(dynamic=False, options=options)
+        compile_blocks(model)
     step_tokens = config.train.batch_size * model_config.context_length
     optimizers = make_optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
     optimizers.tensors(create=True)  # now: made in the first step it would lie between what that step frees
-    state = TrainState(model, optimizers)
-    if config.runtime.compile and runtime.on_cpu:
-        state.passes = PairedPasses(model, optimizers, compiles=True)
-    return state
+    return TrainState(model, optimizers)
