@@ -61,21 +61,28 @@ class _CausalAttention(torch.autograd.Function):
         (dy,) = gradients
         q, k, v, *kept = ctx.saved_tensors
         T, D = q.shape[1:]
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for start in range(0, T, QUERY_BLOCK):
+        dq: list[Tensor] = []
+        dk = dv = None
+        unused = q.new_empty(())  # added to a product zero times
+        for start in reversed(range(0, T, QUERY_BLOCK)):  # the last block has something of every key
             end = min(start + QUERY_BLOCK, T)
-            weights, dy_block = kept.pop(0), dy[:, start:end]
+            mask = kept.pop() if ctx.dropout else None
+            weights, dy_block, q_block = kept.pop(), dy[:, start:end], q[:, start:end]
             d_weights = torch.bmm(dy_block, v[:, :end].mT)
             dropped = weights
-            if ctx.dropout:
-                mask = kept.pop(0)
+            if mask is not None:
                 d_weights *= mask
                 dropped = weights * mask
-            dv[:, :end].baddbmm_(dropped.mT, dy_block)
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            dq[:, start:end].baddbmm_(d_scores, k[:, :end], beta=0, alpha=D**-0.5)
-            dk[:, :end].baddbmm_(d_scores.mT, q[:, start:end], alpha=D**-0.5)
-        return dq, dk, dv, None
+            dq.append(torch.baddbmm(unused, d_scores, k[:, :end], beta=0, alpha=D**-0.5))
+            part_of_dk = torch.baddbmm(unused, d_scores.mT, q_block, beta=0, alpha=D**-0.5)
+            part_of_dv = torch.bmm(dropped.mT, dy_block)
+            if dk is None or dv is None:
+                dk, dv = part_of_dk, part_of_dv
+            else:
+                dk[:, :end] += part_of_dk
+                dv[:, :end] += part_of_dv
+        return torch.cat(dq[::-1], 1), dk, dv, None
 
 
 GROUP_FILL = 0.75  # sequences share a padded group down to this share of the longest
