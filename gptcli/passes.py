@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from gptcli.data.batches import Batch
 from gptcli.hardware.graphs import Record, Work, record, recorded
+from gptcli.hardware.second_thread import second_thread
 from gptcli.model import GPT
 from gptcli.optim import Optimizers, batches
 from gptcli.runtime import Runtime
@@ -119,8 +119,7 @@ class PairedPasses(Passes):
 
     def __init__(self, model: GPT, optimizers: Optimizers) -> None:
         super().__init__(model, optimizers)
-        self.helper: ThreadPoolExecutor | None = None
-        self.compiles = bool(model.compiled_blocks)  # at the next pass, which is one thread's
+        self.fresh = True
 
     def at_once(self, runtime: Runtime) -> int:
         return 2 if pairs(self.model, runtime.threads) else 1
@@ -162,12 +161,13 @@ class PairedPasses(Passes):
         numbers = iter(range(len(waiting)))  # whoever is free takes the next: one step of it is atomic
 
         def work() -> None:
+            torch.set_num_threads(threads // 2)  # of an odd number one is idle: two passes last as long as the slower
             for number in numbers:
                 found[number] = waiting[number]()
 
-        torch.set_num_threads(threads // 2)  # of an odd number one is idle: two passes take as long as the slower
-        there = None if self.compiles else self._helper(threads // 2).submit(work)
-        self.compiles = False
+        compiles = self.fresh and bool(self.model.compiled_blocks)
+        self.fresh = False
+        there = None if compiles else second_thread().submit(work)  # two threads that compile the same would fail
         try:
             work()
         finally:
@@ -177,14 +177,6 @@ class PairedPasses(Passes):
         if there:
             there.result()
         return [found[number] for number in range(len(waiting))]
-
-    def _helper(self, threads: int) -> ThreadPoolExecutor:
-        """A thread of Python whose operations use so many threads."""
-        if self.helper is None:
-            self.helper = ThreadPoolExecutor(1)
-            self.helper.submit(torch.get_num_threads).result()  # else its first operation sets the number anew
-            self.helper.submit(torch.set_num_threads, threads).result()
-        return self.helper
 
 
 class GraphPasses(Passes):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from gptcli.errors import ConfigError
+from gptcli.hardware.second_thread import second_thread
 from gptcli.model import GPT
 
 
@@ -17,6 +18,8 @@ def compile_blocks(model: GPT) -> None:
     matrix products become one each. Compiling takes 15 s, and 4 s where it was done before (PyTorch keeps the code).
     """
     device = model.embedding.weight.device
+    if device.type == "cpu":
+        second_thread()  # begins before the compiler's threads
     # As C++ to the end a graph runs without Python's lock, so that two threads run theirs beside each other.
     options: dict[str, Any] | None = {"cpp_wrapper": True} if device.type == "cpu" else None
     try:

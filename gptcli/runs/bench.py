@@ -131,9 +131,9 @@ def step_times(config: PretrainConfig, model_config: ModelConfig, runtime: Runti
     """Seconds of optimizer steps of the run on made-up tokens, after two that warm up and find the memory they
     need."""
     assert model_config.vocab_size is not None
-    state = new_state(model_config, config, runtime)
     if runtime.on_cpu:
         keep_freed_memory()
+    state = new_state(model_config, config, runtime)
     rows = micro_batch_rows(config.train, model_config.context_length, on_cpu=runtime.on_cpu)
     shape = (rows, model_config.context_length)
     ids = torch.randint(model_config.vocab_size, shape, generator=torch.Generator().manual_seed(1))

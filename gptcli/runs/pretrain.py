@@ -87,9 +87,9 @@ def pretrain(
         if not goes_on:
             config = settler.repeated(config, config.train.steps * config.train.batch_size / batches.rows)
         job = _job(config, tokenizer, prepared, batches, runtime, report)
-        state = new_state(_model_config(config, tokenizer), config, runtime)
         if runtime.on_cpu:
             keep_freed_memory()
+        state = new_state(_model_config(config, tokenizer), config, runtime)
         if force and not resume:
             clear(run_dir)
         return Training(job, runtime, report, deadline).go(state, resume=resume)

@@ -130,8 +130,8 @@ def gptcli_step(
         runtime=RuntimeConfig(device=device, dtype=dtype, threads=threads, compile=compiled),
     )
     runtime = make_runtime(config.runtime)
-    state = new_state(config.model, config, runtime)
     keep_freed_memory()
+    state = new_state(config.model, config, runtime)
     if state.model.train_flops_per_token(shape.context) != shape.flops_per_token:
         raise SystemExit("the model has other products than the formula counts")
     state.model.train()
