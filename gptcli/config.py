@@ -400,8 +400,8 @@ class RuntimeConfig(Section):
     device: str = value("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16"] = value("auto", "of activations; weights are trained in float32")
     threads: int | None = number(None, "CPU threads, null: all cores this process may use", ge=1, le=4096)
-    compile: bool = value(
-        False, "pretrain: torch.compile of each block, faster after half a minute; for runs of ten minutes or more"
+    compile: bool | None = value(
+        None, "torch.compile of each block, null: pretrain chooses, on a CPU by the run's time"
     )
     seed: int = number(1, "of initial weights, batches, dropout and samples", ge=0, lt=1 << 63)
 

@@ -86,6 +86,7 @@ def pretrain(
             del probe
         if not goes_on:
             config = settler.repeated(config, config.train.steps * config.train.batch_size / batches.rows)
+            config = settler.compiles(config, runtime, budget_seconds)
         job = _job(config, tokenizer, prepared, batches, runtime, report)
         if runtime.on_cpu:
             keep_freed_memory()
