@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptcli.dropout import mask
+
 QUERY_BLOCK = 128  # measured best of 64..512 for T = 256..2048 on 2 Zen 4 cores
 
 
@@ -49,7 +51,7 @@ class _CausalAttention(torch.autograd.Function):
             weights = scores.softmax(-1)
             kept.append(weights)
             if dropout:
-                kept.append(F.dropout(torch.ones_like(weights), dropout))
+                kept.append(mask(weights, dropout))
                 weights = weights * kept[-1]
             y.append(torch.bmm(weights, v[:, :end]))
         ctx.save_for_backward(q, k, v, *kept)
@@ -66,13 +68,13 @@ class _CausalAttention(torch.autograd.Function):
         unused = q.new_empty(())  # added to a product zero times
         for start in reversed(range(0, T, QUERY_BLOCK)):  # the last block has something of every key
             end = min(start + QUERY_BLOCK, T)
-            mask = kept.pop() if ctx.dropout else None
+            dropped_by = kept.pop() if ctx.dropout else None
             weights, dy_block, q_block = kept.pop(), dy[:, start:end], q[:, start:end]
             d_weights = torch.bmm(dy_block, v[:, :end].mT)
             dropped = weights
-            if mask is not None:
-                d_weights *= mask
-                dropped = weights * mask
+            if dropped_by is not None:
+                d_weights *= dropped_by
+                dropped = weights * dropped_by
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
             dq.append(torch.baddbmm(unused, d_scores, k[:, :end], beta=0, alpha=D**-0.5))
             part_of_dk = torch.baddbmm(unused, d_scores.mT, q_block, beta=0, alpha=D**-0.5)

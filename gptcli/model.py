@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gptcli.attention import causal_attention
 from gptcli.config import ModelConfig
+from gptcli.dropout import dropout
 from gptcli.functional import normalize_and_rotate, relu_squared, rms_normalize, rotate
 
 ROTARY_BLOCK = 1 << 14  # positions whose angles are computed at once
@@ -117,11 +118,11 @@ class Attention(nn.Module):
             if rotation is not None:
                 q_and_k = rotate(q_and_k, *rotation)
         q, k, v = (part.transpose(0, 1) for part in (*q_and_k.split_with_sizes((H, K)), v))  # each (B, heads, T, D)
-        dropout = config.dropout if self.training else 0.0
+        rate = config.dropout if self.training else 0.0
         if layout is None:
-            y = causal_attention(q, k, v, dropout=dropout)
+            y = causal_attention(q, k, v, dropout=rate)
         else:
-            y = layout.attend(self.layer, q, k, v, dropout=dropout)
+            y = layout.attend(self.layer, q, k, v, dropout=rate)
         return self.projection(y.transpose(1, 2).reshape(B, T, H * D))
 
 
@@ -165,7 +166,7 @@ class Block(nn.Module):
         return x + self.drop(self.mlp(self.mlp_norm(x)))
 
     def drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout) if self.dropout and self.training else x
 
 
 class GPT(nn.Module):
@@ -224,8 +225,8 @@ class GPT(nn.Module):
         if config.position == "rope":  # (T, D) or (B, T, D): the same for every head
             rotation = self.rotary_cos[positions].to(x.dtype), self.rotary_sin[positions].to(x.dtype)
         x = self.embedding_norm(x)
-        if config.dropout:
-            x = F.dropout(x, config.dropout, self.training)
+        if config.dropout and self.training:
+            x = dropout(x, config.dropout)
         compiled = self.training and layout is None  # else each shape would be compiled anew
         for block in (compiled and self.compiled_blocks) or self.blocks:
             x = block(x, rotation, layout)

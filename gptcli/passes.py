@@ -21,6 +21,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from gptcli import dropout
 from gptcli.data.batches import Batch
 from gptcli.hardware.graphs import Record, Work, record, recorded
 from gptcli.hardware.second_thread import second_thread
@@ -50,15 +51,20 @@ class Passes:
         runtime: Runtime,
         *,
         before: Before,
+        seed_of: Callable[[int], int],
     ) -> list[Tensor]:
         """Add the gradients of the losses, each divided by the targets of the step -> the losses, scalars.
 
         `before` gets each micro-batch, or the first of those at once, with its number; what it raises ends the step.
+        `seed_of` gives the seed of dropout for a micro-batch's number.
         """
         losses: list[Tensor] = []
         waiting = iter(micro_batches)
         while group := tuple(itertools.islice(waiting, self.at_once(runtime))):
             before(len(losses), group[0])
+            if self.model.config.dropout:
+                seeds = map(seed_of, itertools.count(len(losses)))
+                group = tuple(batch._replace(seed=seed) for batch, seed in zip(group, seeds, strict=False))
             losses += self.beside(objective, group, targets, runtime)
         return losses
 
@@ -72,9 +78,15 @@ class Passes:
 
     def gradient(self, objective: Objective, batch: Batch, targets: int, runtime: Runtime) -> Tensor:
         """Those of one micro-batch."""
+        self.begin(batch)
         loss = objective(self.model, batch, runtime)
         torch.autograd.backward(loss / targets)
         return loss.detach()
+
+    def begin(self, batch: Batch) -> None:
+        """What this thread drops in a micro-batch."""
+        if batch.seed is not None:
+            dropout.seed(batch.seed, by_numpy=True)
 
     def norm(self) -> Tensor:
         """The L2 norm of the gradient."""
@@ -109,9 +121,13 @@ class Passes:
 
 
 def pairs(model: GPT, threads: int) -> bool:
-    """Whether a CPU computes two micro-batches at a time: not with dropout, whose random numbers come from one
+    """Whether a CPU computes two micro-batches at a time: not with compiled dropout, whose random numbers come from one
     generator for all threads, and not where a second set of gradients takes a gigabyte."""
-    return threads > 1 and not model.config.dropout and model.num_parameters() <= PAIRED_PARAMETERS
+    return (
+        threads > 1
+        and not (model.config.dropout and model.compiled_blocks)
+        and model.num_parameters() <= PAIRED_PARAMETERS
+    )
 
 
 class PairedPasses(Passes):
@@ -133,6 +149,7 @@ class PairedPasses(Passes):
         one, other = group
 
         def apart() -> tuple[Tensor, Sequence[Tensor | None]]:
+            self.begin(other)
             loss = objective(self.model, other, runtime)
             return loss.detach(), torch.autograd.grad(loss / targets, weights, allow_unused=True)
 
@@ -204,6 +221,7 @@ class GraphPasses(Passes):
         held_objective, fixed, divisor, held_loss = self.held
         if objective is not held_objective or batch.lengths or batch.inputs.shape != fixed.inputs.shape:
             return super().gradient(objective, batch, targets, runtime)
+        self.begin(batch)
         fixed.inputs.copy_(batch.inputs)
         fixed.targets.copy_(batch.targets)
         divisor.fill_(targets)
@@ -218,6 +236,10 @@ class GraphPasses(Passes):
         else:
             self.add_gradients()
         return held_loss.clone()
+
+    def begin(self, batch: Batch) -> None:
+        if batch.seed is not None:
+            dropout.seed(batch.seed, by_numpy=False)  # a recording has PyTorch's generators
 
     def update(self) -> None:
         if self.held is None:

@@ -189,7 +189,6 @@ def train_step(
     Without any target there is no update. Stopped where `stop` said so between two micro-batches: then nothing has
     changed, and the step can be done again.
     """
-    model = state.model
     if not step.targets:
         return 0.0, 0.0
     place = ""
@@ -200,10 +199,13 @@ def train_step(
         if number and stop():
             state.passes.drop()
             raise Stopped
-        if model.config.dropout:
-            torch.manual_seed(derived_seed(seed, "dropout", state.step, number))
 
-    losses = state.passes.gradients(objective, step.micro_batches, step.targets, runtime, before=before)
+    def seed_of(number: int) -> int:
+        return derived_seed(seed, "dropout", state.step, number)
+
+    losses = state.passes.gradients(
+        objective, step.micro_batches, step.targets, runtime, before=before, seed_of=seed_of
+    )
     norm = state.passes.norm()
     # Read together: on an accelerator each reading waits for the device.
     nats, grad_norm = torch.stack((torch.stack(losses).double().sum(), norm.double())).tolist()

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gptcli import dropout
 from gptcli.attention import QUERY_BLOCK, Packed, causal_attention
 from gptcli.config import ModelConfig
 from gptcli.data.batches import Batch
@@ -397,3 +398,18 @@ def test_modern_has_the_logits_of_nanochat_in_transformers(cap: float, kv_heads:
     )
     ours = make_model("modern", num_kv_heads=kv_heads, logit_softcap=cap)
     assert_same_logits(theirs, ours, lambda weights: from_nanochat(weights, 2, ours.config.head_size))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.97])
+@pytest.mark.parametrize("by_numpy", [True, False])
+def test_dropout_drops_its_share_and_keeps_the_mean(rate: float, by_numpy: bool) -> None:
+    x = torch.ones(333, 1001).requires_grad_()
+    dropout.seed(5, by_numpy=by_numpy)
+    y = dropout.dropout(x, rate)
+    dropout.seed(5, by_numpy=by_numpy)
+    again = dropout.mask(x, rate)
+    assert torch.equal(y, again)
+    assert (y == 0).float().mean() == pytest.approx(rate, abs=5 * (rate * (1 - rate) / y.numel()) ** 0.5)
+    torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 1 / (1 - rate)), rtol=1e-3, atol=0)
+    y.sum().backward()
+    assert torch.equal(x.grad, y)  # type: ignore[arg-type]

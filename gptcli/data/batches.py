@@ -27,6 +27,7 @@ class Batch(NamedTuple):
     targets: Tensor  # (B, T) int64
     place: str  # where the first row lies, for messages
     lengths: tuple[int, ...] | None = None  # of sequences laid end to end in one row; None: rows are whole windows
+    seed: int | None = None  # of its dropout
 
 
 class Step(NamedTuple):
