@@ -1,12 +1,19 @@
 """`runtime.compile`: the same model in other kernels, by two threads, and what is said where nothing compiles."""
 
+import dataclasses
 import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import GPTCLI, RunCli, Tiny
+
+from gptcli.config import DataConfig, ModelConfig, PretrainConfig, RuntimeConfig, TrainConfig
+from gptcli.report import Report
+from gptcli.runs.settle import Settler
+from gptcli.runtime import Runtime
 
 COMPILER = os.environ.get("CXX", "g++")
 
@@ -33,6 +40,24 @@ def test_compiled_blocks_learn_what_plain_ones_do(tiny: Tiny, tmp_path: Path, ru
         found[compiled] = losses(run)
     assert len(found["true"]) == 8
     assert found["true"] == pytest.approx(found["false"], rel=1e-5 if dtype == "float32" else 5e-3)
+
+
+@pytest.mark.skipif(not shutil.which(COMPILER), reason="no C++ compiler")
+def test_it_is_chosen_where_it_pays_back() -> None:
+    runtime = Runtime(device=torch.device("cpu"), dtype=torch.bfloat16, threads=1)
+    config = PretrainConfig(run_dir="run", data=DataConfig(train=("text",)), model=ModelConfig(hidden_size=384))
+
+    def chosen(seconds: float | None, config: PretrainConfig = config, runtime: Runtime = runtime) -> bool | None:
+        return Settler({}, Report()).compiles(config, runtime, seconds).runtime.compile
+
+    assert chosen(400)
+    assert not chosen(380)  # a step is too little faster
+    assert not chosen(None, dataclasses.replace(config, train=TrainConfig(steps=3)))
+    assert chosen(None, dataclasses.replace(config, train=TrainConfig(steps=1_000_000)))
+    assert not chosen(1e6, dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.1)))
+    assert not chosen(1e6, runtime=dataclasses.replace(runtime, dtype=torch.float32))
+    assert chosen(1, dataclasses.replace(config, runtime=RuntimeConfig(compile=True)))
+    assert not chosen(1e6, dataclasses.replace(config, runtime=RuntimeConfig(compile=False)))
 
 
 def test_where_nothing_compiles_the_reason_is_told(tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:

@@ -20,6 +20,7 @@ from gptcli.scoring import batch_tokens
 
 # Of a pretraining process before it makes its model: Python, torch and the libraries (torch 2.13 on Linux).
 PROCESS_BYTES = 235 << 20
+COMPILER_BYTES = 180 << 20  # of PyTorch's compiler in the process
 # glibc's heap against the tensors in it that come and go, in every order and aligned, so that a hole seldom fits again:
 # measured 1.3 to 2.2 of what is neither weights, gradients nor optimizer state, which stay where they are.
 HEAP_FACTOR = 1.65
@@ -37,6 +38,7 @@ class Workload:
     activation_size: int  # bytes: 4 for float32, 2 for bfloat16
     on_cpu: bool
     at_once: int = 1  # micro-batches that are computed beside each other
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ def training_memory(work: Workload) -> Memory:
         return peak
     coming_and_going = sum(size for part, size in peak.parts.items() if part not in STAYING)
     slack = round((HEAP_FACTOR - 1) * coming_and_going)
-    return Memory(peak.moment, peak.parts | {"heap slack": slack, "process": PROCESS_BYTES})
+    return Memory(
+        peak.moment, peak.parts | {"heap slack": slack, "process": PROCESS_BYTES + work.compiled * COMPILER_BYTES}
+    )
 
 
 def weight_bytes(work: Workload) -> int:

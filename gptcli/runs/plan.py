@@ -37,7 +37,16 @@ def make_plan(config: PretrainConfig, target: Target, rates: Rates, *, measured_
     def memory(micro_batch: int) -> Memory:
         steps = train.batch_size // micro_batch
         at_once = 2 if steps > 1 and target.on_cpu and pairs(model, target.threads) else 1
-        work = Workload(model, config.optim, micro_batch, steps, target.activation_size, target.on_cpu, at_once)
+        work = Workload(
+            model,
+            config.optim,
+            micro_batch,
+            steps,
+            target.activation_size,
+            target.on_cpu,
+            at_once,
+            compiled=bool(config.runtime.compile),
+        )
         return training_memory(work)
 
     return Plan(

@@ -7,11 +7,12 @@ tokens x (6 x (12 L D^2 + V D) + 12 L D T), the share of the higher peak and the
 the rounds (smallest..largest).
 
     gptcli       gptcli.train.train_step on the `modern` preset with default optimizer, bfloat16, as pretrain sets it up
+    gptcli-compiled  the same with runtime.compile, as pretrain chooses it for a run of more than a few minutes
     nanogpt      nanogpt.py in float32, which is nanoGPT's only precision on a CPU
     huggingface  GPT2LMHeadModel under bfloat16 autocast, fused AdamW (its Trainer's), clipping, no dropout
 
-and for other questions -float32 and -bfloat16 of these, gptcli-compiled (runtime.compile) and nanogpt-compiled (under
-bfloat16 autocast, fused AdamW and torch.compile, which nanoGPT has on CUDA); compilation is not in the median step.
+and for other questions -float32 and -bfloat16 of these and nanogpt-compiled (under bfloat16 autocast, fused AdamW and
+torch.compile, which nanoGPT has on CUDA). Compilation is not in the median step: 15 s the first time, then 4 s.
 
 Run:
     python tests/bench/pretrain_speed.py [--json]
@@ -28,10 +29,16 @@ Learnt:
     whatever its batch: 24 % of the formula's at the default shape, 86 % for GPT-2 124M with 1,024 tokens a step. In
     parts (optim.muon_overhead) it adds 10 % at most. --optim classic has the peers' optimizer.
   - With bfloat16 (2 cores of Zen 5, default shape) matrix products are 64 % of a step and run at 88 % of a peak of
-    1,008 GFLOP/s, and at the peak where a busy memory has brought that down to 880; the rest are passes over memory.
-    Two micro-batches at a time hide some of those: 3 to 12 %. Nothing comes of compiled blocks or passes, of weights in
-    oneDNN's layout or cast once for both, of other micro-batches, chunks of logits, blocks of queries, batches of
-    Muon's matrices or one thread for each half of them, or of huge pages.
+    1,008 GFLOP/s, and at the peak where a busy memory has brought that down to 880: their operands come from memory.
+    The rest are passes over memory. Two micro-batches at a time hide some of those: 3 to 12 %. Compiled blocks make one
+    of several: 6 to 8 % (32 % at 128 wide, 14 % at 256, 3 % at 768), if their graphs run without Python's lock
+    (cpp_wrapper) and the second thread has the first one's heap; without these two nothing was left of it.
+  - A thread of OpenMP that has nothing to do spins for some milliseconds and takes a core from the second thread: the
+    update is shared by the two threads of Python, too, 1 to 2 %.
+  - Nothing comes of weights in oneDNN's layout or cast once for both, of other micro-batches, chunks of logits, blocks
+    of queries, batches of Muon's matrices, of huge pages, of a compiled loss, or of attention's gradients written where
+    the product before it reads them (compiled, that is 8 % slower). Muon in smaller parts (optim.muon_overhead 0.05)
+    saves 2 % of the time and loses 0.019 bits per byte after 240 steps of Shakespeare, 384 wide (2 seeds).
   - On 2 cores of Zen 3, which have no bfloat16, one thread multiplies 62 to 85 GFLOP/s at these shapes and nanoGPT
     already reaches 60: nobody can be 1.4 times as fast there. What gptcli gained where it was not matrix products: its
     RMSNorm forward and backward takes a quarter of F.rms_norm's time, and micro-batches of 1,024 tokens halve what is
@@ -53,15 +60,15 @@ import harness
 
 SIDES = (
     "gptcli",
+    "gptcli-compiled",
     "nanogpt",
     "huggingface",
     "gptcli-float32",
     "nanogpt-bfloat16",
     "huggingface-float32",
-    "gptcli-compiled",
     "nanogpt-compiled",
 )
-DEFAULT_SIDES = SIDES[:3]
+DEFAULT_SIDES = SIDES[:4]
 
 
 @dataclass(frozen=True)
