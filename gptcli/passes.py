@@ -143,9 +143,8 @@ class PairedPasses(Passes):
 
     def beside(self, objective: Objective, group: tuple[Batch, ...], targets: int, runtime: Runtime) -> list[Tensor]:
         weights = list(self.optimizers.names)
-        if len(group) == 1 or all(
-            weight.grad is None for weight in weights
-        ):  # a sum of two is the same in either order
+        first = all(weight.grad is None for weight in weights)  # the sum of two is the same in either order
+        if first or len(group) == 1:
             return self.all(functools.partial(self.gradient, objective, batch, targets, runtime) for batch in group)
         one, other = group
 

@@ -55,6 +55,7 @@ def test_it_is_chosen_where_it_pays_back() -> None:
     assert not chosen(None, dataclasses.replace(config, train=TrainConfig(steps=3)))
     assert chosen(None, dataclasses.replace(config, train=TrainConfig(steps=1_000_000)))
     assert not chosen(1e6, dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.1)))
+    assert not chosen(1e6, dataclasses.replace(config, model=dataclasses.replace(config.model, hidden_size=768)))
     assert not chosen(1e6, runtime=dataclasses.replace(runtime, dtype=torch.float32))
     assert chosen(1, dataclasses.replace(config, runtime=RuntimeConfig(compile=True)))
     assert not chosen(1e6, dataclasses.replace(config, runtime=RuntimeConfig(compile=False)))

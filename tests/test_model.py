@@ -400,7 +400,7 @@ def test_modern_has_the_logits_of_nanochat_in_transformers(cap: float, kv_heads:
     assert_same_logits(theirs, ours, lambda weights: from_nanochat(weights, 2, ours.config.head_size))
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.97])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.97, 0.99999999])
 @pytest.mark.parametrize("by_numpy", [True, False])
 def test_dropout_drops_its_share_and_keeps_the_mean(rate: float, by_numpy: bool) -> None:
     x = torch.ones(333, 1001).requires_grad_()

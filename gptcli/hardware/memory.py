@@ -109,10 +109,10 @@ def optimizer_bytes(work: Workload) -> int:
 
 
 def update_bytes(work: Workload) -> int:
-    """Muon's largest batch thrice while it is orthogonalised."""
+    """Muon's largest batch thrice while it is orthogonalised, or two of them."""
     limit = batch_elements(on_cpu=work.on_cpu)
     batches = [min(total, max(limit, rows * columns)) for (rows, columns), total in _muon_shapes(work).items()]
-    return 4 * 3 * max(batches, default=0)
+    return 4 * 3 * work.at_once * max(batches, default=0)
 
 
 def _muon_shapes(work: Workload) -> Counter[tuple[int, ...]]:

@@ -63,8 +63,9 @@ PREPARING_BYTES_PER_SECOND = 1e6  # tokenizer training and encoding, one core
 MILESTONES = 4  # validations, samples and checkpoints of a run with a budget
 EVAL_SHARE = 0.01  # of the budget, for one validation
 
-# Compiled blocks: 32 % off a step at a width of 128, 14 % at 256, 7 % at 384, 3 % at 768 (2 cores of Zen 5).
+# Compiled blocks: 32 % off a step at a width of 128, 14 % at 256, 7 % at 384, 3 % to none at 768 (2 cores of Zen 5).
 COMPILED_WIDTH = 32
+MAX_COMPILED_WIDTH = 512
 MIN_COMPILED_SECONDS = 240
 TRAINING_SHARE = 0.5  # of the matrix peak that training reaches, roughly
 
@@ -198,9 +199,10 @@ class Settler:
         """
         if config.runtime.compile is not None:
             return config
-        compiles = runtime.on_cpu and runtime.dtype == torch.bfloat16 and not config.model.dropout
         width = config.model.hidden_size
-        if compiles:
+        fits = runtime.on_cpu and runtime.dtype == torch.bfloat16 and width <= MAX_COMPILED_WIDTH
+        compiles = False
+        if fits and not config.model.dropout:
             seconds = _seconds(config, runtime) if seconds is None else seconds
             compiles = seconds >= max(MIN_COMPILED_SECONDS, width) and not unable_to_compile(runtime.device)
         if compiles:

@@ -31,7 +31,7 @@ Learnt:
   - With bfloat16 (2 cores of Zen 5, default shape) matrix products are 64 % of a step and run at 88 % of a peak of
     1,008 GFLOP/s, and at the peak where a busy memory has brought that down to 880: their operands come from memory.
     The rest are passes over memory. Two micro-batches at a time hide some of those: 3 to 12 %. Compiled blocks make one
-    of several: 6 to 8 % (32 % at 128 wide, 14 % at 256, 3 % at 768), if their graphs run without Python's lock
+    of several: 6 to 8 % (32 % at 128 wide, 14 % at 256, 3 % to none at 768), if their graphs run without Python's lock
     (cpp_wrapper) and the second thread has the first one's heap; without these two nothing was left of it.
   - A thread of OpenMP that has nothing to do spins for some milliseconds and takes a core from the second thread: the
     update is shared by the two threads of Python, too, 1 to 2 %.
