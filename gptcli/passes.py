@@ -35,6 +35,7 @@ Before = Callable[[int, Batch], None]
 T = TypeVar("T")
 
 PAIRED_PARAMETERS = 256_000_000
+SHARED_PARAMETERS = 4_000_000  # of a model whose update two threads share: 1 to 2 %; of a million it costs 3 %
 GRAPH_PARAMETERS = 64_000_000  # of a model whose steps are recorded, which takes 48 bytes of each for the moment
 
 
@@ -91,22 +92,26 @@ class Passes:
 
     def norm(self) -> Tensor:
         """The L2 norm of the gradient."""
-        norms = self.all(functools.partial(torch._foreach_norm, part) for part in self._parts())
+        norms = self.over_weights(functools.partial(torch._foreach_norm, part) for part in self._parts())
         return torch.linalg.vector_norm(torch.stack([norm for part in norms for norm in part]))
 
     def clip(self, max_norm: float, norm: Tensor) -> None:
         """Shorten a gradient whose norm is larger."""
         factor = (max_norm / (norm + 1e-6)).clamp(max=1)
-        self.all(functools.partial(torch._foreach_mul_, part, factor) for part in self._parts())
+        self.over_weights(functools.partial(torch._foreach_mul_, part, factor) for part in self._parts())
 
     def update(self) -> None:
         """Change the weights by their gradients, which are gone then."""
-        self.all(self.optimizers.pieces())
+        self.over_weights(self.optimizers.pieces())
         self.drop()
 
     def all(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
         """Do what can be done in any order -> what each gives."""
         return [task() for task in tasks]
+
+    def over_weights(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
+        """The same, for tasks that each have some of the weights."""
+        return self.all(tasks)
 
     def _parts(self) -> list[list[Tensor]]:
         """The gradients, as many at a time as an optimizer takes."""
@@ -137,6 +142,7 @@ class PairedPasses(Passes):
     def __init__(self, model: GPT, optimizers: Optimizers) -> None:
         super().__init__(model, optimizers)
         self.fresh = True
+        self.shares_update = model.num_parameters() >= SHARED_PARAMETERS
 
     def at_once(self, runtime: Runtime) -> int:
         return 2 if pairs(self.model, runtime.threads) else 1
@@ -168,6 +174,9 @@ class PairedPasses(Passes):
             parts = list(batches(have))
             self.all(functools.partial(torch._foreach_add_, have[part], more[part]) for part in parts)
         return [loss, other_loss]
+
+    def over_weights(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
+        return self.all(tasks) if self.shares_update else super().all(tasks)
 
     def all(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
         waiting = list(tasks)
