@@ -42,6 +42,8 @@ GRAPH_PARAMETERS = 64_000_000  # of a model whose steps are recorded, which take
 class Passes:
     """Operation by operation, one micro-batch after another."""
 
+    by_numpy = True  # dropout on a CPU
+
     def __init__(self, model: GPT, optimizers: Optimizers) -> None:
         self.model, self.optimizers = model, optimizers
 
@@ -88,7 +90,7 @@ class Passes:
     def begin(self, batch: Batch) -> None:
         """What this thread drops in a micro-batch."""
         if batch.seed is not None:
-            dropout.seed(batch.seed, by_numpy=True)
+            dropout.seed(batch.seed, by_numpy=self.by_numpy)
 
     def norm(self) -> Tensor:
         """The L2 norm of the gradient."""
@@ -172,7 +174,7 @@ class PairedPasses(Passes):
                 more.append(gradient)
         if have:
             parts = list(batches(have))
-            self.all(functools.partial(torch._foreach_add_, have[part], more[part]) for part in parts)
+            self.over_weights(functools.partial(torch._foreach_add_, have[part], more[part]) for part in parts)
         return [loss, other_loss]
 
     def over_weights(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
@@ -211,6 +213,8 @@ class GraphPasses(Passes):
     For one objective and micro-batches of one shape; others are computed operation by operation.
     """
 
+    by_numpy = False  # a recording has PyTorch's generators
+
     def __init__(self, model: GPT, optimizers: Optimizers, *, record: Record) -> None:
         super().__init__(model, optimizers)
         self.record = record
@@ -245,10 +249,6 @@ class GraphPasses(Passes):
         else:
             self.add_gradients()
         return held_loss.clone()
-
-    def begin(self, batch: Batch) -> None:
-        if batch.seed is not None:
-            dropout.seed(batch.seed, by_numpy=False)  # a recording has PyTorch's generators
 
     def update(self) -> None:
         if self.held is None:

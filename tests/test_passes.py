@@ -32,7 +32,7 @@ def as_a_recording(work: Work) -> Work:
 class ByPyTorch(Passes):
     """Drops what a recording does."""
 
-    begin = GraphPasses.begin
+    by_numpy = GraphPasses.by_numpy
 
 
 def make_state(*, graphs: bool, preset: str = "modern", dropout: float = 0.0) -> TrainState:
