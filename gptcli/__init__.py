@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gptcli.data.tokenizer import Tokenizer
-    from gptcli.loss import Output
-    from gptcli.model import GPT
+    from gptcli.model.gpt import GPT
+    from gptcli.train.loss import Output
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "forward", "load"]
@@ -25,7 +25,7 @@ __all__ = ["__version__", "forward", "load"]
 
 def load(path: str | Path) -> tuple[GPT, Tokenizer]:
     """Model, in eval mode, and tokenizer of a run or checkpoint directory. Imports torch on first use."""
-    from gptcli import checkpoint
+    from gptcli.train import checkpoint
 
     return checkpoint.load(path)
 
@@ -35,6 +35,6 @@ def forward(model: GPT, ids: Tensor, *, labels: Tensor | None = None) -> Output:
 
     Labels are as in Hugging Face: `labels=ids` learns every next token, -100 leaves one out.
     """
-    from gptcli import loss
+    from gptcli.train import loss
 
     return loss.forward(model, ids, labels=labels)

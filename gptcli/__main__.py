@@ -9,7 +9,7 @@ def main() -> None:
     try:
         if sys.getfilesystemencoding() == "ascii":  # LC_ALL=C and PYTHONUTF8=0: no name or text beyond it can be given
             os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
-        from gptcli.cli import main as run
+        from gptcli.cli.main import main as run
     except KeyboardInterrupt:
         os.write(2, b"gptcli: interrupted\n")
         os._exit(130)

@@ -173,8 +173,8 @@ class Trial:
 def _child(
     arguments: list[str], cwd: str, env: dict[str, str | None], fault: Fault | None, directory: str, stdout: str
 ) -> None:
-    from gptcli import cli
-    from gptcli.fsio import operations
+    from gptcli.base.fsio import operations
+    from gptcli.cli import main
 
     os.chdir(cwd)
     for name, value in env.items():
@@ -195,7 +195,7 @@ def _child(
     if mark := env.get("MARK"):
         _signal_at(*mark.split(":"))
     sys.argv = ["gptcli", *arguments]
-    cli.main()
+    main.main()
 
 
 def _direct(stdout: str, directory: str) -> None:

@@ -7,13 +7,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
 
-import gptcli.cli
-import gptcli.runs.evaluate
-import gptcli.runs.generate
-import gptcli.runs.pretrain
-import gptcli.runs.training
+import gptcli.api.evaluate
+import gptcli.api.generate
+import gptcli.api.pretrain
+import gptcli.cli.main
+import gptcli.train.run
 
 torch.set_num_threads(1)
 
 # The peak of the machine is measured for a figure that no proof looks at, for a quarter of a second.
-gptcli.runs.training.matmul_flops_per_second = lambda _: None  # type: ignore[assignment]
+gptcli.train.run.matmul_flops_per_second = lambda _: None  # type: ignore[assignment]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gptcli.model import GPT
+from gptcli.model.gpt import GPT
 
 
 def randomized(model: GPT, std: float) -> GPT:

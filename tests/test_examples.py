@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gptcli import configfile
-from gptcli.commands.run_file import kind_of_run_file
-from gptcli.config import PretrainConfig
+from gptcli.cli.commands.run_file import kind_of_run_file
+from gptcli.config import yaml_file
+from gptcli.config.sections import PretrainConfig
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
 # Brown et al. 2020, table 2.1: layers, width, heads, head width, batch in tokens, learning rate; the two rows that
@@ -26,16 +26,16 @@ GPT3_TABLE = {
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_loads_and_its_effective_file_loads_again(path: Path) -> None:
     kind = kind_of_run_file(path.read_text())
-    loaded = configfile.load(kind, path)
-    assert configfile.parse(kind, configfile.dump(loaded.value), name="dump").value == loaded.value
-    assert configfile.parse(kind, configfile.show(loaded), name="show").value == loaded.value
+    loaded = yaml_file.load(kind, path)
+    assert yaml_file.parse(kind, yaml_file.dump(loaded.value), name="dump").value == loaded.value
+    assert yaml_file.parse(kind, yaml_file.show(loaded), name="show").value == loaded.value
 
 
 @pytest.mark.parametrize("size", GPT3_TABLE)
 def test_a_gpt3_file_is_its_row_of_the_papers_table(size: str) -> None:
     layers, width, heads, head_width, batch_tokens, learning_rate = GPT3_TABLE[size]
     path = Path(__file__).parent.parent / "examples" / f"gpt3-{size}.yaml"
-    config = configfile.load(PretrainConfig, path).value
+    config = yaml_file.load(PretrainConfig, path).value
     model = config.model
     assert (model.num_layers, model.hidden_size, model.num_heads, model.head_size) == (layers, width, heads, head_width)
     assert model.context_length == 2048

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from conftest import Result, RunCli, environment, tiny_run_file
 
-from gptcli import configfile
-from gptcli.config import FinetuneConfig, PretrainConfig
-from gptcli.tasks.conversation import ASSISTANT, USER, read_messages
+from gptcli.config import yaml_file
+from gptcli.config.sections import FinetuneConfig, PretrainConfig
+from gptcli.data.conversation import ASSISTANT, USER, read_messages
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -29,8 +29,8 @@ def rows(name: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/*.yaml")), ids=lambda path: path.parent.name)
 def test_the_run_file_of_a_pipeline_loads_and_loads_again(path: Path) -> None:
     kind = FinetuneConfig if path.stem == "finetune" else PretrainConfig
-    loaded = configfile.load(kind, path)
-    assert configfile.parse(kind, configfile.dump(loaded.value), name="dump").value == loaded.value
+    loaded = yaml_file.load(kind, path)
+    assert yaml_file.parse(kind, yaml_file.dump(loaded.value), name="dump").value == loaded.value
 
 
 def test_the_shop_gives_the_same_answer_to_every_question_of_a_topic() -> None:

@@ -1,1 +1,1 @@
-""""""
+"""From bytes to documents, tokens, shards and batches; rows and conversations as data."""

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptcli.base.errors import DataError
 from gptcli.data.shards import ResidentTokens, TokenArray
-from gptcli.errors import DataError
 
 FEISTEL_ROUNDS = 4
 

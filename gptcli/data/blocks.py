@@ -16,8 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from gptcli.display import shown
-from gptcli.errors import ConfigError, DataError, GptcliError
+from gptcli.base.errors import ConfigError, DataError, GptcliError
+from gptcli.base.escape import shown
 
 PIECE_BYTES = 1 << 20  # characters of a piece at most, and bytes read at a time
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptcli.config import DataConfig
+from gptcli.base.errors import DataError
+from gptcli.base.report import Report
+from gptcli.config.sections import DataConfig
 from gptcli.data.batches import derived_seed
 from gptcli.data.text import (
     Piece,
@@ -22,8 +24,6 @@ from gptcli.data.text import (
     markup_notes,
     read_pieces,
 )
-from gptcli.errors import DataError
-from gptcli.report import Report
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
+from gptcli.base.errors import DataError
+from gptcli.base.escape import shown
 from gptcli.data.text import Source, TextOptions, find_sources, read_lines
-from gptcli.display import shown
-from gptcli.errors import DataError
 
 T = TypeVar("T")
 BadLines = Literal["error", "skip"]

@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptcli import fsio
-from gptcli.display import shown
-from gptcli.errors import ConfigError, DataError
-from gptcli.hardware.machine import device_memory_bytes
+from gptcli.base import fsio
+from gptcli.base.errors import ConfigError, DataError
+from gptcli.base.escape import shown
+from gptcli.device.machine import device_memory_bytes
 
 FORMAT, VERSION = "gptcli-shards", 1
 INDEX = "index.json"

@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from gptcli.config import DataConfig, PretrainConfig
+from gptcli.base.errors import GptcliError
+from gptcli.config.sections import DataConfig, PretrainConfig
 from gptcli.data.shards import is_prepared, read_index
 from gptcli.data.text import TextOptions, find_sources, read_pieces
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.errors import GptcliError
 
 SAMPLE_CHARACTERS = 1 << 17
 

@@ -10,9 +10,9 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from gptcli.base.errors import ConfigError, DataError, GptcliError
+from gptcli.base.escape import shown
 from gptcli.data.blocks import Source, TextOptions, codec_name, gunzip, peek, raw_blocks, unreadable
-from gptcli.display import shown
-from gptcli.errors import ConfigError, DataError, GptcliError
 
 MAX_LINE_BYTES = 64 << 20  # of a JSONL line; a JSON parser needs the whole line in memory
 HEAD_BYTES = 8 << 10  # looked at to tell text from other kinds of file

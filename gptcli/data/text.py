@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+from gptcli.base.errors import DataError
+from gptcli.base.escape import shown
 from gptcli.data.blocks import (
     PIECE_BYTES,
     Source,
@@ -25,8 +27,6 @@ from gptcli.data.blocks import (
     file_sha256,
 )
 from gptcli.data.sources import MAX_LINE_BYTES, find_sources, markup_notes
-from gptcli.display import shown
-from gptcli.errors import DataError
 
 __all__ = [
     "MAX_LINE_BYTES",

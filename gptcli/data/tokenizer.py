@@ -18,10 +18,10 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from gptcli.base.errors import ConfigError, DataError
+from gptcli.base.escape import shown
+from gptcli.base.signals import interruptible
 from gptcli.data.text import split_text
-from gptcli.display import shown
-from gptcli.errors import ConfigError, DataError
-from gptcli.interrupt import interruptible
 
 LONGEST_RUN = 25_000
 PIECE_LENGTH = 1 << 14  # characters; what the encoder keeps of a megabyte leaves the cache, and it takes twice the time

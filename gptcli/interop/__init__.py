@@ -1,1 +1,1 @@
-"""Files of other programs that hold the same models: Hugging Face directories and GGUF."""
+"""Models to and from other programs: Hugging Face and GGUF."""

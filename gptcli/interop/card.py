@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptcli import fsio
-from gptcli.checkpoint import Purpose
+from gptcli.base import fsio
+from gptcli.base.errors import DataError
+from gptcli.base.escape import shown
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.display import shown
-from gptcli.errors import DataError
-from gptcli.model import GPT
+from gptcli.model.gpt import GPT
+from gptcli.train.checkpoint import Purpose
 
 _USE = {
     "text": """\

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+from gptcli.data.conversation import ASSISTANT, Conversation
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.tasks.conversation import ASSISTANT, Conversation
 
 # Here text does become tokens again when the whole is encoded, so a message that spells a control token is refused.
 _TEMPLATE = """\

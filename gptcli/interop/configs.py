@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gptcli.config import ModelConfig
-from gptcli.display import shown
-from gptcli.errors import ConfigError, DataError
+from gptcli.base.errors import ConfigError, DataError
+from gptcli.base.escape import shown
+from gptcli.config.sections import ModelConfig
 from gptcli.interop.families import FAMILIES, Family
 from gptcli.interop.names import LINEARS
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from gptcli.checkpoint import Purpose
-from gptcli.config import ModelConfig
+from gptcli.base.errors import ConfigError, DataError
+from gptcli.config.sections import ModelConfig
 from gptcli.data.tokenizer import PATTERNS, Tokenizer
-from gptcli.errors import ConfigError, DataError
 from gptcli.interop.chat_template import chat_template
 from gptcli.interop.families import GPT2, LLAMA, QWEN3, Family
 from gptcli.interop.hf_write import converted
 from gptcli.interop.names import Names
-from gptcli.model import GPT
+from gptcli.model.gpt import GPT
+from gptcli.train.checkpoint import Purpose
 
 _OUTSIDE = {
     "embedding": "token_embd",

@@ -12,15 +12,15 @@ import safetensors
 import torch
 from torch import Tensor
 
-from gptcli import fsio
-from gptcli.checkpoint import stored_weights
-from gptcli.display import shown
-from gptcli.errors import ConfigError, DataError
+from gptcli.base import fsio
+from gptcli.base.errors import ConfigError, DataError
+from gptcli.base.escape import shown
 from gptcli.interop.configs import family_of, has_bias, read_config
 from gptcli.interop.families import Family
 from gptcli.interop.names import LINEARS, incoming
-from gptcli.model import GPT
-from gptcli.tensors import check_finite
+from gptcli.model.gpt import GPT
+from gptcli.model.safetensors_io import check_finite
+from gptcli.train.checkpoint import stored_weights
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_NAME = re.compile(r"[\w.-]+")

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptcli import fsio
-from gptcli.checkpoint import Purpose, stored_weights
-from gptcli.config import ModelConfig
+from gptcli.base import fsio
+from gptcli.base.errors import NumericalError
+from gptcli.config.sections import ModelConfig
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.errors import NumericalError
 from gptcli.interop.chat_template import chat_template
 from gptcli.interop.configs import write_config
 from gptcli.interop.families import Family
 from gptcli.interop.hf_read import SINGLE
 from gptcli.interop.names import Names, outgoing
-from gptcli.model import GPT
-from gptcli.tensors import check_finite, write_tensors
+from gptcli.model.gpt import GPT
+from gptcli.model.safetensors_io import check_finite, write_tensors
+from gptcli.train.checkpoint import Purpose, stored_weights
 
 
 def write_directory(

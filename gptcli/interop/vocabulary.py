@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptcli import fsio
+from gptcli.base import fsio
+from gptcli.base.errors import DataError
+from gptcli.base.escape import shown
 from gptcli.data.tokenizer import END_OF_TEXT, Tokenizer, from_merges
-from gptcli.display import shown
-from gptcli.errors import DataError
 from gptcli.interop.hf_read import inside
 
 # Classes whose vocab.json and merges.txt are byte-level BPE -> the name of their split pattern.

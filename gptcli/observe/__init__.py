@@ -1,1 +1,1 @@
-"""What runs have written about themselves: read, compared and drawn."""
+"""Looking at runs and before them: history, curves, plans, memory."""

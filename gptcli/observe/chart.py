@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gptcli.amounts import amount
+from gptcli.base.units import amount
 from gptcli.observe.curves import Curve
 
 Segment = tuple[str, str]  # text and its style, a colour or empty

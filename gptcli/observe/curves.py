@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gptcli.errors import ConfigError
+from gptcli.base.errors import ConfigError
 from gptcli.observe.history import Record, number_of
 
 Axis = Literal["step", "tokens", "seconds"]

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gptcli.amounts import amount, count, duration
-from gptcli.display import shown
-from gptcli.errors import ConfigError, DataError
-from gptcli.fsio.locks import LOCK
+from gptcli.base.errors import ConfigError, DataError
+from gptcli.base.escape import shown
+from gptcli.base.fsio.locks import LOCK
+from gptcli.base.units import amount, count, duration
 
 State = Literal["running", "finished", "interrupted", "failed", "empty"]
 MOST_STEPS = 1 << 53  # a float counts them exactly

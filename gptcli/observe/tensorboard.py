@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gptcli.display import shown
-from gptcli.errors import ConfigError
+from gptcli.base.errors import ConfigError
+from gptcli.base.escape import shown
 from gptcli.observe.history import Record, number_of
 
 EVENT_FILES = "events.out.tfevents.*"

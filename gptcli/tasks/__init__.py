@@ -1,1 +1,1 @@
-"""Fine-tuning tasks as data: rows in, token ids and what of them is learnt out. No torch."""
+"""Fine-tuning tasks: what a row means, what is learnt from it, and how it is validated."""

@@ -85,18 +85,18 @@ def relative_cost(run_file: Path, overrides: list[str], changes: tuple[str, ...]
 
 def begin(run_file: Path, overrides: list[str], seed: int) -> tuple:
     """A run at its first step, and a function that scores it on all validation bytes."""
-    from gptcli import configfile
-    from gptcli.config import PretrainConfig
+    from gptcli.api.pretrain import new_state, prepare_data
+    from gptcli.base.report import Report
+    from gptcli.config import yaml_file
+    from gptcli.config.sections import PretrainConfig
     from gptcli.data.batches import TokenBatches
     from gptcli.data.shards import TokenArray
-    from gptcli.metrics import score_documents
-    from gptcli.report import Report
-    from gptcli.runs.pretrain import new_state, prepare_data
-    from gptcli.runtime import keep_freed_memory, make_runtime
-    from gptcli.train import micro_batch_rows
+    from gptcli.device.runtime import keep_freed_memory, make_runtime
+    from gptcli.evaluate.perplexity import score_documents
+    from gptcli.train.loop import micro_batch_rows
 
     settings = [*overrides, f"runtime.seed={seed}", "runtime.threads=1", "data.cache_dir=cache"]
-    config = configfile.load(PretrainConfig, run_file, settings).value
+    config = yaml_file.load(PretrainConfig, run_file, settings).value
     runtime = make_runtime(config.runtime)
     keep_freed_memory()
     tokenizer, prepared = prepare_data(config, Report())
@@ -123,8 +123,8 @@ def begin(run_file: Path, overrides: list[str], seed: int) -> tuple:
 
 
 def advance(config, state, batches, runtime, steps: int, step: int) -> None:
-    from gptcli.optim import learning_rate_factor
-    from gptcli.train import train_step
+    from gptcli.train.loop import train_step
+    from gptcli.train.optimizers import learning_rate_factor
 
     state.optimizers.set_factor(learning_rate_factor(step, steps, config.optim))
     train_step(state, batches(step), config.optim.grad_clip_norm, runtime, seed=config.runtime.seed)

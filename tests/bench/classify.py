@@ -1,6 +1,6 @@
 """Lines a second that a classifier labels, beside transformers' pipeline at the same shape.
 
-    gptcli        gptcli.runs.classify.Classifier on the run, as `gptcli classify` uses it
+    gptcli        gptcli.api.classify.Classifier on the run, as `gptcli classify` uses it
     transformers  pipeline("text-classification") on a GPT2ForSequenceClassification with the run's layers, width,
                   heads, vocabulary and tokenizer and random weights, in batches of --batch, lines sorted by length
 
@@ -40,8 +40,8 @@ def main() -> None:
 
     import torch
 
-    from gptcli.hardware.machine import matmul_peak
-    from gptcli.runs.classify import Classifier
+    from gptcli.api.classify import Classifier
+    from gptcli.device.machine import matmul_peak
 
     texts = given.lines.read_text().splitlines()
     classifier = Classifier(given.run)

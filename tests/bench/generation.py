@@ -52,12 +52,12 @@ Prompts = list[list[int]]
 
 
 def gptcli_engine(directory: Path, threads: int, device: str, prompts: Prompts, new: int, how: str) -> float:
-    from gptcli.commands.options import ask_for_huge_pages
+    from gptcli.cli.commands.options import ask_for_huge_pages
 
     ask_for_huge_pages()  # as `gptcli generate` does, before torch is there
-    from gptcli.config import GenerateOptions
-    from gptcli.generation.engine import Request
-    from gptcli.runs.generate import Writer
+    from gptcli.api.generate import Writer
+    from gptcli.config.sections import GenerateOptions
+    from gptcli.generate.engine import Request
 
     dtype, quantize = ("float32", "int8") if how == "int8" else (how, None)
     slots = 1 if len(prompts) == 1 else None
@@ -140,7 +140,7 @@ def memory_speed(threads: int, device: str) -> float:
     """Bytes a second."""
     import torch
 
-    from gptcli.hardware.machine import read_bytes_per_second
+    from gptcli.device.machine import read_bytes_per_second
 
     torch.set_num_threads(threads)
     return read_bytes_per_second(torch.device(device))

@@ -16,10 +16,10 @@ def make_large(directory: Path) -> None:
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    from gptcli import checkpoint
-    from gptcli.config import ModelConfig
+    from gptcli.config.sections import ModelConfig
     from gptcli.data.tokenizer import Tokenizer as OwnTokenizer
-    from gptcli.model import GPT
+    from gptcli.model.gpt import GPT
+    from gptcli.train import checkpoint
 
     torch.manual_seed(1)
     transformers.GPT2LMHeadModel(transformers.GPT2Config()).save_pretrained(directory / "hf")
@@ -64,10 +64,10 @@ def make_small(directory: Path) -> None:
     """A model of quickstart's size for gptcli, and its export for transformers."""
     import torch
 
-    from gptcli import checkpoint
-    from gptcli.config import ModelConfig
+    from gptcli.config.sections import ModelConfig
     from gptcli.data.tokenizer import learn_merges
-    from gptcli.model import GPT
+    from gptcli.model.gpt import GPT
+    from gptcli.train import checkpoint
 
     words = [path.read_text(encoding="utf-8") for path in sorted(harness.BENCH.glob("*.py"))]
     tokenizer = learn_merges(words, vocab_size=2048)

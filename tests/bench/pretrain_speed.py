@@ -6,7 +6,7 @@ do not count. Printed are the machine's matmul peaks and for each side tokens/s,
 tokens x (6 x (12 L D^2 + V D) + 12 L D T), the share of the higher peak and the peak resident memory: medians of
 the rounds (smallest..largest).
 
-    gptcli       gptcli.train.train_step on the `modern` preset with default optimizer, bfloat16, as pretrain sets it up
+    gptcli       train.loop.train_step on the `modern` preset with default optimizer, bfloat16, as pretrain sets it up
     gptcli-compiled  the same with runtime.compile, as pretrain chooses it for a run of more than a few minutes
     nanogpt      nanogpt.py in float32, which is nanoGPT's only precision on a CPU
     huggingface  GPT2LMHeadModel under bfloat16 autocast, fused AdamW (its Trainer's), clipping, no dropout
@@ -102,11 +102,11 @@ def gptcli_step(
     import numpy as np
     import torch
 
-    from gptcli.config import DataConfig, ModelConfig, OptimConfig, PretrainConfig, RuntimeConfig, TrainConfig
+    from gptcli.api.pretrain import new_state
+    from gptcli.config.sections import DataConfig, ModelConfig, OptimConfig, PretrainConfig, RuntimeConfig, TrainConfig
     from gptcli.data.batches import TokenBatches
-    from gptcli.runs.pretrain import new_state
-    from gptcli.runtime import keep_freed_memory, make_runtime
-    from gptcli.train import micro_batch_rows, train_step
+    from gptcli.device.runtime import keep_freed_memory, make_runtime
+    from gptcli.train.loop import micro_batch_rows, train_step
 
     class RandomTokens:
         """Stands in for a TokenArray."""
@@ -219,7 +219,7 @@ def measure_step(
     """Median step time of one side in this process."""
     import torch
 
-    from gptcli.hardware.machine import synchronize
+    from gptcli.device.machine import synchronize
 
     make, default = {
         "gptcli": (gptcli_step, "bfloat16"),
@@ -245,7 +245,7 @@ def measure_peak(device: str) -> dict[str, object]:
     """FLOP/s of square matrix products in this process."""
     import torch
 
-    from gptcli.hardware.machine import matmul_peak
+    from gptcli.device.machine import matmul_peak
 
     found = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     for dtype in (torch.bfloat16, torch.float32):

@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("-s", dest="overrides", action="append", default=[], help="of the fine-tuning run")
     parser.add_argument("--pretrain-steps", type=int, help="default: what examples/sentiment-base.yaml says")
     arguments = parser.parse_args()
-    from gptcli.runs.quickstart import collect
+    from gptcli.api.quickstart import collect
 
     train, dev = rows_of(arguments.train), rows_of(arguments.dev)
     with tempfile.TemporaryDirectory() as directory:

@@ -23,7 +23,7 @@ from pathlib import Path
 import harness
 
 BAD = "run_dir: run\ndata: {train: [text.txt]}\nmodel: {num_layer: 4}\n"  # num_layers
-IMPORTED = "import sys; from gptcli.cli import run; run(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+IMPORTED = "import sys; from gptcli.cli.main import run; run(sys.argv[1:]); sys.exit('torch' in sys.modules)"
 
 
 def main() -> None:

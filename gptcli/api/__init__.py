@@ -1,0 +1,1 @@
+"""The Python API: one module for every verb of the command line."""

@@ -1,0 +1,242 @@
+"""Checkpoint and conversation -> the assistant's next turn.
+
+Where a conversation outgrows the context, the model no longer sees its oldest turns: as many questions, each with its
+answer, as leave room for an answer of max_tokens or a quarter of the context, whichever is less. The system message
+and the last question are always seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from gptcli.api.generate import Item, completion_record, in_order, read_items
+from gptcli.api.score import parse_object
+from gptcli.base.errors import ConfigError, DataError
+from gptcli.base.escape import shown
+from gptcli.base.report import Report
+from gptcli.cli.lines import Ready, always
+from gptcli.config.sections import GenerateOptions, RuntimeConfig
+from gptcli.data.conversation import ASSISTANT, SYSTEM, USER, Message, read_messages
+from gptcli.data.rows import read_rows
+from gptcli.device.runtime import make_runtime
+from gptcli.generate.constrain import most_tokens
+from gptcli.generate.engine import Engine, Request
+from gptcli.generate.packed_weights import Quantize, pack
+from gptcli.train import checkpoint
+
+
+class Fitted(NamedTuple):
+    """What the model sees of a conversation."""
+
+    ids: list[int]
+    dropped_turns: int  # oldest questions, each with its answer, that did not fit
+
+
+class Speaker:
+    """A loaded model that answers conversations."""
+
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        batch_size: int | None = 1,
+        device: str = "auto",
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        threads: int | None = None,
+        quantize: Quantize | None = None,
+    ) -> None:
+        directory = checkpoint.resolve(run)
+        conversation = checkpoint.read_purpose(directory).conversation
+        if conversation is None:
+            raise DataError(
+                f"{shown(str(directory))}: was not trained on conversations; fine-tune it with gptcli finetune and "
+                "task: chat, or continue a text with gptcli generate"
+            )
+        runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
+        model, self.tokenizer = checkpoint.load(directory, device=runtime.device, dtype=runtime.dtype)
+        if missing := conversation.missing(self.tokenizer):
+            raise DataError(
+                f"{shown(str(directory / 'tokenizer.json'))}: no token {shown(missing[0])}, which conversations need; "
+                "the checkpoint is damaged"
+            )
+        self.directory, self.conversation, self.num_parameters = directory, conversation, model.num_parameters()
+        runtime = pack(model, runtime, quantize=quantize)
+        self.engine = Engine(model, self.tokenizer, runtime, slots=batch_size)
+        self.stop_ids = frozenset(self.tokenizer.specials[name] for name in conversation.specials)
+
+    def description(self) -> str:
+        """For a person who begins to talk."""
+        return (
+            f"{shown(str(self.directory))}: {self.num_parameters:,} parameters, "
+            f"context of {self.engine.context_length} tokens"
+        )
+
+    def fit(self, messages: Sequence[Message], options: GenerateOptions) -> Fitted:
+        """The ids after which the answer to the last message is written, by the rule above; DataError where not even
+        system message and question fit."""
+        context = self.engine.context_length
+        answer = most_tokens(options) if options.choices else min(options.max_tokens, context // 4)
+        room = context - len(self.engine.first) - answer
+        begin = 1 if messages[0].role == SYSTEM else 0
+        turns = [self.conversation.turn(message, self.tokenizer) for message in messages[:-1]]
+        question = self.conversation.prompt(messages[-1:], self.tokenizer)
+        total = sum(map(len, turns)) + len(question)
+        first = begin
+        while total > room and first < len(turns):
+            total -= len(turns[first]) + len(turns[first + 1])
+            first += 2
+        if total > room:
+            raise DataError(
+                f"the question has {total} tokens, any system message included, and a context of {context} has room "
+                f"for {room} beside the answer; shorten it"
+            )
+        seen = [*turns[:begin], *turns[first:], question]
+        return Fitted([index for turn in seen for index in turn], (first - begin) // 2)
+
+    def records(
+        self, lines: Iterable[bytes], defaults: GenerateOptions, ready: Ready = always
+    ) -> Iterator[dict[str, Any]]:
+        """A record with its answer for each record {"messages": [...]} or {"content": ...}, which may have options of
+        its own and other fields, which come back; one with `error` where it has no answer."""
+
+        def requests(item: Item[list[Message]], messages: list[Message]) -> Iterator[Request]:
+            ids, item.dropped_turns = self.fit(messages, item.options)
+            return (Request(ids, item.options, sample, self.stop_ids) for sample in range(item.options.n))
+
+        items = read_items(lines, defaults, _record_messages)
+        for item, completion in in_order(self.engine, items, requests, ready):
+            if completion is None or item.prompt is None:
+                yield {**item.fields, "error": item.problem}
+                continue
+            record = dict(item.fields)
+            if "messages" in record:
+                answer = Message(ASSISTANT, completion.text)
+                record["messages"] = [message._asdict() for message in (*item.prompt, answer)]
+            yield record | completion_record(completion, self.tokenizer) | {"dropped_turns": item.dropped_turns}
+
+
+def _record_messages(line: str, place: str) -> tuple[list[Message], dict[str, Any]]:
+    """The conversation of a record and its fields, `messages` or `content` among them."""
+    record = parse_object(line, place)
+    if ("messages" in record) == ("content" in record):
+        raise DataError(f'{place}: want either "messages" or "content"')
+    messages = record["messages"] if "messages" in record else [{"role": USER, "content": record["content"]}]
+    return read_messages(messages, place, to_answer=True), record
+
+
+@dataclass
+class Turn:
+    """A question and what was answered. One without an answer is neither seen by the model nor saved."""
+
+    question: str
+    answer: str = ""
+    finish_reason: str | None = None  # None where the answer was stopped
+    attempt: int = 0
+
+    def messages(self) -> list[Message]:
+        return [Message(USER, self.question), Message(ASSISTANT, self.answer)] if self.answer.strip() else []
+
+
+class Chat:
+    """A conversation with a model. `system` and `options` may be changed at any time."""
+
+    def __init__(self, speaker: Speaker, options: GenerateOptions, *, system: str | None, report: Report) -> None:
+        self.speaker, self.options, self.system, self.report = speaker, options, system, report
+        self.turns: list[Turn] = []
+        self.dropped_turns = 0
+
+    def messages(self) -> list[Message]:
+        """The conversation as it is saved: complete turns only."""
+        system = [] if self.system is None else [Message(SYSTEM, self.system)]
+        return system + [message for turn in self.turns for message in turn.messages()]
+
+    def ask(self, question: str, *, stop: Callable[[], bool] = lambda: False) -> Iterator[str]:
+        """The answer, piece by piece, whole characters only; `stop` ends it after the token in hand.
+
+        What was said stays in the conversation. DataError, and no new turn, where the question cannot be asked.
+        """
+        ids = self._fit(question)
+        turn = Turn(question)
+        self.turns.append(turn)
+        return self._answer(turn, ids, stop)
+
+    def retry(self, *, stop: Callable[[], bool] = lambda: False) -> Iterator[str]:
+        """Another answer to the last question, in the place of the one before."""
+        last = self.undo()
+        try:
+            ids = self._fit(last.question)
+        finally:
+            self.turns.append(last)
+        self.turns[-1] = turn = Turn(last.question, attempt=last.attempt + 1)
+        return self._answer(turn, ids, stop)
+
+    def undo(self) -> Turn:
+        """Take back the last question and its answer."""
+        if not self.turns:
+            raise ConfigError("nothing was said yet")
+        return self.turns.pop()
+
+    def _fit(self, question: str) -> list[int]:
+        """Ids of the prompt; the report is told where more turns than before do not fit."""
+        if not question.strip():
+            raise DataError("the question is empty; write one")
+        ids, dropped = self.speaker.fit([*self.messages(), Message(USER, question)], self.options)
+        if dropped > self.dropped_turns:
+            which = "oldest question and its answer" if dropped == 1 else f"{dropped} oldest questions and answers"
+            self.report.warning(
+                f"the context of {self.speaker.engine.context_length} tokens is full; the model no longer sees "
+                f"the {which}"
+            )
+        self.dropped_turns = dropped
+        return ids
+
+    def _answer(self, turn: Turn, ids: list[int], stop: Callable[[], bool]) -> Iterator[str]:
+        request = Request(ids, self.options, turn.attempt, self.speaker.stop_ids)
+        for completion in self.speaker.engine.steps([request]):
+            new = completion.text[len(turn.answer) :]
+            turn.answer, turn.finish_reason = completion.text, completion.finish_reason
+            if new:
+                yield new
+            if turn.finish_reason is None and stop():
+                return
+
+    def save(self, path: Path) -> int:
+        """Append the conversation to a JSONL file, as a row that `gptcli finetune` reads; returns its messages."""
+        messages = self.messages()
+        if not any(message.role == ASSISTANT for message in messages):
+            raise ConfigError("there is no answer to save yet")
+        row = json.dumps({"messages": [message._asdict() for message in messages]}, ensure_ascii=False)
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                row = row if file.read(1) == b"\n" else "\n" + row
+            file.write((row + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+        return len(messages)
+
+    def load(self, path: str) -> None:
+        """Go on with the last conversation of a JSONL file; its system message holds where none was given."""
+        last = None
+        for row in read_rows([path]):
+            if isinstance(row, DataError):
+                raise row
+            last = row
+        if last is None:
+            raise DataError(f"{shown(path)}: no conversation in it")
+        messages = read_messages(last.fields.get("messages"), last.place)
+        if messages[-1].role == USER:
+            raise DataError(
+                f"{last.place}: ends with a question; gptcli chat RUN --jsonl answers it, or end it with an answer"
+            )
+        if messages[0].role == SYSTEM:
+            system, *messages = messages
+            self.system = system.content if self.system is None else self.system
+        pairs = zip(messages[::2], messages[1::2], strict=True)
+        self.turns = [Turn(question.content, answer.content, "stop") for question, answer in pairs]
+        self.dropped_turns = 0

@@ -1,0 +1,110 @@
+"""Checkpoint and names of lm-eval's tasks -> their metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gptcli.base.errors import ConfigError
+from gptcli.base.escape import shown
+from gptcli.base.report import Report
+from gptcli.base.units import count
+from gptcli.config.sections import RuntimeConfig
+from gptcli.device.runtime import make_runtime
+from gptcli.train import checkpoint
+
+
+@dataclass(frozen=True)
+class HarnessResult:
+    """What `gptcli eval-harness` prints. `tasks`: name -> {shots, rows, version, metrics: {name: {value, stderr}}}."""
+
+    checkpoint: str
+    lm_eval: str
+    tasks: dict[str, dict[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"checkpoint": self.checkpoint, "lm_eval": self.lm_eval, "tasks": self.tasks}
+
+    def lines(self) -> list[tuple[str, str]]:
+        """For a person."""
+        found = []
+        for name, task in self.tasks.items():
+            for metric, at in task["metrics"].items():
+                value = "-" if at["value"] is None else f"{at['value']:.4f}"
+                found.append(
+                    (f"{name} {metric}", value + (f" ± {at['stderr']:.4f}" if at["stderr"] is not None else ""))
+                )
+            found.append((f"{name} rows", f"{task['rows']}, {count(task['shots'], 'shot')}"))
+        return [*found, ("checkpoint", self.checkpoint), ("lm-eval", self.lm_eval)]
+
+
+def eval_harness(
+    run: str | Path,
+    tasks: Sequence[str],
+    *,
+    include_path: str | None = None,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    threads: int | None = None,
+    report: Report,
+) -> HarnessResult:
+    """Run lm-eval's tasks, its own by name or those of YAML files below `include_path`, on a model.
+
+    ConfigError where lm-eval is missing or knows no such task. Only tasks whose data lie elsewhere use the network.
+    """
+    if not tasks:
+        raise ConfigError("--tasks: names no task; see lm-eval ls tasks")
+    try:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+
+        from gptcli.evaluate.lm_eval import HarnessModel
+    except ImportError as error:
+        raise ConfigError(f"lm-eval cannot be imported ({shown(str(error))}); pip install 'gptcli[eval]'") from None
+    if include_path is not None and not Path(include_path).is_dir():
+        raise ConfigError(f"--include-path: {shown(include_path)}: no such directory")
+    directory = checkpoint.resolve(run)
+    runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
+    manager = TaskManager(include_path=include_path)
+    known = set(manager.all_tasks)
+    for name in tasks:
+        if name not in known:
+            raise ConfigError(
+                f"--tasks: lm-eval knows no task '{shown(name)}'; see lm-eval ls tasks, or --include-path"
+            )
+    model = HarnessModel(*checkpoint.load(directory, device=runtime.device, dtype=runtime.dtype), runtime)
+    found = lm_eval.simple_evaluate(
+        model=model, tasks=list(tasks), num_fewshot=num_fewshot, limit=limit, task_manager=manager, log_samples=False
+    )
+    if model.truncated:
+        report.warning(f"{model.truncated} requests did not fit the context and lost their beginning")
+    results = {name: _task(name, found) for name in found["results"]}
+    return HarnessResult(str(directory), lm_eval.__version__, results)
+
+
+def _task(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """One task's part of lm-eval's results. Its keys are METRIC,FILTER and METRIC_stderr,FILTER."""
+    values = {key: value for key, value in found["results"][name].items() if "," in key}
+    metrics = {}
+    for key, value in values.items():
+        metric, _, chosen = key.partition(",")
+        if not metric.endswith("_stderr"):
+            stderr = values.get(f"{metric}_stderr,{chosen}")
+            title = metric if chosen == "none" else f"{metric} ({chosen})"
+            metrics[title] = {"value": _finite(value), "stderr": _finite(stderr)}
+    return {
+        "shots": found["n-shot"].get(name),
+        "rows": found["n-samples"].get(name, {}).get("effective"),
+        "version": found["versions"].get(name),
+        "metrics": metrics,
+    }
+
+
+def _finite(value: Any) -> float | None:
+    """lm-eval writes N/A or NaN where there is no value."""
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None

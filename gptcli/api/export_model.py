@@ -1,0 +1,119 @@
+"""A checkpoint of gptcli -> the files of another program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptcli.base import fsio
+from gptcli.base.errors import ConfigError, DataError
+from gptcli.base.escape import shown
+from gptcli.base.report import Report
+from gptcli.data.tokenizer import Tokenizer
+from gptcli.interop.card import model_card
+from gptcli.interop.configs import family_for
+from gptcli.interop.families import FAMILIES, QWEN2
+from gptcli.interop.gguf_write import ACTIVATIONS, ARCHITECTURES, gguf_package, unheld, write_gguf
+from gptcli.interop.hf_write import write_directory
+from gptcli.model.gpt import GPT
+from gptcli.train import checkpoint
+from gptcli.train.checkpoint import Purpose
+
+GGUF_FILE = "model.gguf"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    output: Path
+    architecture: str
+    dtype: str
+    bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "output": str(self.output)}
+
+    def lines(self) -> list[tuple[str, str]]:
+        return [
+            ("architecture", self.architecture),
+            ("weights", self.dtype),
+            ("size", f"{self.bytes / 1e6:,.1f} MB"),
+        ]
+
+
+def export_hf(
+    run: str | Path, output: Path, *, dtype: str = "float32", force: bool = False, report: Report
+) -> Exported:
+    """Make `output` a directory that transformers loads; DataError names what no class of it can hold."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype}: is for --to gguf; choose {', '.join(DTYPES)}")
+    fsio.check_replaceable(output, force=force)
+    directory, model, tokenizer, purpose = _load(run, output)
+    families = [family for family in FAMILIES.values() if family is not QWEN2]
+    family = family_for(model.config, families, "{} of transformers, the nearest class, cannot hold it")
+    if purpose.labels and not family.classifier:
+        raise DataError(
+            f"{shown(str(directory))}: a classifier, and transformers has no class for one of the shape of "
+            f"{family.architecture}; fine-tune a model of the preset llama or gpt2 for export"
+        )
+    if model.config.dropout and "dropout" not in family.keys:
+        report.warning(f"model.dropout {model.config.dropout} is not written: {family.architecture} has no such key")
+    architecture = family.classifier if purpose.labels and family.classifier else family.architecture
+    if purpose.labels and purpose.pooling != "last":
+        report.warning(
+            f"pooling {purpose.pooling} is not written: in {architecture} the last token alone names the label; "
+            "for the same probabilities fine-tune with classify.pooling=last"
+        )
+    with fsio.new_directory(output) as temporary:
+        write_directory(temporary, model, tokenizer, purpose, family, DTYPES[dtype])
+        card = model_card(output.name, directory, model, tokenizer, purpose, architecture=architecture, dtype=dtype)
+        fsio.write_file(temporary / "README.md", card)
+    return Exported(output, architecture, dtype, _bytes(output))
+
+
+def export_gguf(
+    run: str | Path, output: Path, *, dtype: str = "float16", force: bool = False, report: Report
+) -> Exported:
+    """Make `output` a directory with model.gguf; DataError names what no architecture of llama.cpp can hold."""
+    gguf_package()
+    fsio.check_replaceable(output, force=force)
+    directory, model, tokenizer, purpose = _load(run, output)
+    if purpose.labels:
+        raise DataError(f"{shown(str(directory))}: a classifier, which llama.cpp cannot run; export with --to hf")
+    families = [architecture.family for architecture in ARCHITECTURES.values()]
+    family = family_for(model.config, families, "{} as llama.cpp runs it, the nearest, cannot hold it; use --to hf")
+    if model.config.activation not in ACTIVATIONS:
+        raise DataError(f"model.activation: {model.config.activation}; llama.cpp has {', '.join(ACTIVATIONS)} there")
+    if unsaid := unheld(tokenizer):
+        report.warning(unsaid)
+    architecture = ARCHITECTURES[family.architecture]
+    with fsio.new_directory(output) as temporary:
+        write_gguf(temporary / GGUF_FILE, model, tokenizer, purpose, architecture, dtype)
+        card = model_card(
+            output.name,
+            directory,
+            model,
+            tokenizer,
+            purpose,
+            architecture=architecture.name,
+            dtype=dtype,
+            gguf=GGUF_FILE,
+        )
+        fsio.write_file(temporary / "README.md", card)
+    return Exported(output, architecture.name, dtype, _bytes(output))
+
+
+def _bytes(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.iterdir())
+
+
+def _load(run: str | Path, output: Path) -> tuple[Path, GPT, Tokenizer, Purpose]:
+    directory = checkpoint.resolve(run)
+    fsio.check_apart(output, [directory])
+    model, tokenizer = checkpoint.load(directory)
+    return directory, model, tokenizer, checkpoint.read_purpose(directory)

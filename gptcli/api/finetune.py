@@ -1,0 +1,115 @@
+"""A base checkpoint and rows -> a run directory with checkpoints of a model that does a task."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import torch
+
+from gptcli.base import fsio
+from gptcli.base.errors import ConfigError, DataError
+from gptcli.base.escape import shown
+from gptcli.base.report import Report
+from gptcli.base.units import count
+from gptcli.config.sections import FinetuneConfig
+from gptcli.data.batches import derived_seed
+from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime
+from gptcli.model.gpt import GPT
+from gptcli.model.lora import WEIGHTS, add_adapters
+from gptcli.observe.tensorboard import check_installed
+from gptcli.tasks.dataset import read_examples
+from gptcli.tasks.tuning import rows_job, text_job
+from gptcli.train import checkpoint
+from gptcli.train.checkpoint import Adapter, Purpose, TrainState
+from gptcli.train.loop import make_optimizers
+from gptcli.train.run import Job, Outcome, Training
+from gptcli.train.run_directory import check_vacant, clear
+
+
+def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = False, report: Report) -> Outcome:
+    """Go on from a base checkpoint with the rows of a task, or from the newest whole checkpoint of the run."""
+    run_dir = Path(config.run_dir)
+    base = checkpoint.resolve(config.base)
+    fsio.check_writable(run_dir / "run.yaml", force=True)
+    with fsio.locked(run_dir):
+        check_vacant(run_dir, resume=resume, force=force)
+        if force:
+            fsio.check_apart(run_dir, [base])
+        check_installed(wanted=config.train.tensorboard)
+        runtime = make_runtime(config.runtime)
+        if runtime.on_cpu:
+            keep_freed_memory()
+        model, tokenizer = checkpoint.load(base, device=runtime.device, dtype=torch.float32)
+        if config.train.frozen_blocks > (blocks := len(model.blocks)):
+            raise ConfigError(
+                f"train.frozen_blocks: {config.train.frozen_blocks}, but the base has {count(blocks, 'block')}"
+            )
+        job = _job(config, base, model, tokenizer, runtime, report)
+        if config.optim.warmup_steps >= job.train.steps:
+            raise ConfigError(f"optim.warmup_steps: must be below the {count(job.train.steps, 'step')} of the run")
+        prepare_model(model, config, job.tokenizer, job.purpose)
+        step_tokens = config.train.batch_size * model.config.context_length
+        optimizers = make_optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
+        if force and not resume:
+            clear(run_dir)
+        return Training(job, runtime, report).go(TrainState(model, optimizers), resume=resume)
+
+
+def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, runtime: Runtime, report: Report) -> Job:
+    """The run as a job, its data read and looked at."""
+    purpose, identity = checkpoint.read_purpose(base), _identity(base)
+    adapter = _adapter(config, base)
+    if config.task == "text":
+        purpose = dataclasses.replace(purpose, labels=(), adapter=adapter)
+        return text_job(config, base, tokenizer, model.config, purpose, identity, runtime, report)
+    examples = read_examples(config, tokenizer, purpose, model.config)
+    for line in examples.notes():
+        report.message(line)
+    return rows_job(config, examples, dataclasses.replace(examples.purpose, adapter=adapter), identity, runtime)
+
+
+def _identity(base: Path) -> list[str]:
+    """What identifies the weights of a checkpoint: hashes."""
+    adapter = checkpoint.read_purpose(base).adapter
+    if adapter is None:
+        return [checkpoint.weights_sha256(base)]
+    return [adapter.base_sha256, fsio.sha256(base / WEIGHTS)]
+
+
+def _adapter(config: FinetuneConfig, base: Path) -> Adapter | None:
+    """What a run with LoRA says of its base; DataError where that is an adapter, without weights to hold against."""
+    if config.lora is None:
+        return None
+    if checkpoint.read_purpose(base).adapter is not None:
+        raise DataError(f"{shown(str(base))}: is an adapter; make a whole model of it first, gptcli merge")
+    directory = checkpoint.step_directory(Path(config.run_dir), 0)
+    return Adapter(os.path.relpath(base.resolve(), directory.resolve()), checkpoint.weights_sha256(base), config.lora)
+
+
+def prepare_model(model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, purpose: Purpose) -> None:
+    """What the task adds to the base, and what of it is trained. ConfigError where the run file asks too much."""
+    assert model.config.vocab_size is not None
+    grows = tokenizer.vocab_size > model.config.vocab_size
+    model.grow(tokenizer.vocab_size)
+    labels = len(purpose.labels)
+    model.label_head = None  # a base's own is of its task
+    if labels:
+        if config.lora is None and not config.train.frozen_blocks:
+            model.level_embedding()
+        model.add_label_head(labels, torch.Generator().manual_seed(derived_seed(config.runtime.seed, "labels")))
+    if config.train.dropout is not None:
+        model.set_dropout(config.train.dropout)
+    if config.lora is not None:
+        add_adapters(model, config.lora, torch.Generator().manual_seed(derived_seed(config.runtime.seed, "adapters")))
+        for head in (model.label_head, *((model.embedding, model.head) if grows else ())):
+            if head is not None:
+                head.requires_grad_(True)
+    frozen = config.train.frozen_blocks
+    if frozen:
+        for part in (model.embedding, *model.blocks[:frozen]):
+            part.requires_grad_(False)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ConfigError(f"train.frozen_blocks: {frozen} leave nothing to train; freeze fewer")

@@ -1,0 +1,28 @@
+"""A checkpoint of adapters and its base -> one checkpoint that stands alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from gptcli.base import fsio
+from gptcli.base.errors import DataError
+from gptcli.base.escape import shown
+from gptcli.train import checkpoint
+
+
+def merge(run: str | Path, output: Path, *, force: bool = False) -> int:
+    """Make `output` the checkpoint whose weights are W + s B A; returns the number of its parameters."""
+    directory = checkpoint.resolve(run)
+    purpose = checkpoint.read_purpose(directory)
+    if purpose.adapter is None:
+        raise DataError(f"{shown(str(directory))}: has no adapter; it is whole already")
+    fsio.check_replaceable(output, force=force)
+    fsio.check_apart(output, [directory])
+    model, tokenizer = checkpoint.load(directory, dtype=torch.float32)
+    with fsio.new_directory(output) as made:
+        whole = dataclasses.replace(purpose, adapter=None)
+        checkpoint.save_model(model, tokenizer, made, step=0, purpose=whole)
+    return model.num_parameters()

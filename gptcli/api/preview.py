@@ -1,0 +1,56 @@
+"""Rows of a run file as the model will see them: tokens, and which of them are learnt."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gptcli.base.errors import ConfigError
+from gptcli.base.escape import shown
+from gptcli.base.report import Report
+from gptcli.base.units import count
+from gptcli.config.sections import FinetuneConfig
+from gptcli.data.example import Example
+from gptcli.data.tokenizer import Tokenizer
+from gptcli.tasks.dataset import read_examples
+from gptcli.train import checkpoint
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """An example with its tokens as text."""
+
+    example: Example
+    tokens: tuple[str, ...]
+    label: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        fields = {"place": self.example.place, "tokens": list(self.tokens), "ids": self.example.ids}
+        return fields | ({"learnt": self.example.learnt} if self.label is None else {"label": self.label})
+
+    def lines(self) -> list[str]:
+        """The place with what is learnt, then the tokens; learnt ones stand in [brackets]."""
+        learnt = f"label {shown(self.label)}" if self.label is not None else f"{sum(self.example.learnt)} learnt"
+        cut = ", cut" if self.example.truncated else ""
+        words = (
+            f"[{shown(token)}]" if is_learnt else shown(token)
+            for token, is_learnt in zip(self.tokens, self.example.learnt, strict=True)
+        )
+        return [f"{self.example.place}  {count(len(self.example.ids), 'token')}, {learnt}{cut}", "  " + "|".join(words)]
+
+
+def preview(config: FinetuneConfig, *, rows: int, report: Report) -> Iterator[PreviewRow]:
+    """The first rows to train on; what is worth knowing of all goes to the report."""
+    if config.task == "text":
+        raise ConfigError("task: text has no rows to look at; try gptcli encode")
+    base = checkpoint.resolve(config.base)
+    tokenizer = Tokenizer.load(base)
+    purpose, model = checkpoint.read_purpose(base), checkpoint.read_config(base)
+    examples = read_examples(config, tokenizer, purpose, model)
+    for line in examples.notes():
+        report.message(line)
+    for example in itertools.islice(examples.train, rows):
+        label = None if example.label is None else examples.purpose.labels[example.label]
+        yield PreviewRow(example, tuple(examples.tokenizer.decode([index]) for index in example.ids), label)

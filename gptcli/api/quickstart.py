@@ -1,0 +1,136 @@
+"""From nothing to a model that writes: every step of the work on text that Python carries, within a time budget."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gptcli.api.evaluate import evaluate
+from gptcli.api.generate import Writer
+from gptcli.api.pretrain import pretrain
+from gptcli.api.train_tokenizer import train_tokenizer
+from gptcli.base import fsio
+from gptcli.base.errors import RefusedError
+from gptcli.base.escape import shown
+from gptcli.base.report import Report
+from gptcli.config import yaml_file
+from gptcli.config.sections import DataConfig, GenerateOptions, PretrainConfig
+from gptcli.data.python_english import documents
+from gptcli.device.runtime import keep_freed_memory, make_runtime
+from gptcli.train.autoconfig import Settler, training_flops_per_second
+
+HELD_OUT_EVERY = 20  # of the documents, one is held out
+LONGEST_RESERVE_SECONDS, RESERVE_SHARE = 9.0, 0.04  # for evaluating and writing a sample after the training
+PROMPT = "The import statement"
+BEFORE_THE_RUN = {"train.jsonl", "heldout.txt", "tokenizer.json", "run.yaml"}  # what a killed quickstart leaves
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """How it ended: the sample, and the facts worth showing."""
+
+    exit_code: int
+    sample: str = ""
+    summary: list[tuple[str, str]] = field(default_factory=list)
+
+
+def quickstart(budget_seconds: float, output: Path, *, force: bool, report: Report) -> Quickstart:
+    """Do it all; everything lies below `output`."""
+    started = time.monotonic()
+    there = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if any(not name.startswith(".tmp-") for name in there - BEFORE_THE_RUN) and not force:
+        raise RefusedError(
+            f"{shown(str(output))}: holds files; pass --force to replace them or -o for another directory"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    report.message("collecting English from this Python's own documentation")
+    train_file, held_out_file = collect(output)
+    tokenizer_file, run_file = output / "tokenizer.json", output / "run.yaml"
+    ends_at = started + budget_seconds - min(LONGEST_RESERVE_SECONDS, RESERVE_SHARE * budget_seconds + 3.0)
+    config = PretrainConfig(run_dir=str(output / "run"), data=DataConfig(train=(str(train_file),)))
+    keep_freed_memory()
+    speed = training_flops_per_second(config, make_runtime(config.runtime))
+    config = Settler({}, report).sizes(config, speed, ends_at - time.monotonic())
+
+    vocab_size = config.tokenizer.vocab_size
+    _show(report, f"train-tokenizer {train_file} -o {tokenizer_file} --vocab-size {vocab_size}")
+    facts = train_tokenizer([str(train_file)], tokenizer_file, vocab_size=vocab_size, force=True, report=report)
+    report.message(f"{facts.vocab_size} tokens, {facts.bytes_per_token:.2f} bytes per token")
+
+    seconds = max(1.0, ends_at - time.monotonic())
+    fsio.write_file(run_file, run_file_text(config, output, train_file, held_out_file, tokenizer_file, seconds))
+    _show(report, f"pretrain {run_file}")
+    loaded = yaml_file.load(PretrainConfig, run_file)
+    result = pretrain(loaded.value, force=force, report=report, origins=loaded.origins)
+    if not result.finished:
+        return Quickstart(result.exit_code)
+
+    _show(report, f"evaluate {config.run_dir} {held_out_file}")
+    evaluation = evaluate(config.run_dir, [str(held_out_file)], report=report)
+    held_out = held_out_file.read_bytes()
+    compressed = 8 * len(lzma.compress(held_out, preset=9)) / len(held_out)
+
+    _show(report, f'generate {config.run_dir} "{PROMPT}" --max-tokens 120 --top-k 50 --seed 1')
+    options = GenerateOptions(max_tokens=120, top_k=50, seed=1)
+    (sample,) = Writer(config.run_dir).samples(PROMPT, options)
+
+    bits = evaluation.score.bits_per_byte
+    verdict = "better" if bits < compressed else "not better; give it more time with --budget 10m"
+    summary = [
+        ("held-out bits per byte", f"{bits:.3f}"),
+        ("xz -9 on the same bytes", f"{compressed:.3f} (the model is {verdict})"),
+        ("perplexity", f"{evaluation.score.perplexity:.1f}"),
+        ("time", f"{time.monotonic() - started:.0f} s of {budget_seconds:.0f} s"),
+        ("model", f"{config.run_dir}/best"),
+        ("run file", str(run_file)),
+        ("metrics", f"{config.run_dir}/metrics.jsonl"),
+        ("text", f"{train_file}, {held_out_file}"),
+    ]
+    report.message(f'\nnext: echo "A list is" | gptcli generate {config.run_dir} --max-tokens 60')
+    return Quickstart(0, PROMPT + sample.text, summary)
+
+
+def run_file_text(
+    config: PretrainConfig, output: Path, train: Path, held_out: Path, tokenizer: Path, seconds: float
+) -> str:
+    """The run file: what was chosen, and the rest left open."""
+    model = config.model
+    return f"""\
+run_dir: {json.dumps(str(output / "run"))}
+data:
+  train: [{json.dumps(str(train))}]
+  validation: [{json.dumps(str(held_out))}]
+  cache_dir: {json.dumps(str(output / "cache"))}
+tokenizer:
+  path: {json.dumps(str(tokenizer))}
+model:
+  num_layers: {model.num_layers}
+  hidden_size: {model.hidden_size}
+  num_heads: {model.num_heads}
+  context_length: {model.context_length}
+train:
+  budget: {seconds:.1f}s
+  batch_size: {config.train.batch_size}
+  eval_tokens: 20000
+  sample_prompt: {PROMPT}
+  sample_tokens: 40
+"""
+
+
+def _show(report: Report, command: str) -> None:
+    report.message(f"\n$ gptcli {command}")
+
+
+def collect(output: Path) -> tuple[Path, Path]:
+    """Write train.jsonl, a document a line, and heldout.txt, every twentieth document; returns their paths."""
+    train_file, held_out_file = output / "train.jsonl", output / "heldout.txt"
+    with fsio.replacing(train_file) as train, fsio.replacing(held_out_file) as held_out:
+        for number, text in enumerate(documents()):
+            if number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1:
+                held_out.write(text.encode())
+            else:
+                train.write((json.dumps({"text": text}, ensure_ascii=False) + "\n").encode())
+    return train_file, held_out_file

@@ -1,0 +1,110 @@
+"""gptcli bench [all|machine|train|generate]"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gptcli.cli.commands import options
+from gptcli.cli.commands.groups import DefaultGroup
+
+DEFAULT_BATCHES = (1, 8, 32)
+
+
+@click.group(cls=DefaultGroup, default="all", no_args_is_help=True)
+def bench() -> None:
+    """Measure this machine, and how fast it trains and writes. `gptcli bench RUN.yaml` is `gptcli bench all RUN.yaml`.
+
+    \b
+    Examples:
+      gptcli bench run.yaml
+      gptcli bench machine --json | jq .float32_flops_per_second
+      gptcli bench train run.yaml -s train.batch_size=32
+    """
+
+
+@bench.command(name="all", no_args_is_help=True)
+@click.argument("run_file")
+@options.overrides
+@options.as_json
+def everything(run_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Training and writing with a run file's model, the machine's peaks, and how long a start takes.
+
+    Nothing is read but the run file and its tokenizer: the tokens are made up and the weights are new.
+    """
+    from gptcli.cli import console
+
+    config = options.load_sized(run_file, overrides)
+    from gptcli.api.bench import bench_all
+
+    facts = bench_all(config, report=console.ConsoleReport("bench"))
+    if as_json:
+        console.write_json(facts.as_dict())
+    else:
+        console.write_facts(facts.lines())
+
+
+@bench.command()
+@options.device
+@options.threads
+@options.as_json
+def machine(device: str, threads: int | None, as_json: bool) -> None:
+    """What the machine can do: peak of matrix products, and bandwidth of reading memory."""
+    from gptcli.api.bench import machine_facts
+    from gptcli.cli import console
+
+    facts = machine_facts(device=device, threads=threads)
+    if as_json:
+        console.write_json(facts.as_dict())
+    else:
+        console.write_facts(facts.lines())
+
+
+@bench.command(no_args_is_help=True)
+@click.argument("run_file")
+@options.overrides
+@options.as_json
+def train(run_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Optimizer steps of a run file's shapes, on made-up tokens: tokens/s, FLOP/s, MFU and peak memory."""
+    from gptcli.cli import console
+
+    config = options.load_sized(run_file, overrides)
+    from gptcli.api.bench import bench_train
+
+    facts = bench_train(config)
+    if as_json:
+        console.write_json(facts.as_dict())
+    else:
+        console.write_facts(facts.lines())
+
+
+@bench.command(no_args_is_help=True)
+@click.argument("run")
+@click.option(
+    "--batch",
+    "batches",
+    type=options.texts_at_once,
+    multiple=True,
+    help="Texts at a time; repeatable.  [default: 1 8 32]",
+)
+@options.on_device
+@options.quantize
+@options.as_json
+@options.quiet
+def generate(run: str, batches: tuple[int, ...], as_json: bool, quiet: bool, **how: Any) -> None:
+    """How fast a checkpoint reads prompts and writes text: tokens/s, time to the first token, MBU and memory.
+
+    \b
+    Example:
+      gptcli bench generate runs/demo --quantize int8 --json | jq '.batches[0].decode_tokens_per_second'
+    """
+    from gptcli.api.bench_generate import bench_generate
+    from gptcli.cli import console
+
+    report = console.ConsoleReport("bench", quiet=quiet)
+    facts = bench_generate(run, batches=batches or DEFAULT_BATCHES, report=report, **how)
+    if as_json:
+        console.write_json(facts.as_dict())
+    else:
+        console.write_facts(facts.lines())

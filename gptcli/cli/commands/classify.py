@@ -1,0 +1,39 @@
+"""gptcli classify"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gptcli.cli.commands import options
+
+
+@click.command(no_args_is_help=True)
+@click.argument("run")
+@click.option("--jsonl", is_flag=True, help="Lines are JSON records; records come back with their other fields.")
+@click.option("--field", default="text", show_default=True, help="JSONL field that holds the text.")
+@options.also
+@options.on_device
+def classify(run: str, jsonl: bool, **how: Any) -> None:
+    """Name the label of each line of stdin.
+
+    RUN is a run of gptcli finetune with task classify, or a checkpoint of one. A line comes out for every line that
+    goes in, in order: the label, a tab and its probability; with --jsonl the record with `label` and `probabilities`.
+
+    \b
+    Examples:
+      gptcli classify runs/sentiment < reviews.txt
+      gptcli classify runs/a --with runs/b --with runs/c < reviews.txt
+      gptcli classify runs/sentiment --jsonl < reviews.jsonl | jq -r 'select(.probabilities.negative > 0.9) | .text'
+    """
+    from gptcli.api.classify import classify as run_classify
+    from gptcli.cli import console
+
+    lines = console.stdin_lines(blank=not jsonl)
+    for record in run_classify(run, lines, ready=lines.ready, jsonl=jsonl, **how):
+        if jsonl:
+            console.write_json(record)
+        else:
+            label = record["label"]
+            console.write_fields((label, f"{record['probabilities'][label]:.4f}"))

@@ -1,0 +1,57 @@
+"""gptcli config show|keys|check"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gptcli.cli.commands import options
+from gptcli.cli.commands.run_file import load_run_file
+
+
+@click.group()
+def config() -> None:
+    """Look at run files."""
+
+
+@config.command(no_args_is_help=True)
+@click.argument("run_file")
+@options.overrides
+def show(run_file: str, overrides: tuple[str, ...]) -> None:
+    """The effective run file, with the origin of each value; it is a run file itself.
+
+    \b
+    Example:
+      gptcli config show examples/pretrain.yaml -s train.steps=500
+    """
+    from gptcli.cli import console
+    from gptcli.config import yaml_file
+
+    loaded: yaml_file.Loaded[Any] = load_run_file(None, run_file, overrides)
+    console.write(yaml_file.show(loaded))
+
+
+@config.command()
+@click.argument("command", type=click.Choice(["pretrain", "finetune"]), default="pretrain")
+def keys(command: str) -> None:
+    """Every key that a run file of gptcli pretrain (or finetune) may have, its default and what it means.
+
+    \b
+    Example:
+      gptcli config keys finetune | grep ^train
+    """
+    from gptcli.cli import console
+    from gptcli.config import yaml_file
+    from gptcli.config.sections import FinetuneConfig, PretrainConfig
+
+    section = PretrainConfig if command == "pretrain" else FinetuneConfig
+    console.write_table(("key", "default", "meaning"), list(yaml_file.keys(section)))
+
+
+@config.command(no_args_is_help=True)
+@click.argument("run_file")
+@options.overrides
+def check(run_file: str, overrides: tuple[str, ...]) -> None:
+    """Check a run file; says every problem at once, and nothing where there is none."""
+    load_run_file(None, run_file, overrides)

@@ -1,0 +1,43 @@
+"""gptcli finetune"""
+
+from __future__ import annotations
+
+import click
+
+from gptcli.cli.commands import options
+from gptcli.cli.commands.run_file import load_run_file
+
+
+@click.command(no_args_is_help=True)
+@click.argument("run_file")
+@options.overrides
+@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint of run_dir, if there is one.")
+@click.option("--force", is_flag=True, help="Begin again in a run_dir that holds checkpoints; they are deleted.")
+@options.as_json
+@options.quiet
+def finetune(run_file: str, overrides: tuple[str, ...], resume: bool, force: bool, as_json: bool, quiet: bool) -> int:
+    """Teach a trained model a task from rows, as a run file says.
+
+    Tasks: classify (a text and its label), instruct (prompt and completion), chat (conversations), text (more text).
+    Rows come from JSONL, CSV or TSV files. Ctrl-C, SIGTERM and --resume work as in pretrain.
+
+    \b
+    Examples:
+      gptcli finetune examples/sentiment.yaml
+      gptcli finetune run.yaml -s base=runs/gpt2 -s lora.rank=8
+      gptcli finetune runs/sentiment/run.yaml --resume
+    """
+    from gptcli.cli import console
+    from gptcli.config.sections import FinetuneConfig
+
+    config = load_run_file(FinetuneConfig, run_file, overrides).value
+    from gptcli.api.finetune import finetune as run  # only now torch: a bad run file answers at once
+
+    report = console.ConsoleReport("finetune", quiet=quiet)
+    try:
+        result = run(config, resume=resume, force=force, report=report)
+    finally:
+        report.close()
+    if as_json:
+        console.write_json(result.as_dict())
+    return result.exit_code

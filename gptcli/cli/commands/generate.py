@@ -1,0 +1,109 @@
+"""gptcli generate"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gptcli.base.errors import ConfigError, DataError
+from gptcli.base.units import count
+from gptcli.cli.commands import options
+from gptcli.config.sections import GenerateOptions
+
+
+@click.command(no_args_is_help=True)
+@click.argument("run")
+@click.argument("prompt", required=False)
+@options.drawing
+@options.draw_option("--n", int, "Samples per prompt.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
+@options.draw_option(
+    "--truncate", click.Choice(["error", "left"]), "A prompt longer than the context: refuse, or keep its end."
+)
+@options.draw_option("--min-tokens", int, "New tokens at least, before one may end the text.")
+@click.option(
+    "--stop-at-eos/--no-stop-at-eos",
+    default=None,
+    help="<|endoftext|> ends the text, or is never drawn.  [default: ends]",
+)
+@click.option("--choices", metavar="A,B,...", help="The text is one of these, whole.")
+@click.option("--regex", metavar="PATTERN", help="The whole text matches: . [...] \\d \\w \\s (...) | * + ? {m,n}.")
+@options.draw_option("--lookup", int, "Guess N tokens from the text so far: another speed, the same text.")
+@click.option(
+    "--logprobs",
+    metavar="[K]",
+    type=int,
+    is_flag=False,
+    flag_value=1,
+    help="With --json or --jsonl: log-probability of each token and, from 2 on, of the K likeliest.",
+)
+@click.option("--jsonl", is_flag=True, help='Read {"prompt": ..., "id": ..., options...} records from stdin.')
+@click.option("--json", "as_json", is_flag=True, help="One JSON document per prompt, with ids and finish reason.")
+@click.option("--stream", is_flag=True, help="Write text as it comes; this is how one sample is written in any case.")
+@options.batch_size("Texts")
+@options.on_device
+@options.quantize
+def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: bool, **how: Any) -> int:
+    """Write text that continues a prompt.
+
+    The prompt is PROMPT, else stdin, of which one newline at the end is dropped. Only the new text is written to
+    stdout. With --jsonl every line of stdin is a record with a prompt and options of its own; the records come back in
+    order with the text, their id and their other fields.
+
+    \b
+    Examples:
+      echo "Once upon a time" | gptcli generate runs/demo --max-tokens 100
+      gptcli generate runs/demo "The sea" --n 3 --temperature 1 --top-p 0.9 --seed 7
+      gptcli generate runs/demo --jsonl < prompts.jsonl | jq -r .text
+      gptcli generate runs/demo "Good or bad? " --choices good,bad --temperature 0
+    """
+    from gptcli.cli import console
+
+    if how["choices"] is not None:
+        how["choices"] = tuple(how["choices"].split(","))
+    chosen = options.take_drawing(how)
+    check_usage(prompt, chosen, jsonl=jsonl, as_json=as_json, stream=stream)
+    text = "" if jsonl else console.prompt_text(prompt)
+    options.ask_for_huge_pages()
+    from gptcli.api import generate as runs
+
+    writer = runs.Writer(run, most=None if jsonl else chosen.n, **how)
+    if jsonl:
+        failed = 0
+        lines = console.stdin_lines(blank=False)
+        for record in writer.records(runs.read_items(lines, chosen, runs.text_prompt), lines.ready):
+            console.write_json(record)
+            failed += "error" in record
+        if failed:
+            raise DataError(f"{count(failed, 'record')} could not be written; the error field says why")
+        return 0
+    if stream or (chosen.n == 1 and not as_json):
+        for piece in writer.stream(text, chosen):
+            console.write(piece)
+        console.end_of_text()
+        return 0
+    completions = []
+    for completion in writer.samples(text, chosen):
+        if as_json:
+            console.write_json({"prompt": text, **runs.completion_record(completion, writer.tokenizer)})
+        else:
+            console.write_line(completion.text)
+            completions.append(completion)
+    for completion in completions:
+        runs.check_match(completion)
+    return 0
+
+
+def check_usage(prompt: str | None, chosen: GenerateOptions, *, jsonl: bool, as_json: bool, stream: bool) -> None:
+    """ConfigError for options that do not go together."""
+    if jsonl and prompt is not None:
+        raise ConfigError("--jsonl reads prompts from stdin; leave out PROMPT")
+    if stream and (jsonl or as_json or chosen.n > 1):
+        raise ConfigError("--stream writes one text; leave out --jsonl, --json and --n")
+    if chosen.logprobs and not (jsonl or as_json):
+        raise ConfigError("--logprobs needs --json or --jsonl")
+    if chosen.regex is not None:
+        from gptcli.generate.dfa import Automaton
+
+        Automaton(chosen.regex)

@@ -1,0 +1,140 @@
+"""Options that several commands share, each stated once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from gptcli.base.errors import ConfigError
+from gptcli.cli.commands.run_file import load_run_file
+from gptcli.config.sections import GenerateOptions, PretrainConfig
+
+DRAW_DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerateOptions)}
+
+
+def ask_for_huge_pages() -> None:
+    """Let torch, which must not be imported yet, ask Linux for huge pages where a tensor is large: weights are read 2
+    to 3 % faster while a text is written. Training gains nothing by them and would take 7 % more memory."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; NaN and infinity, which lie in every range of click, are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number", param, ctx)
+
+
+class Output(click.Path):
+    """A file or directory to make. `-`, which elsewhere is a stream, is no name for one, nor is an empty word."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "-":
+            self.fail("this is not written to stdout; name a file or directory", param, ctx)
+        if not value:
+            self.fail("the name is empty; name a file or directory", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+texts_at_once = click.IntRange(min=1, max=1 << 16)  # what a row holds is there from the start
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+force = click.option("--force", is_flag=True, help="Replace an output that exists.")
+quiet = click.option("-q", "--quiet", is_flag=True, help="No messages and progress, only warnings and errors.")
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
+dtype = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Of activations; auto is float32 on a CPU.",
+)
+threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores.")
+quantize = click.option(
+    "--quantize",
+    type=click.Choice(["int8"]),
+    help="Weights in 8 bits, on a CPU or CUDA; evaluate shows what that costs.",
+)
+
+
+def batch_size(what: str) -> Callable[[F], F]:
+    """--batch-size: how many of them are written at once."""
+    limit = "[default: 64, or what a quarter of the memory has room for]"
+    return click.option("--batch-size", type=texts_at_once, help=f"{what} written at once.  {limit}")
+
+
+also = click.option(
+    "--with", "also", metavar="RUN2", multiple=True, help="Average the probabilities of labels with RUN2's; repeatable."
+)
+overrides = click.option(
+    "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value of the run file; repeatable."
+)
+
+
+def load_sized(run_file: str, overrides: tuple[str, ...]) -> PretrainConfig:
+    """A pretraining run; ConfigError where its sizes are left to the moment when it starts."""
+    loaded = load_run_file(PretrainConfig, run_file, overrides)
+    if loaded.value.train.budget is not None and loaded.origins["train.steps"] == "default":
+        raise ConfigError(
+            f"{loaded.origins['train.budget']}: train.budget leaves steps and sizes to the start of the run; "
+            "give train.steps and the sizes, or name the run.yaml of a run"
+        )
+    return loaded.value
+
+
+def text_input(command: F) -> F:
+    """How text inputs are read."""
+    for option in (
+        click.option(
+            "--errors",
+            type=click.Choice(["strict", "replace", "ignore"]),
+            default="strict",
+            show_default=True,
+            help="What becomes of undecodable bytes.",
+        ),
+        click.option("--encoding", default="utf-8", show_default=True, help="Of the text."),
+        click.option("--field", default="text", show_default=True, help="JSONL field that holds the text."),
+    ):
+        command = option(command)
+    return command
+
+
+def draw_option(flag: str, kind: Any, text: str) -> Callable[[F], F]:
+    """A flag for a field of GenerateOptions; the default is the field's, and its bounds are checked there."""
+    default = DRAW_DEFAULTS[flag.removeprefix("--").replace("-", "_")]
+    shown = "" if default is None else f"  [default: {default}]"
+    return click.option(flag, type=kind, help=text + shown)
+
+
+def drawing(command: F) -> F:
+    """How the next token is drawn, and how many are."""
+    for option in (
+        draw_option("--seed", int, "Same seed, same text, alone or in any batch."),
+        draw_option("--repetition-penalty", float, "Divides positive logits of tokens already seen."),
+        draw_option("--min-p", float, "Only tokens at least P times as likely as the likeliest."),
+        draw_option("--top-p", float, "Only the fewest tokens whose probabilities reach P."),
+        draw_option("--top-k", int, "Only the K most likely tokens."),
+        draw_option("--temperature", float, "Divides the logits; 0 takes the most likely token."),
+        draw_option("--max-tokens", int, "New tokens at most."),
+    ):
+        command = option(command)
+    return command
+
+
+def take_drawing(how: dict[str, Any]) -> GenerateOptions:
+    """The options of drawing, taken out of those that a command was given."""
+    given = {name: how.pop(name) for name in DRAW_DEFAULTS if name in how}
+    return GenerateOptions(**{name: value for name, value in given.items() if value not in (None, ())})
+
+
+def on_device(command: F) -> F:
+    """Where and in what precision a model runs."""
+    return device(dtype(threads(command)))

@@ -1,0 +1,85 @@
+"""gptcli plan"""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from gptcli.cli.commands import options
+
+PREFIXES = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.5
+    """80GB, 24GiB or a number -> bytes."""
+
+    name = "bytes"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(i?)b?", str(value).strip().lower())
+        if not match or float(match[1]) <= 0:
+            self.fail(f"{value!r} is not an amount of memory; write 80GB, 24GiB or a number of bytes", param, ctx)
+        return round(float(match[1]) * (1024 if match[3] else 1000) ** PREFIXES[match[2]])
+
+
+@click.command(no_args_is_help=True)
+@click.argument("run_file")
+@options.overrides
+@click.option("--on", "accelerator", help="An accelerator by name: h200, h100, a100, ...  [default: this machine]")
+@click.option(
+    "--peak-flops", type=options.FiniteRange(min=1), help="Of another accelerator, FLOP/s; goes with --memory."
+)
+@click.option("--memory", type=Bytes(), help="Of another accelerator: 80GB, 24GiB.")
+@click.option("--mfu", default=0.4, show_default=True, type=options.FiniteRange(0, 1, min_open=True),
+              help="Share of the peak that training reaches.")  # fmt: skip
+@click.option("--measure", is_flag=True, help="Take the time from a few real steps on this machine.")
+@click.option("--price", type=options.FiniteRange(min=0), help="Of the machine, an hour.")
+@click.option("--watts", type=options.FiniteRange(min=0, min_open=True), help="Of the machine.  [default: data sheet]")
+@options.as_json
+def plan(
+    run_file: str,
+    overrides: tuple[str, ...],
+    accelerator: str | None,
+    peak_flops: float | None,
+    memory: int | None,
+    mfu: float,
+    measure: bool,
+    price: float | None,
+    watts: float | None,
+    as_json: bool,
+) -> None:
+    """What a run takes, before it is started: parameters, tokens, FLOPs, memory, time, energy and price.
+
+    Memory is planned by part, at the moment when it is most; where the run does not fit, the sizes of micro-batch that
+    do are named. FLOPs are 6 a weight and token and attention's 12 x layers x width x context a token.
+
+    \b
+    Examples:
+      gptcli plan run.yaml --measure
+      gptcli plan examples/gpt3-175b.yaml --on h100 --mfu 0.45 --price 2.5
+      gptcli plan run.yaml --peak-flops 312e12 --memory 40GB --json | jq .seconds
+    """
+    from gptcli.cli import console
+
+    if measure and (accelerator or peak_flops):
+        raise click.UsageError("--measure is for this machine; leave out --on and --peak-flops")
+    if accelerator and (peak_flops or memory):
+        raise click.UsageError("--on names a device, --peak-flops and --memory describe another; give one of them")
+    if memory and not peak_flops:
+        raise click.UsageError("--memory goes with --peak-flops")
+    config = options.load_sized(run_file, overrides)
+    from gptcli.observe import plan as planning
+    from gptcli.observe.plan_report import Rates
+
+    if accelerator:
+        target = planning.named_accelerator(accelerator)
+    elif peak_flops:
+        target = planning.other_accelerator(peak_flops, memory)
+    else:
+        target = planning.this_machine(config)
+    found = planning.plan(config, target, Rates(mfu, price, watts), measure=measure)
+    if as_json:
+        console.write_json(found.as_dict())
+    else:
+        console.write_facts(found.lines())

@@ -1,0 +1,115 @@
+"""Lines of a stream as they come, for those who can do something else until the next is there."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import select
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from gptcli.base.errors import GptcliError
+
+T = TypeVar("T")
+Ready = Callable[[], bool]  # whether the next item of an iterator is there, or its end, so that nobody waits for it
+
+READ_BYTES = 1 << 16
+
+
+class Lines:
+    """The lines of a file descriptor, each with its newline, the first without the byte order mark that some programs
+    put before UTF-8. Without `blank`, whoever reads them makes nothing of a blank line, and it comes as a newline.
+    GptcliError where reading fails."""
+
+    def __init__(self, descriptor: int, *, blank: bool = True) -> None:
+        self.descriptor, self.blank, self.ended = descriptor, blank, False
+        self.whole: deque[bytes | int] = deque()  # a number stands for so many blank lines
+        self.there = 0  # lines among them that are more than blank, or all
+        self.parts: list[bytes] = []  # of the line after those
+        self.first = True
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        while not self.whole:
+            if self.ended:
+                raise StopIteration
+            self._read()
+        line = self.whole.popleft()
+        if isinstance(line, int):
+            if line > 1:
+                self.whole.appendleft(line - 1)
+            return b"\n"
+        self.there -= 1
+        return line
+
+    def ready(self) -> bool:
+        """Whether a whole line is there, or the end. What has come is read, but not all that may yet come."""
+        if not (self.there or self.ended) and _readable(self.descriptor, 0.0):
+            self._read()
+        return self.there > 0 or self.ended
+
+    def _read(self) -> None:
+        try:
+            content = os.read(self.descriptor, READ_BYTES)
+        except BlockingIOError:  # the other end of the pipe made it so
+            _readable(self.descriptor, None)
+            return
+        except OSError as error:
+            raise GptcliError(f"stdin: {error.strerror}") from None
+        *whole, rest = content.split(b"\n")
+        for line in whole:
+            self._add(b"".join((*self.parts, line, b"\n")))
+            self.parts.clear()
+        if rest:
+            self.parts.append(rest)
+        self.ended = not content
+        if self.ended and self.parts:
+            self._add(b"".join(self.parts))
+            self.parts.clear()
+
+    def _add(self, line: bytes) -> None:
+        if self.first:
+            line, self.first = line.removeprefix(codecs.BOM_UTF8), False
+        if self.blank or line.strip():
+            self.whole.append(line)
+            self.there += 1
+        elif self.whole and isinstance(last := self.whole[-1], int):
+            self.whole[-1] = last + 1
+        else:
+            self.whole.append(1)
+
+
+def _readable(descriptor: int, timeout: float | None) -> bool:
+    """Whether reading returns at once; True where the system cannot say, as Windows of pipes."""
+    try:
+        return bool(select.select([descriptor], [], [], timeout)[0])
+    except OSError:
+        return True
+
+
+def always() -> bool:
+    """Ready, for items that nobody has to wait for."""
+    return True
+
+
+def blocks(items: Iterator[T], size: int, ready: Ready) -> Iterator[list[T]]:
+    """Lists of up to `size` items: what is there by the time that the list before has been dealt with, at least one.
+    What went before an item that cannot be had is dealt with first."""
+    while True:
+        block: list[T] = []
+        problem: Exception | None = None
+        try:
+            while len(block) < size and (not block or ready()):
+                block.append(next(items))
+        except StopIteration:
+            if not block:
+                return
+        except Exception as error:  # raised below
+            problem = error
+        if block:
+            yield block
+        if problem is not None:
+            raise problem

@@ -1,0 +1,1 @@
+"""Run files: frozen dataclass sections, read from YAML and written back. Imports no torch."""

@@ -1,0 +1,121 @@
+"""The form of a conversation as tokens: every turn is its role's control token, its text, and the end token.
+
+    <|system|>You answer briefly.<|end|><|user|>Open on Sunday?<|end|><|assistant|>No.<|end|>
+
+The form is part of a checkpoint (config.json). Turns are encoded one by one and control tokens are inserted as ids, so
+that no text ever becomes one, and the ids of a conversation begin with the ids of its beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from gptcli.base.errors import DataError
+from gptcli.base.escape import shown
+from gptcli.data.tokenizer import Tokenizer
+
+SYSTEM, USER, ASSISTANT = ROLES = ("system", "user", "assistant")
+
+
+class Message(NamedTuple):
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The control tokens of a conversation; the model writes the turns of the assistant and ends each with `end`."""
+
+    roles: Mapping[str, str] = field(default_factory=lambda: {role: f"<|{role}|>" for role in ROLES})
+    end: str = "<|end|>"
+
+    @property
+    def specials(self) -> tuple[str, ...]:
+        """The control tokens that a tokenizer must have."""
+        return (*self.roles.values(), self.end)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"roles": dict(self.roles), "end": self.end}
+
+    @classmethod
+    def from_json(cls, document: Any) -> Conversation:
+        """ValueError where the document does not name a token for each role and for the end."""
+        roles = document.get("roles") if isinstance(document, dict) else None
+        if not isinstance(roles, dict) or set(roles) != set(ROLES):
+            raise ValueError(f"conversation.roles must name the tokens of {', '.join(ROLES)}")
+        names = [*roles.values(), document.get("end")]
+        if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+            raise ValueError("conversation: the tokens must be distinct names")
+        return cls({role: roles[role] for role in ROLES}, document["end"])
+
+    def missing(self, tokenizer: Tokenizer) -> list[str]:
+        """The control tokens that the tokenizer does not have."""
+        return [name for name in self.specials if name not in tokenizer.specials]
+
+    def end_id(self, tokenizer: Tokenizer) -> int:
+        """The token that ends the model's turn."""
+        return tokenizer.specials[self.end]
+
+    def turn(self, message: Message, tokenizer: Tokenizer) -> list[int]:
+        """Ids of one whole turn."""
+        role = tokenizer.specials[self.roles[message.role]]
+        return [role, *tokenizer.encode(message.content), self.end_id(tokenizer)]
+
+    def prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+        """Ids after which the model writes the assistant's next turn; without the token that begins every window."""
+        ids = [index for message in messages for index in self.turn(message, tokenizer)]
+        return [*ids, tokenizer.specials[self.roles[ASSISTANT]]]
+
+    def example(self, messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+        """(ids, whether each is learnt) of a conversation: the assistant's words and the token that ends them."""
+        ids: list[int] = []
+        learnt: list[bool] = []
+        for message in messages:
+            turn = self.turn(message, tokenizer)
+            ids += turn
+            learnt += [False] + [message.role == ASSISTANT] * (len(turn) - 1)
+        return ids, learnt
+
+
+def read_messages(value: Any, place: str, *, to_answer: bool = False) -> list[Message]:
+    """The `messages` of a row, [{"role": ..., "content": ...}, ...] as OpenAI's API has them; DataError at `place`.
+
+    A system message may come first; then user and assistant take turns, the user first. To learn from, there must be
+    a turn of the assistant; `to_answer`, the last must be the user's.
+    """
+    if not isinstance(value, list) or not value:
+        raise DataError(f'{place}: messages must be a list of {{"role": ..., "content": ...}}, and not empty')
+    messages = [_message(item, f"{place}: message {number}") for number, item in enumerate(value, 1)]
+    turns = messages[1:] if messages[0].role == SYSTEM else messages
+    offset = 1 + len(messages) - len(turns)
+    for number, message in enumerate(turns):
+        wanted = (USER, ASSISTANT)[number % 2]
+        if message.role != wanted:
+            raise DataError(
+                f"{place}: message {number + offset} is the {message.role}'s, want the {wanted}'s; a system message "
+                "may come first, then user and assistant take turns"
+            )
+    if not to_answer and not any(message.role == ASSISTANT for message in turns):
+        raise DataError(f"{place}: no turn of the assistant, so nothing to learn; add one or drop the row")
+    if to_answer and (not turns or turns[-1].role != USER):
+        raise DataError(f"{place}: the last message must be the user's, for the model to answer")
+    return messages
+
+
+def _message(item: Any, place: str) -> Message:
+    if not isinstance(item, dict):
+        raise DataError(f'{place}: not an object; want {{"role": ..., "content": ...}}')
+    role, content = item.get("role"), item.get("content")
+    if role not in ROLES:
+        raise DataError(f"{place}: role {shown(repr(role))}; want {', '.join(ROLES)}")
+    if not isinstance(content, str):
+        raise DataError(f"{place}: content must be text")
+    if not content.strip():
+        raise DataError(f"{place}: the content is empty; write it or drop the row")
+    try:
+        content.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{place}: the content has a lone surrogate, which is not text; mend or drop the row") from None
+    return Message(role, content)

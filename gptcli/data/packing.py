@@ -1,0 +1,87 @@
+"""Batches of examples of any length, laid end to end without padding; like all batches a pure function of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptcli.data.batches import Batch, Step, derived_seed, permute
+from gptcli.data.example import Example
+from gptcli.train.loss import IGNORE
+
+T = TypeVar("T")
+
+
+class ExampleBatches:
+    """Every epoch visits every example once, in a random order."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        micro_batch_tokens: int,
+        seed: int,
+        token_dropout: float = 0.0,
+        blank: int = 0,
+    ) -> None:
+        """`token_dropout`: share of an example's tokens replaced by `blank`, drawn anew each time."""
+        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self.micro_batch_tokens, self.token_dropout, self.blank = micro_batch_tokens, token_dropout, blank
+
+    def __call__(self, step: int) -> Step:
+        """Optimizer step `step`, counted from 0."""
+        numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        chosen: list[Example] = []
+        for epoch in np.unique(numbers // len(self.examples)):
+            rows = (numbers[numbers // len(self.examples) == epoch] % len(self.examples)).astype(np.uint64)
+            order = permute(rows, len(self.examples), derived_seed(self.seed, "order", int(epoch)))
+            chosen += [self.examples[int(row)] for row in order]
+        groups = group_by_tokens(chosen, self.micro_batch_tokens, lambda example: len(example.ids))
+        return counted([self._batch(group, step, number) for number, group in enumerate(groups)])
+
+    def _batch(self, examples: Sequence[Example], step: int, number: int) -> Batch:
+        batch = pack(examples)
+        if not self.token_dropout:
+            return batch
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "token dropout", step, number))
+        dropped = torch.rand(batch.inputs.shape, generator=generator) < self.token_dropout
+        return batch._replace(inputs=batch.inputs.masked_fill(dropped, self.blank))
+
+
+def counted(micro_batches: Sequence[Batch]) -> Step:
+    """A step of micro-batches that are there."""
+    return Step(sum(int((batch.targets != IGNORE).sum()) for batch in micro_batches), micro_batches)
+
+
+def pack(examples: Sequence[Example]) -> Batch:
+    """Examples as one row. A target stands where the token before it is; a label where its example ends."""
+    inputs = [index for example in examples for index in example.ids]
+    targets: list[int] = []
+    for example in examples:
+        following = zip(example.ids[1:], example.learnt[1:], strict=True)
+        targets += [index if learnt else IGNORE for index, learnt in following]
+        targets.append(IGNORE if example.label is None else example.label)
+    return Batch(_row(inputs), _row(targets), examples[0].place, tuple(len(example.ids) for example in examples))
+
+
+def _row(ids: list[int]) -> Tensor:
+    return torch.tensor(ids, dtype=torch.int64)[None]
+
+
+def group_by_tokens(items: Iterable[T], max_tokens: int, length: Callable[[T], int]) -> Iterator[list[T]]:
+    """Items in order, as many in a group as have `max_tokens` together, at least one."""
+    group: list[T] = []
+    tokens = 0
+    for item in items:
+        if group and tokens + length(item) > max_tokens:
+            yield group
+            group, tokens = [], 0
+        group.append(item)
+        tokens += length(item)
+    if group:
+        yield group

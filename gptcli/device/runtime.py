@@ -1,0 +1,121 @@
+"""The machine a run works on: device, dtype and threads, chosen once and passed on."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gptcli.base.errors import ConfigError
+from gptcli.config.sections import RuntimeConfig
+from gptcli.device import accelerators
+from gptcli.device.machine import matmul_peak
+
+
+@dataclass(frozen=True)
+class Runtime:
+    device: torch.device
+    dtype: torch.dtype  # of activations and of matrix products
+    threads: int
+    short_cache: bool = False  # keys and values are kept in float16 for writing, whatever the activations
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        return torch.float16 if self.short_cache else self.dtype
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+
+def make_runtime(config: RuntimeConfig, *, inference: bool = False) -> Runtime:
+    """Check the device and dtype asked for; set the process's thread count. ConfigError says what is there.
+
+    dtype auto: bfloat16 where the device multiplies it faster than float32; for inference on a CPU float32, in which
+    a text does not depend on what else is in its batch.
+    """
+    device = _device(config.device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = config.threads or cores
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    if config.dtype == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16() and not inference
+        dtype = torch.bfloat16 if fast else torch.float32
+    else:
+        dtype = getattr(torch, config.dtype)
+    return Runtime(device=device, dtype=dtype, threads=threads)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"runtime.device: no device {name!r}; use auto, cpu, cuda or mps") from None
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type):
+        usable = ", ".join(kind for kind, usable in there.items() if usable)
+        raise ConfigError(f"runtime.device: {name} is not available here; available: {usable}")
+    return device
+
+
+def _cpu_has_bfloat16() -> bool:
+    """True where the CPU multiplies bfloat16 in hardware; oneDNN emulates it elsewhere, slowly."""
+    return any(
+        getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    ) or (platform.machine() in ("arm64", "aarch64") and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def matmul_flops_per_second(runtime: Runtime) -> float | None:
+    """The device's peak in the run's dtype: in bfloat16 of the data sheet on known accelerators, measured on a CPU
+    (50 ms); else None."""
+    if runtime.device.type == "cuda":
+        known = accelerators.find(torch.cuda.get_device_name(runtime.device))
+        return known.flops_per_second if known and runtime.dtype == torch.bfloat16 else None
+    if runtime.device.type != "cpu":
+        return None
+    return matmul_peak(runtime.device, runtime.dtype, seconds=0.025)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc return what is free now, and keep blocks that are freed from now on instead of returning them to the
+    kernel and faulting them in again.
+
+    Activations of a training step are freed and allocated anew every step: 5 to 20 % of its time on a CPU. What was
+    freed before is in pieces: kept, encoding a text of 1 MB would add 60 MB to the peak of the training after it.
+    New threads use what heaps there are: one of their own cannot hold a block of 64 MB, which would be faulted in anew.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            m_mmap_max, m_trim_threshold, m_arena_max = -4, -1, -8
+            libc.malloc_trim(0)
+            libc.mallopt(m_arena_max, 1)
+            libc.mallopt(m_mmap_max, 0)
+            libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def memory_bytes(runtime: Runtime) -> int:
+    """Peak memory of this process: on the device, or resident on a CPU."""
+    if runtime.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(runtime.device)
+    try:
+        # Not getrusage: on Linux its peak begins with that of the process that started this one.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,101 @@
+"""gptcli's models for lm-eval (EleutherAI's evaluation harness). Imported only where lm-eval is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+
+from gptcli.base.errors import DataError
+from gptcli.config.sections import GenerateOptions
+from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.runtime import Runtime
+from gptcli.evaluate.perplexity import score_documents
+from gptcli.evaluate.scoring import Sequence, score_sequences
+from gptcli.generate.engine import Engine, Request
+from gptcli.model.gpt import GPT
+
+MAX_TOKENS = 256  # of an answer, where a task does not say; the number of lm-eval's own models
+
+
+class HarnessModel(TemplateLM):  # type: ignore[misc]
+    """A model as lm-eval asks it. What does not fit the context loses its beginning, as with lm-eval's own models;
+    `truncated` counts such requests."""
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, runtime: Runtime) -> None:
+        super().__init__()
+        self.model, self.gpt_tokenizer, self.runtime = model, tokenizer, runtime
+        self.first = tokenizer.first
+        self.room = model.config.context_length - len(self.first)
+        self.truncated = 0
+
+    @property
+    def eot_token_id(self) -> int:
+        """What every sequence begins with; lm-eval gives it as the context of a text without one."""
+        if not self.first:
+            raise DataError(
+                "the task scores texts without a context, and the tokenizer has no <|endoftext|>; take another"
+            )
+        return self.first[0]
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:  # noqa: ARG002
+        """Ids, none of them special."""
+        return self.gpt_tokenizer.encode(string)
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:  # noqa: ARG002
+        """As TemplateLM, which encodes the pairs; its bar, which TQDM_DISABLE does not reach, says nothing of use."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
+        """(summed log-probability, whether every token was the likeliest) of each continuation."""
+        sequences = (self._sequence(context, continuation) for _, context, continuation in requests)
+        found = score_sequences(self.model, sequences, self.runtime, greedy=True)
+        return [(-float(scored.nats.double().sum()), bool(scored.greedy)) for scored in found]
+
+    def _sequence(self, context: list[int], continuation: list[int]) -> Sequence:
+        if context == self.first:
+            context = []
+        kept = continuation[-self.room - 1 :]
+        excess = max(0, len(context) + len(kept) - 1 - self.room)
+        self.truncated += excess > 0 or len(kept) < len(continuation)
+        context = context[excess:]
+        return Sequence(self.first + context + kept, len(self.first) + len(context))
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
+        """Summed log-probability of whole texts, in overlapping windows as `gptcli evaluate` has them."""
+        documents = (self.gpt_tokenizer.encode(request.args[0]) for request in requests)
+        return [-score.nats for score in score_documents(self.model, self.gpt_tokenizer, documents, self.runtime)]
+
+    def prompt_room(self, max_tokens: int) -> int:
+        """Tokens of a prompt beside an answer, which takes at most half of a short context."""
+        return self.room - min(max_tokens, self.room // 2) + 1  # the last token written is never fed
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
+        """The text that continues each prompt, up to the first of its stop strings."""
+        engine = Engine(self.model, self.gpt_tokenizer, self.runtime)
+
+        def prepared() -> Iterator[Request]:
+            for request in requests:
+                context, given = request.args
+                options = draw_options(given)
+                room = self.prompt_room(options.max_tokens)
+                ids = self.gpt_tokenizer.encode(context)
+                self.truncated += len(ids) > room
+                yield Request(ids[-room:], options)
+
+        return [completion.text for completion in engine.run(prepared())]
+
+
+def draw_options(given: dict[str, Any]) -> GenerateOptions:
+    """lm-eval's generation_kwargs as options of drawing; greedy unless it asks to sample."""
+    until = given.get("until") or ()
+    sampled = given.get("do_sample", float(given.get("temperature") or 0) > 0)
+    return GenerateOptions(
+        max_tokens=int(given.get("max_gen_toks") or given.get("max_new_tokens") or MAX_TOKENS),
+        temperature=float(given.get("temperature") or 1) if sampled else 0.0,
+        top_k=given.get("top_k") or None,
+        top_p=float(given.get("top_p") or 1),
+        stop=(until,) if isinstance(until, str) else tuple(stop for stop in until if stop),
+        truncate="left",
+    )

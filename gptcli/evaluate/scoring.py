@@ -1,0 +1,112 @@
+"""Log-probabilities of given tokens: sequences packed end to end, many in a forward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gptcli.base.errors import NumericalError
+from gptcli.data.packing import group_by_tokens
+from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.runtime import Runtime
+from gptcli.model.attention import Packed
+from gptcli.model.gpt import GPT, evaluating
+from gptcli.train.loss import likeliest, target_nats
+
+BATCH_TOKENS = 8192  # tokens of a forward pass in evaluation
+CPU_BATCH_TOKENS = 2048  # more needs memory and saves a CPU no time
+
+
+class Sequence(NamedTuple):
+    """Ids, of which those from `first` (at least 1) on are scored, each given all before it. The last is never fed to
+    the model, so that a context of T tokens holds T + 1."""
+
+    ids: list[int]
+    first: int
+
+
+class Scored(NamedTuple):
+    """What the model makes of the scored ids of a sequence."""
+
+    nats: Tensor  # -log p of each, float32 on the CPU
+    greedy: bool | None  # whether every one was the likeliest, where that was asked for
+
+
+def batch_tokens(*, on_cpu: bool) -> int:
+    """Tokens of a forward pass."""
+    return min(BATCH_TOKENS, CPU_BATCH_TOKENS) if on_cpu else BATCH_TOKENS
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """Ids of a context and of what follows it, cut where the tokens of the whole text cut it.
+
+    As lm-eval does it: spaces at the end of the context go to the continuation, since that is where byte-level BPE
+    puts them. Where a token reaches over the border, both are encoded alone.
+    """
+    bare = context.rstrip()
+    spaces = context[len(bare) :]
+    before, whole = tokenizer.encode(bare), tokenizer.encode(bare + spaces + continuation)
+    if whole[: len(before)] == before:
+        return before, whole[len(before) :]
+    return before, tokenizer.encode(spaces + continuation)
+
+
+@torch.inference_mode()
+def score_sequences(
+    model: GPT, sequences: Iterable[Sequence], runtime: Runtime, *, greedy: bool = False
+) -> Iterator[Scored]:
+    """What the model makes of each sequence, in order; NumericalError where its output is not finite.
+
+    Sequences that differ in their last id only, as the possible answers of one token do, share a pass of the model.
+    """
+    tokens = batch_tokens(on_cpu=runtime.on_cpu)
+    with evaluating(model):
+        for batch in group_by_tokens(sequences, tokens, lambda sequence: len(sequence.ids) - 1):
+            yield from _score_batch(model, batch, runtime, greedy)
+
+
+def _score_batch(model: GPT, batch: list[Sequence], runtime: Runtime, greedy: bool) -> Iterator[Scored]:
+    starts: dict[tuple[int, ...], int] = {}  # what is fed to the model, once -> where it begins
+    total = 0
+    places: list[int] = []
+    targets: list[int] = []
+    for ids, first in batch:
+        if first >= len(ids):  # nothing to score
+            continue
+        fed = tuple(ids[:-1])
+        if fed not in starts:
+            starts[fed] = total
+            total += len(fed)
+        places += range(starts[fed] + first - 1, starts[fed] + len(fed))
+        targets += ids[first:]
+    nats, hits = torch.empty(0), torch.empty(0)
+    if targets:
+        device = runtime.device
+        hidden = _hidden(model, list(starts), runtime)[torch.tensor(places, device=device)]  # (n, C)
+        wanted, cap = torch.tensor(targets, device=device), model.config.logit_softcap
+        nats = target_nats(hidden, model.head, wanted, cap=cap).cpu()
+        if not math.isfinite(nats.double().sum()):
+            raise NumericalError("the model gives a non-finite loss; the checkpoint is damaged or was trained to NaN")
+        if greedy:
+            hits = (likeliest(hidden, model.head, cap=cap) == wanted).cpu()
+    done = 0
+    for ids, first in batch:
+        scored = slice(done, done + max(0, len(ids) - first))
+        done = scored.stop
+        yield Scored(nats[scored], bool(hits[scored].all()) if greedy else None)
+
+
+def _hidden(model: GPT, inputs: list[tuple[int, ...]], runtime: Runtime) -> Tensor:
+    """The head's input (N, C) at every token of the inputs, laid end to end."""
+    lengths = list(map(len, inputs))
+    if max(lengths) > model.config.context_length:
+        raise ValueError(f"{max(lengths)} tokens do not fit a context of {model.config.context_length}")
+    ids = torch.tensor([index for fed in inputs for index in fed], device=runtime.device)
+    if len(set(lengths)) == 1:  # whole windows need no layout
+        return model.hidden(ids.view(len(inputs), -1), dtype=runtime.dtype).flatten(0, 1)
+    layout = Packed(lengths, device=runtime.device)
+    return model.hidden(ids[None], dtype=runtime.dtype, layout=layout)[0]

@@ -1,0 +1,1 @@
+"""The engine that writes text: sequences, keys and values, sampling, constraints."""

@@ -1,0 +1,145 @@
+"""Several decoding steps in one go: on CUDA each token is drawn on the device and fed to the next step there.
+
+A step of a small model is many short kernels, which the CPU starts more slowly than the device runs them; then it waits
+for the token. Here STEPS steps are captured in one CUDA graph for every bucket of batch size and context, and one
+replay, with one transfer, gives STEPS tokens of every row. What a text's end makes of them is found out afterwards.
+
+The same steps run on a CPU without a graph, where tests hold them to the engine's own; nobody has run them on CUDA yet.
+
+    B rows   T = 1   H query heads   K key/value heads   D head width   N keys   V vocabulary
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptcli.config.sections import GenerateOptions
+from gptcli.device.cuda_graphs import Record, Work, record, recorded
+from gptcli.generate.kv_cache import KVCache
+from gptcli.generate.sampling import draw_on_device
+from gptcli.generate.sequence import Row
+from gptcli.model.gpt import GPT
+
+STEPS = 8
+CONTEXT_BUCKET = 256
+MOST_GRAPHS = 64  # what they compute in is shared
+
+
+class _Steps:
+    """The steps of a bucket, and between model and cache the layout of their tokens."""
+
+    def __init__(
+        self, model: GPT, cache: KVCache, options: GenerateOptions, *, batch: int, end: int, count: int, vocab_size: int
+    ) -> None:
+        self.model, self.cache, self.options, self.vocab_size = model, cache, options, vocab_size
+        device = cache.keys.device
+        self.ids = torch.zeros(batch, 1, dtype=torch.long, device=device)
+        self.positions = torch.zeros(batch, 1, dtype=torch.long, device=device)
+        self.uniforms = torch.zeros(batch, count, dtype=torch.float64, device=device)
+        self.drawn = torch.zeros(batch, count, dtype=torch.long, device=device)
+        self.finite = torch.zeros(batch, count, dtype=torch.bool, device=device)
+        self.rows = torch.arange(batch, device=device)[:, None]
+        self.places = torch.arange(end, device=device)
+        self.seen = self.places <= self.positions[:, None, :, None]  # (B, 1, 1, N)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:  # noqa: ARG002
+        """As Decode's, at positions that only the device knows."""
+        keys, values = self.cache.keys[layer], self.cache.values[layer]  # (S, K, capacity, D)
+        keys[self.rows, :, self.positions] = k.transpose(1, 2)
+        values[self.rows, :, self.positions] = v.transpose(1, 2)
+        batch, end = len(self.rows), len(self.places)
+        keys, values = keys[:batch, :, :end], values[:batch, :, :end]
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=self.seen, enable_gqa=True)
+
+    def commit(self) -> None:
+        """The engine keeps count of what a row holds."""
+
+    def __call__(self) -> None:
+        for step in range(self.drawn.shape[1]):
+            torch.le(self.places, self.positions[:, None, :, None], out=self.seen)
+            hidden = self.model.hidden(self.ids, dtype=self.cache.keys.dtype, layout=self)
+            logits = self.model.logits(hidden[:, 0])[:, : self.vocab_size]
+            self.finite[:, step] = torch.isfinite(logits.sum(-1))
+            self.drawn[:, step] = draw_on_device(logits, self.options, self.uniforms[:, step])
+            self.ids.copy_(self.drawn[:, step : step + 1])
+            self.positions.add_(1)
+
+
+def _kept(steps: _Steps, record: Record) -> Work:
+    """A recording of the steps, which leaves the cache as it is, or the steps where they cannot be recorded."""
+    begin = slice(steps.drawn.shape[1])
+    steps.positions.zero_()
+    held = [part[:, :, :, begin] for part in (steps.cache.keys, steps.cache.values)]
+    contents = [part.clone() for part in held]
+    changed = [*held, steps.ids, steps.positions, steps.drawn, steps.finite]
+    replay = recorded(steps, changed, record=record)
+    for part, content in zip(held, contents, strict=True):
+        part.copy_(content)
+    return replay
+
+
+class Ahead:
+    """The steps of all buckets that came up, for one cache."""
+
+    def __init__(self, model: GPT, cache: KVCache, *, count: int, vocab_size: int) -> None:
+        self.model, self.cache, self.count, self.vocab_size = model, cache, count, vocab_size
+        self.capture = cache.keys.device.type == "cuda"
+        self.pool = torch.cuda.graph_pool_handle() if self.capture else None
+        self.made: dict[Any, tuple[_Steps, Work]] = {}
+
+    def fits(self, rows: Sequence[Row]) -> bool:
+        """Whether tokens of these rows can be drawn without a look at what came before, and there is room."""
+        context = self.model.config.context_length
+        longest = max(self.cache.lengths[: len(rows)])
+        return (
+            longest + self.count <= min(context, self.cache.capacity)
+            and all(row.plain for row in rows)
+            and len({row.how_drawn for row in rows}) == 1
+        )
+
+    def batch(self, rows: int) -> int:
+        """The bucket of so many rows: the next power of two, or all rows of the cache."""
+        return min(1 << (rows - 1).bit_length(), len(self.cache.lengths))
+
+    def run(self, rows: Sequence[Row], tokens: Sequence[int]) -> tuple[list[list[int]], list[list[bool]]]:
+        """From the last token of each row -> the next `count` of each, and whether their logits were finite.
+
+        Rows of the cache beyond these, up to the bucket's, are written to behind what they hold.
+        """
+        batch, count = self.batch(len(rows)), self.count
+        options = rows[0].options
+        N = self.cache.keys.shape[3]
+        longest = max(self.cache.lengths[: len(rows)]) + count
+        end = min(-(-longest // CONTEXT_BUCKET) * CONTEXT_BUCKET, N)
+        key = (batch, end, rows[0].how_drawn)
+        if key not in self.made:
+            if len(self.made) >= MOST_GRAPHS:
+                del self.made[next(iter(self.made))]
+            steps = _Steps(
+                self.model, self.cache, options, batch=batch, end=end, count=count, vocab_size=self.vocab_size
+            )
+            self.made[key] = steps, self._replay(steps)
+        steps, replay = self.made[key]
+        others = batch - len(rows)
+        uniforms = [[row.random.random() for _ in range(count)] for row in rows] if options.temperature else []
+        steps.ids.copy_(torch.tensor([*tokens, *[0] * others])[:, None])
+        steps.positions.copy_(torch.tensor(self.cache.lengths[:batch])[:, None])
+        if uniforms:
+            steps.uniforms[: len(rows)] = torch.tensor(uniforms, dtype=torch.float64)
+        replay()
+        found = torch.stack((steps.drawn, steps.finite.long()))[:, : len(rows)].tolist()
+        return found[0], [[bool(value) for value in row] for row in found[1]]
+
+    def _replay(self, steps: _Steps) -> Work:
+        """Of a graph, or the steps themselves; where one cannot be recorded, no other is tried."""
+        if not self.capture:
+            return steps
+        replay = _kept(steps, functools.partial(record, pool=self.pool))
+        self.capture = replay is not steps
+        return replay

@@ -1,0 +1,179 @@
+"""A text to write, and a text in the making."""
+
+from __future__ import annotations
+
+import codecs
+import math
+import random
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gptcli.config.sections import GenerateOptions
+from gptcli.data.batches import derived_seed
+from gptcli.data.tokenizer import Tokenizer
+from gptcli.generate.constrain import Constraint, most_tokens
+from gptcli.generate.prompt_lookup import Lookup
+from gptcli.generate.sampling import penalize
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A text to write: `sample` of options.n for a prompt; same options and sample, same text, in any batch."""
+
+    prompt: list[int]  # ids, without the token that begins every window
+    options: GenerateOptions
+    sample: int = 0
+    stop_ids: frozenset[int] = frozenset()  # control tokens that end the text, beside <|endoftext|>
+    void: bool = False  # nothing is written: it keeps its place among the others
+
+
+@dataclass
+class Completion:
+    """What was written so far; `text` never ends inside of a UTF-8 character or of a stop string that may come."""
+
+    request: Request
+    number: int
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    alternatives: list[list[tuple[int, float]]] = field(default_factory=list)  # the likeliest ids at each place
+    text: str = ""
+    finish_reason: FinishReason | None = None
+
+
+class TextBuffer:
+    """Bytes of tokens -> text that can be shown: whole characters, and nothing that may begin a stop string."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.stops = stops
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.waiting = ""
+
+    def add(self, content: bytes, *, final: bool = False) -> tuple[str, bool]:
+        """-> (text that is now certain, whether a stop string ended it)."""
+        decoded = self.decoder.decode(content, final)
+        if not self.stops:
+            return decoded, False
+        self.waiting += decoded
+        found = [(place + len(stop), place) for stop in self.stops if (place := self.waiting.find(stop)) >= 0]
+        if found:  # the one complete first, however the tokens cut the text; of several, the longest
+            return self.waiting[: min(found)[1]], True
+        held = 0 if final else self._undecided()
+        certain, self.waiting = self.waiting[: len(self.waiting) - held], self.waiting[len(self.waiting) - held :]
+        return certain, False
+
+    def drop_half_a_character(self) -> None:
+        """Forget the bytes of a character that is not whole, where no more will come."""
+        self.decoder.reset()
+
+    def _undecided(self) -> int:
+        """Length of the longest end of the text that is the beginning of a stop string."""
+        longest = max((len(stop) - 1 for stop in self.stops), default=0)
+        for length in range(min(longest, len(self.waiting)), 0, -1):
+            if any(stop.startswith(self.waiting[-length:]) for stop in self.stops):
+                return length
+        return 0
+
+
+class Row:
+    """A completion in the making, and what drawing its next token needs."""
+
+    def __init__(
+        self, completion: Completion, tokenizer: Tokenizer, room_tokens: int, constraint: Constraint | None
+    ) -> None:
+        """`room_tokens`: new tokens for which the context has room."""
+        request = completion.request
+        self.completion, self.options = completion, request.options
+        self.buffer = TextBuffer(self.options.stop)
+        self.random = random.Random(derived_seed(self.options.seed, request.sample))
+        self.token_bytes = tokenizer.token_bytes
+        end_of_text = set() if tokenizer.end_of_text is None else {tokenizer.end_of_text}
+        self.ends = request.stop_ids | (end_of_text if self.options.stop_at_eos else set())
+        self.end_ids = torch.tensor(sorted(self.ends), dtype=torch.long)
+        self.never = end_of_text - self.ends
+        self.room = min(most_tokens(self.options), room_tokens)
+        self.seen: Tensor | None = None
+        if self.options.repetition_penalty != 1.0:
+            self.seen = torch.tensor(request.prompt, dtype=torch.long)
+        self.constraint, self.state = constraint, 0
+        self.lookup = Lookup(request.prompt) if self.options.lookup else None
+
+    @property
+    def finished(self) -> bool:
+        return self.completion.finish_reason is not None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the next tokens are drawn from the model's logits as they are, whatever they turn out to be."""
+        options = self.options
+        return (
+            self.seen is None
+            and self.constraint is None
+            and self.lookup is None
+            and not options.logprobs
+            and not self.never
+            and len(self.completion.ids) >= options.min_tokens
+        )
+
+    @property
+    def how_drawn(self) -> tuple[float, int | None, float, float]:
+        """What rows that are drawn together have in common."""
+        options = self.options
+        return options.temperature, options.top_k, options.top_p, options.min_p
+
+    def adjust(self, logits: Tensor) -> None:
+        """Change the row's logits (V,), in place, by what its options say of single tokens."""
+        if self.seen is not None:
+            penalize(logits, self.seen, self.options.repetition_penalty)
+        for token in self.never:
+            logits[token] = -math.inf
+        may_end = len(self.completion.ids) >= self.options.min_tokens
+        if self.constraint is not None:
+            may_end = self.constraint.automaton.accepts(self.state)
+            ends = logits[self.end_ids]
+            logits.masked_fill_(self.constraint.forbidden(self.state), -math.inf)
+            logits[self.end_ids] = ends
+        if not may_end and len(self.end_ids):
+            logits[self.end_ids] = -math.inf
+
+    def guess(self) -> list[int]:
+        """Tokens that may come next, where guesses are asked for."""
+        return [] if self.lookup is None else self.lookup.guess(min(self.options.lookup, self.room))
+
+    def take(self, token: int, logprobs: Tensor | None) -> None:
+        """Bring the completion up to date with its next token; logprobs (V,) where they are asked for."""
+        completion = self.completion
+        if token in self.ends:
+            self._finish("stop")
+            return
+        completion.ids.append(token)
+        if self.seen is not None:
+            self.seen = torch.cat((self.seen, torch.tensor([token])))
+        if logprobs is not None:
+            completion.logprobs.append(float(logprobs[token]))
+            if self.options.logprobs > 1:
+                best = logprobs.topk(min(self.options.logprobs, len(logprobs)))
+                completion.alternatives.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+        if self.lookup is not None:
+            self.lookup.add(token)
+        text, stopped = self.buffer.add(self.token_bytes[token])
+        completion.text += text
+        if self.constraint is not None:
+            self.state = self.constraint.automaton.after(self.state, self.token_bytes[token])
+        if stopped:
+            completion.finish_reason = "stop"
+        elif self.constraint is not None and self.constraint.automaton.ended(self.state):
+            self._finish("stop")
+        elif len(completion.ids) >= self.room:
+            self._finish("length")
+
+    def _finish(self, reason: FinishReason) -> None:
+        if reason == "length":
+            self.buffer.drop_half_a_character()
+        text, stopped = self.buffer.add(b"", final=True)
+        self.completion.text += text
+        self.completion.finish_reason = "stop" if stopped else reason

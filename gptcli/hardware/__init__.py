@@ -1,1 +1,0 @@
-"""What a machine can do, and what a run takes of it."""

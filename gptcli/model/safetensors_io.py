@@ -1,0 +1,82 @@
+"""Tensors in a safetensors file: written block by block through fsio, read through a memory map, checked before use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gptcli.base import fsio
+from gptcli.base.errors import DataError, NumericalError
+from gptcli.base.escape import shown
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a new safetensors file, one tensor after another, so that no second copy of all is ever held.
+
+    The format (huggingface.co/docs/safetensors): the length of a JSON header as uint64, the header, padded to eight
+    bytes, the tensors without gaps. Wide types come first, which keeps every tensor aligned to its type.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with fsio.new_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            file.write(content.numpy().data)
+
+
+def read_tensors(path: Path, wanted: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, memory-mapped; DataError unless names and shapes are those wanted."""
+    have = tensor_shapes(path)
+    for name in sorted(set(wanted) | set(have)):
+        if wanted.get(name) != have.get(name):
+            sizes = [tuple(shape) if shape is not None else "none" for shape in (have.get(name), wanted.get(name))]
+            raise DataError(f"{shown(str(path))}: tensor {shown(name)} has shape {sizes[0]}, want {sizes[1]}")
+    return load_file(path)
+
+
+def tensor_shapes(path: Path) -> dict[str, torch.Size]:
+    """Names and shapes in a safetensors file; DataError where it is missing, cut or damaged."""
+    if not path.is_file():
+        raise DataError(f"{shown(str(path))}: missing; the checkpoint is damaged")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise DataError(
+            f"{shown(str(path))}: not a safetensors file ({shown(str(error))}); it is cut or damaged"
+        ) from None
+
+
+def check_finite(tensors: Mapping[str, Tensor], place: str) -> None:
+    """NumericalError names the first tensor that holds a NaN or an infinity; `place` begins the message."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = tensor.aminmax()  # a NaN anywhere is both
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                raise NumericalError(f"{place}: {shown(name)} holds values that are not finite")

@@ -1,0 +1,133 @@
+"""A run file -> what the run takes: parameters, tokens, FLOPs, memory, time, energy and price. Nothing is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+
+import torch
+
+from gptcli.api.bench import step_times
+from gptcli.base.errors import ConfigError, GptcliError
+from gptcli.base.units import amount, count
+from gptcli.config.sections import PretrainConfig
+from gptcli.data.size import find_vocabulary, training_tokens
+from gptcli.device import accelerators, machine
+from gptcli.device.runtime import make_runtime
+from gptcli.generate.kv_cache import cache_bytes
+from gptcli.model.gpt import GPT
+from gptcli.observe.memory import Memory, Workload, training_memory
+from gptcli.observe.plan_report import Plan, Rates, Target
+from gptcli.train.loop import micro_batch_rows
+from gptcli.train.step import pairs
+
+
+def make_plan(config: PretrainConfig, target: Target, rates: Rates, *, measured_step_seconds: float | None) -> Plan:
+    """The plan of a run on `target`."""
+    tokenizer, vocab_size = find_vocabulary(config)
+    model_config = dataclasses.replace(config.model, vocab_size=vocab_size)
+    with torch.device("meta"):
+        model = GPT(model_config)
+    T, train = model_config.context_length, config.train
+    per_token = model.train_flops_per_token(T)
+    attention = per_token - model.train_flops_per_token(0)
+    tokens = train.steps * train.batch_size * T
+    sizes = sorted(size for size in range(1, train.batch_size + 1) if train.batch_size % size == 0)
+
+    def memory(micro_batch: int) -> Memory:
+        steps = train.batch_size // micro_batch
+        at_once = 2 if steps > 1 and target.on_cpu and pairs(model, target.threads) else 1
+        work = Workload(
+            model,
+            config.optim,
+            micro_batch,
+            steps,
+            target.activation_size,
+            target.on_cpu,
+            at_once,
+            compiled=bool(config.runtime.compile),
+        )
+        return training_memory(work)
+
+    return Plan(
+        target=target,
+        rates=rates,
+        parameters=parameters_by_part(model),
+        matrix_weights=round((per_token - attention) / 6),
+        steps=train.steps,
+        tokens_per_step=train.batch_size * T,
+        data=training_tokens(config.data, tokenizer, vocab_size),
+        weight_flops=(per_token - attention) * tokens,
+        attention_flops=attention * tokens,
+        memory=memory(micro_batch_rows(train, T, on_cpu=target.on_cpu)),
+        cache_bytes=cache_bytes(model_config, 1, T, activation_size=target.activation_size),
+        micro_batches={size: memory(size).total_bytes for size in sizes},
+        measured_step_seconds=measured_step_seconds,
+    )
+
+
+def parameters_by_part(model: GPT) -> dict[str, int]:
+    """Parameters of each part; a tied head counts as embedding."""
+    parts = dict.fromkeys(("embedding", "attention", "mlp", "norms", "head"), 0)
+    for name, weight in model.named_parameters():
+        if "norm" in name.split(".")[-2]:
+            part = "norms"
+        elif name.startswith("blocks."):
+            part = "attention" if ".attention." in name else "mlp"
+        else:
+            part = "head" if name.startswith("head.") else "embedding"
+        parts[part] += weight.numel()
+    return parts
+
+
+def this_machine(config: PretrainConfig) -> Target:
+    """The device that the run file asks for, measured in half a second."""
+    runtime = make_runtime(config.runtime)
+    device = runtime.device
+    known = accelerators.find(machine.processor_name(device)) if device.type == "cuda" else None
+    peak = known.flops_per_second if known and runtime.dtype == torch.bfloat16 else None
+    return Target(
+        name=f"{machine.processor_name(device)}, {count(runtime.threads, 'thread')}" if known is None else known.name,
+        flops_per_second=peak or machine.matmul_peak(device, runtime.dtype),
+        memory_bytes=machine.device_memory_bytes(device),
+        read_bytes_per_second=known.read_bytes_per_second if known else machine.read_bytes_per_second(device),
+        watts=known.watts if known else None,
+        activation_size=runtime.dtype.itemsize,
+        on_cpu=device.type == "cpu",
+        threads=runtime.threads,
+    )
+
+
+def named_accelerator(name: str) -> Target:
+    """A device by its maker's data sheet; ConfigError lists those that are known."""
+    known = accelerators.find(name)
+    if known is None:
+        names = ", ".join(accelerator.name.lower() for accelerator in accelerators.ACCELERATORS)
+        raise ConfigError(f"--on: no accelerator {name!r}; there are {names}, or give --peak-flops and --memory")
+    return Target(
+        known.name,
+        known.flops_per_second,
+        known.memory_bytes,
+        known.read_bytes_per_second,
+        known.watts,
+        2,
+        on_cpu=False,
+    )
+
+
+def other_accelerator(flops_per_second: float, memory_bytes: int | None) -> Target:
+    """A device by its figures."""
+    return Target("accelerator", flops_per_second, memory_bytes, None, None, 2, on_cpu=False)
+
+
+def plan(config: PretrainConfig, target: Target, rates: Rates, *, measure: bool = False) -> Plan:
+    """The plan; with `measure`, time from a few real steps on this machine. GptcliError where they do not fit."""
+    found = make_plan(config, target, rates, measured_step_seconds=None)
+    if not measure:
+        return found
+    if not found.fits:
+        needed = amount(found.memory.total_bytes, "B")
+        raise GptcliError(f"--measure: the run needs {needed} of memory and does not fit; gptcli plan says what does")
+    model_config = dataclasses.replace(config.model, vocab_size=find_vocabulary(config)[1])
+    _, times = step_times(config, model_config, make_runtime(config.runtime))
+    return dataclasses.replace(found, measured_step_seconds=statistics.median(times))

@@ -1,0 +1,282 @@
+"""What all training shares, pretraining and fine-tuning alike: a run directory, resuming, metrics, stopping.
+
+runs/demo/
+  run.yaml  metrics.jsonl  lock
+  checkpoints/step-000500/ ...
+  latest -> checkpoints/...   best -> checkpoints/...
+
+A kind of training is a Job: its batches, what it minimises, how it is validated and sampled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from gptcli.base import fsio
+from gptcli.base.errors import DataError, GptcliError, NumericalError, is_out_of_memory
+from gptcli.base.escape import shown
+from gptcli.base.report import Report
+from gptcli.base.signals import Stop, stop_on_signals
+from gptcli.base.units import count
+from gptcli.config import yaml_file
+from gptcli.config.sections import GenerateOptions, OptimConfig, Section, TrainConfig
+from gptcli.data.batches import Step
+from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.runtime import Runtime, matmul_flops_per_second
+from gptcli.evaluate.perplexity import score_documents
+from gptcli.generate.engine import Engine, Request
+from gptcli.model.gpt import GPT, evaluating
+from gptcli.observe.tensorboard import recording
+from gptcli.train import checkpoint
+from gptcli.train.checkpoint import Purpose, TrainState
+from gptcli.train.deadline import Deadline
+from gptcli.train.loop import Hooks, Record, micro_batch_rows, train
+from gptcli.train.run_directory import FREE_TO_CHANGE, differences, trim_metrics
+from gptcli.train.step import Objective
+
+
+class Validation(NamedTuple):
+    """A measurement on held-out data."""
+
+    score: float  # decides which checkpoint is the best: the lowest
+    record: dict[str, Any]  # fields of its line in metrics.jsonl
+    text: str  # for a person
+    note: str  # the same in a few words, for the progress line
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a kind of training brings."""
+
+    command: str  # of the command line, to say how to go on
+    origin: str  # what the weights are at step 0
+    config: Section  # the whole run file
+    run_file: dict[str, Any]  # the same and hashes of what the run reads: they identify it
+    run_dir: Path
+    optim: OptimConfig
+    train: TrainConfig
+    seed: int
+    tokenizer: Tokenizer
+    batches: Callable[[int], Step]
+    objective: Objective
+    validate: Callable[[GPT], Validation | None]
+    sample: Callable[[GPT], str]
+    description: str  # of the data and the steps, for the first message
+    purpose: Purpose = field(default_factory=Purpose)
+    patience: int | None = None  # stop after so many validations without a better one
+    less_memory: str = ""  # what to set where memory runs out; empty: as in pretraining
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    run_dir: Path
+    step: int
+    finished: bool
+    exit_code: int  # 0, or 130/143 where a signal ended it
+    validation: Validation | None  # the last
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON; the validation as metrics.jsonl has it."""
+        validation = None if self.validation is None else self.validation.record
+        return {**vars(self), "run_dir": str(self.run_dir), "validation": validation}
+
+
+class Training:
+    """A job under way, in a directory that the caller holds locked."""
+
+    def __init__(self, job: Job, runtime: Runtime, report: Report, deadline: Deadline | None = None) -> None:
+        self.job, self.runtime, self.report = job, runtime, report
+        self.run_dir = job.run_dir
+        self.deadline = deadline or Deadline(None, job.train, pause_seconds=0.0)
+        self.metrics_path = job.run_dir / "metrics.jsonl"
+        self.validation: Validation | None = None
+        self.validated_step = -1
+        self.resumed_step: int | None = None
+        self.exhausted = False  # no better validation for as long as the job's patience lasts
+
+    def go(self, state: TrainState, *, resume: bool) -> Outcome:
+        """From `state`, or from the newest whole checkpoint of the directory, to the last step or to a signal."""
+        job = self.job
+        found = checkpoint.newest_verified(self.run_dir, self.report.warning) if resume else None
+        if found is not None:
+            self._restore(state, found)
+            self.resumed_step = state.step
+        self._check_patience(state)
+        done = (state.step >= state.last_step(job.train.steps) or self.exhausted) and not state.pending
+        trim_metrics(self.metrics_path, state)
+        fsio.write_file(self.run_dir / "run.yaml", yaml_file.dump(job.config))
+        self._describe(state, resumed=found is not None)
+        if done:
+            with fsio.appending(self.metrics_path) as metrics:
+                self._writer(metrics, lambda _: None, state)({"kind": "end", "step": state.step})
+            self.report.message(f"already done at step {state.step}; raise train.steps or train.epochs to go on")
+            return Outcome(self.run_dir, state.step, True, 0, None)
+        again = f"gptcli {job.command} {self.run_dir / 'run.yaml'} --resume"
+
+        def announce() -> None:
+            self.report.message("stopping and saving; once more to stop at once")
+
+        with (
+            stop_on_signals(announce) as stop,
+            fsio.appending(self.metrics_path) as metrics,
+            recording(self.run_dir / "tensorboard", self.report.warning, wanted=job.train.tensorboard) as also_record,
+        ):
+            write = self._writer(metrics, also_record, state)
+            finished = self._train(state, stop, write) or self.exhausted
+            if finished:
+                write({"kind": "end", "step": state.step})
+        if not finished:
+            self.report.message(f"stopped and saved at step {state.step}; go on with: {again}")
+        return Outcome(self.run_dir, state.step, finished, 0 if finished else stop.exit_code, self.validation)
+
+    def _train(self, state: TrainState, stop: Stop, write: Callable[[Record], None]) -> bool:
+        """The loop; what stops it for good is told with what to do about it."""
+        job, timed = self.job, self.deadline.timed
+        hooks = Hooks(
+            evaluate=timed("evaluate", lambda state: self._evaluate(state, stop, write)),
+            save=timed("save", self._save),
+            sample=timed("sample", lambda state: self._sample(state, stop, write)),
+            report=write,
+            keep_time=self.deadline.keep,
+            stop=lambda: stop() or self.exhausted,
+        )
+        try:
+            return train(
+                state,
+                job.batches,
+                job.train,
+                job.optim,
+                self.runtime,
+                hooks,
+                seed=job.seed,
+                peak_flops=matmul_flops_per_second(self.runtime),
+                objective=job.objective,
+            )
+        except NumericalError as error:
+            last = checkpoint.checkpoints(self.run_dir)
+            kept = f"the last good checkpoint is {last[0].name}" if last else "no checkpoint was written yet"
+            raise NumericalError(f"{error}; {kept}") from None
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            context_length, on_cpu = state.model.config.context_length, self.runtime.on_cpu
+            advice = job.less_memory or less_memory(job.train, context_length, on_cpu=on_cpu)
+            raise GptcliError(f"step {state.step + 1}: out of memory; {advice}") from None
+
+    def _restore(self, state: TrainState, directory: Path) -> None:
+        training = fsio.read_json(directory / "training.json")
+        run_file = json.loads(json.dumps(self.job.run_file))
+        changed = differences(training.get("run", {}), run_file)
+        told = [f"{name}{changed[name]}" for name in sorted(changed.keys() - FREE_TO_CHANGE)]
+        if told:
+            raise DataError(
+                f"{shown(str(self.run_dir))}: cannot resume, {', '.join(told)} differ from the run's; restore them, "
+                f"resume {shown(str(self.run_dir / 'run.yaml'))}, or name another run_dir"
+            )
+        if training.get("threads") != torch.get_num_threads() or training.get("torch") != torch.__version__:
+            self.report.warning(
+                f"the run used torch {training.get('torch')} with {training.get('threads')} threads, this is "
+                f"{torch.__version__} with {torch.get_num_threads()}: the result may differ in the last bits"
+            )
+        checkpoint.restore(state, directory)
+
+    def _describe(self, state: TrainState, *, resumed: bool) -> None:
+        how = f"resumed at step {state.step}" if resumed else self.job.origin
+        self.report.message(
+            f"{how}: {state.model.num_parameters():,} parameters, {self.job.description}, "
+            f"{self.runtime.device} {str(self.runtime.dtype).removeprefix('torch.')}, "
+            f"{count(self.runtime.threads, 'thread')}"
+        )
+
+    def _writer(self, file: Any, also_record: Callable[[Record], None], state: TrainState) -> Callable[[Record], None]:
+        def write(record: Record) -> None:
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+            file.write((json.dumps(finite, allow_nan=False, ensure_ascii=False) + "\n").encode())
+            file.flush()
+            also_record(finite)
+            if record["kind"] == "train":
+                note = f"loss {record['loss_nats']:.3f}  {record['tokens_per_second']:,.0f} tokens/s"
+                if self.validation is not None:
+                    note += f"  {self.validation.note}"
+                self.report.progress("train", record["step"], state.last_step(self.job.train.steps), note)
+
+        return write
+
+    def _evaluate(self, state: TrainState, stop: Stop, write: Callable[[Record], None]) -> None:
+        with stop.at_once():
+            found = self.job.validate(state.model)
+        if found is None:
+            return
+        self.validation, self.validated_step = found, state.step
+        write({"kind": "validation", "step": state.step, **found.record})
+        self.report.message(f"step {state.step}: {found.text}")
+
+    def _sample(self, state: TrainState, stop: Stop, write: Callable[[Record], None]) -> None:
+        with evaluating(state.model), stop.at_once():
+            text = self.job.sample(state.model)
+        write({"kind": "sample", "step": state.step, "text": text})
+        self.report.message(f"step {state.step}: {shown(text, 300)}")
+
+    def _save(self, state: TrainState) -> None:
+        found = self.validation
+        if found is not None and self.validated_step == state.step and found.score < state.best_score:
+            state.best_score, state.best_step = found.score, state.step  # the best of those that are saved
+        if state.step != self.resumed_step:  # else it was saved when the validation of this step was given up
+            fsio.sync_file(self.metrics_path)
+            checkpoint.save(state, self.run_dir, self.job.tokenizer, self.job.run_file, self.job.purpose)
+        checkpoint.keep(self.run_dir, state, self.job.train.keep_checkpoints)
+        self._check_patience(state)
+
+    def _check_patience(self, state: TrainState) -> None:
+        """A pure function of the step and the best one, so that a resumed run stops where an unbroken one does."""
+        if self.job.patience is not None and state.best_step is not None:
+            self.exhausted = validations_since(state.best_step, state.step, self.job.train) >= self.job.patience
+
+
+def validations_since(best_step: int, step: int, train: TrainConfig) -> int:
+    """How many have been since the best one, of those that have a checkpoint."""
+    return (step - best_step) // math.lcm(train.eval_every_steps, train.save_every_steps)
+
+
+def less_memory(train: TrainConfig, context_length: int, *, on_cpu: bool) -> str:
+    """What to set for a run to need less memory: a quarter of the micro-batch first, which changes no gradient."""
+    now = micro_batch_rows(train, context_length, on_cpu=on_cpu)
+    largest = max(1, now // 4)
+    smaller = next(size for size in range(largest, 0, -1) if train.batch_size % size == 0)
+    if smaller < now:
+        return f"set train.micro_batch_size={smaller} (it is {now}), which gives the same gradients"
+    return f"set model.context_length={max(2, context_length // 2)} (it is {context_length}) or take a smaller model"
+
+
+def validate_text(model: GPT, tokenizer: Tokenizer, ids: list[int], runtime: Runtime) -> Validation | None:
+    """Loss on held-out text, None where there is none.
+
+    Without overlap: as many forward passes as tokens need, the same measure at every step of every run.
+    """
+    if not ids:
+        return None
+    (score,) = score_documents(model, tokenizer, [ids], runtime, stride=model.config.context_length)
+    if not score.tokens:
+        return None
+    record = {"loss_nats": score.loss_nats, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
+    text = f"validation loss {score.loss_nats:.4f} nats, {score.bits_per_byte:.4f} bits per byte"
+    return Validation(score.bits_per_byte, record, text, f"validation {score.bits_per_byte:.3f} bits/byte")
+
+
+def write_sample(model: GPT, tokenizer: Tokenizer, runtime: Runtime, config: TrainConfig, *, seed: int) -> str:
+    """What the model makes of the run's sample prompt, the prompt included."""
+    engine = Engine(model, tokenizer, runtime, slots=1)
+    options = GenerateOptions(max_tokens=config.sample_tokens, seed=seed, truncate="left")
+    prompt = engine.fit(tokenizer.encode(config.sample_prompt), options)
+    capacity = len(prompt) + 1 + config.sample_tokens
+    (completion,) = engine.run([Request(prompt, options)], capacity=capacity)
+    return config.sample_prompt + completion.text

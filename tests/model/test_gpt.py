@@ -1,0 +1,415 @@
+"""The model against its definitions, against its own cache, and against the Hugging Face classes it stands for."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gptcli.config.sections import ModelConfig
+from gptcli.data.batches import Batch
+from gptcli.model import dropout
+from gptcli.model.attention import QUERY_BLOCK, Packed, causal_attention
+from gptcli.model.functional import normalize_and_rotate, relu_squared, rms_normalize, rotate
+from gptcli.model.gpt import GPT, Norm, rotary_tables, softcap
+from gptcli.train.loop import batch_flops
+
+torch.set_num_threads(1)  # shapes so small that threads only wait for each other
+
+SMALL = {"num_layers": 2, "num_heads": 4, "hidden_size": 64, "context_length": 32, "vocab_size": 512}
+PRESETS = ["modern", "gpt2", "gpt3-125m", "llama"]
+SHAPES = [*((preset, None) for preset in PRESETS), ("modern", 2), ("llama", 1)]  # preset, key/value heads
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(1)  # of the models that transformers makes
+
+
+def make_model(preset: str, *, scramble: bool = True, **changes: Any) -> GPT:
+    """A small model; scrambled, no weight is zero or one, so that every part of it shows in the logits."""
+    model = GPT(ModelConfig.from_preset(preset, **{**SMALL, **changes}))
+    generator = torch.Generator().manual_seed(1)
+    model.initialize(generator)
+    if scramble:
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.1)
+    return model.eval()
+
+
+def random_ids(*shape: int, vocab_size: int = SMALL["vocab_size"], seed: int = 2) -> Tensor:
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def written_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(D)) V under a causal mask, head by head."""
+    T, D, group = q.shape[2], q.shape[3], q.shape[1] // k.shape[1]
+    future = torch.ones(T, T, dtype=torch.bool).triu(1)
+    heads = []
+    for h in range(q.shape[1]):
+        scores = q[:, h] @ k[:, h // group].mT / math.sqrt(D)
+        heads.append(scores.masked_fill(future, -math.inf).softmax(-1) @ v[:, h // group])
+    return torch.stack(heads, 1)
+
+
+# ------------------------------------------------------------------------------------------------- initial weights
+
+
+@pytest.mark.parametrize(
+    ("preset", "tolerance"), [("modern", 1e-4), ("gpt2", 0.02), ("gpt3-125m", 0.02), ("llama", 0.02)]
+)
+def test_loss_at_the_start_is_ln_of_the_vocabulary(preset: str, tolerance: float) -> None:
+    model = make_model(preset, scramble=False)
+    ids, targets = random_ids(16, 32), random_ids(16, 32, seed=3)
+    loss = torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
+    assert loss.item() == pytest.approx(math.log(512), rel=tolerance)
+
+
+def test_initial_weights_depend_on_the_generator_alone() -> None:
+    torch.manual_seed(5)
+    first = make_model("llama", scramble=False)
+    torch.manual_seed(6)
+    second = make_model("llama", scramble=False)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_parameter_is_initialised(preset: str) -> None:
+    model = GPT(ModelConfig.from_preset(preset, **SMALL))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(math.nan)
+    model.initialize(torch.Generator().manual_seed(1))
+    assert all(weight.isfinite().all() for weight in model.parameters())
+
+
+# ------------------------------------------------------------------------------------------------ causality, cache
+
+
+@pytest.mark.parametrize(("preset", "kv_heads"), SHAPES)
+def test_a_later_token_never_changes_an_earlier_logit(preset: str, kv_heads: int | None) -> None:
+    model = make_model(preset, num_kv_heads=kv_heads)
+    ids = random_ids(1, 32)
+    before = model(ids)
+    for place in (1, 7, 31):
+        changed = ids.clone()
+        changed[0, place] = (ids[0, place] + 1) % 512
+        after = model(changed)
+        assert torch.equal(after[:, :place], before[:, :place])
+        assert not torch.allclose(after[:, place], before[:, place])
+
+
+def test_the_model_refuses_more_tokens_than_its_context() -> None:
+    with pytest.raises(ValueError, match="33 tokens do not fit a context of 32"):
+        make_model("gpt2")(random_ids(1, 33))
+
+
+# -------------------------------------------------------------------------------------------------------- packing
+
+
+@pytest.mark.parametrize(("preset", "kv_heads"), SHAPES)
+@given(lengths=st.lists(st.integers(1, 16), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_packed_sequences_have_the_states_and_gradients_of_each_alone(
+    preset: str, kv_heads: int | None, lengths: list[int]
+) -> None:
+    model = make_model(preset, num_kv_heads=kv_heads)
+    alone = [random_ids(1, length, seed=number) for number, length in enumerate(lengths)]
+    packed = Packed(lengths)
+    hidden = model.hidden(torch.cat(alone, 1), layout=packed)
+    apart = torch.cat([model.hidden(ids) for ids in alone], 1)
+    torch.testing.assert_close(hidden, apart, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(hidden[0, packed.last[-1]], hidden[0, -1])
+    towards = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
+    weights = [weight for name, weight in model.named_parameters() if name != "head.weight"]
+    for gradient, wanted in zip(
+        torch.autograd.grad((hidden * towards).sum(), weights),
+        torch.autograd.grad((apart * towards).sum(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, wanted, atol=1e-4, rtol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------- the parts
+
+
+@pytest.mark.parametrize("T", [1, 5, QUERY_BLOCK, QUERY_BLOCK + 1, 2 * QUERY_BLOCK + 44])
+@pytest.mark.parametrize(("H", "K"), [(4, 4), (4, 2), (3, 1)])
+def test_attention_and_its_gradients_equal_the_written_formula(T: int, H: int, K: int) -> None:
+    generator = torch.Generator().manual_seed(T)
+    q, k, v, dy = (
+        torch.randn(2, heads, T, 8, dtype=torch.float64, generator=generator).requires_grad_() for heads in (H, K, K, H)
+    )
+    ours, theirs = causal_attention(q, k, v), written_attention(q, k, v)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for mine, reference in zip(*(torch.autograd.grad(y, (q, k, v), dy) for y in (ours, theirs)), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-11, atol=1e-11)
+
+
+@settings(deadline=None, max_examples=50)
+@given(m=st.integers(0, 31), n=st.integers(0, 31), shift=st.integers(0, 31))
+def test_the_product_of_rotated_vectors_depends_on_their_distance_alone(m: int, n: int, shift: int) -> None:
+    shift = min(shift, 31 - max(m, n))
+    cos, sin = (table.double() for table in rotary_tables(ModelConfig(**SMALL)))
+    q, k = torch.randn(2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+
+    def product(at_q: int, at_k: int) -> float:
+        return float(rotate(q, cos[at_q], sin[at_q]) @ rotate(k, cos[at_k], sin[at_k]))
+
+    assert product(m + shift, n + shift) == pytest.approx(product(m, n), abs=1e-5)
+
+
+def test_rotation_keeps_lengths_and_leaves_position_zero_alone() -> None:
+    cos, sin = rotary_tables(ModelConfig(**SMALL))
+    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(4))
+    y = rotate(x, cos, sin)
+    assert torch.equal(y[0], x[0])
+    torch.testing.assert_close(y.norm(dim=1), x.norm(dim=1))
+
+
+@pytest.mark.parametrize("function", ["rotate", "relu_squared", "causal_attention"])
+def test_written_gradients_equal_finite_differences(function: str) -> None:
+    x = torch.randn(2, 1, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    cos, sin = (t[:3].double() for t in rotary_tables(ModelConfig(**SMALL, head_dim=8)))
+    calls: dict[str, Callable[[Tensor], Tensor]] = {
+        "rotate": lambda x: rotate(x, cos, sin),
+        "relu_squared": relu_squared,
+        "causal_attention": lambda x: causal_attention(x, x.sin(), x.cos()),
+    }
+    assert torch.autograd.gradcheck(calls[function], (x,))
+
+
+def test_normalising_and_rotating_at_once_equals_one_after_the_other() -> None:
+    x = torch.randn(4, 32, 16, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    cos, sin = rotary_tables(ModelConfig(**SMALL))
+    both, apart = normalize_and_rotate(x, 1e-6, cos, sin), rotate(rms_normalize(x, 1e-6), cos, sin)
+    torch.testing.assert_close(both, apart)
+    found = []
+    for y in (both, apart):
+        y.backward(torch.linspace(-1, 1, 4 * 32 * 16).view(4, 32, 16))
+        found.append(x.grad)
+        x.grad = None
+    torch.testing.assert_close(*found)
+
+
+def test_rmsnorm_equals_the_written_formula() -> None:
+    norm = Norm(ModelConfig(**SMALL, norm_weight=True, norm_eps=0.01))
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(-1, 2, 64))
+    torch.testing.assert_close(norm(x), x / (x.square().mean(-1, keepdim=True) + 0.01).sqrt() * norm.weight)
+
+
+@given(st.floats(-1e6, 1e6))
+@settings(deadline=None)
+def test_the_soft_cap_bounds_logits_and_keeps_small_ones(logit: float) -> None:
+    capped = float(softcap(torch.tensor(logit, dtype=torch.float64), 15.0))
+    assert abs(capped) <= 15.0
+    if abs(logit) < 0.1:
+        assert capped == pytest.approx(logit, rel=1e-4)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model = make_model("modern", dropout=0.5)
+    ids = random_ids(2, 8)
+    assert torch.equal(model(ids), model(ids))
+    model.train()
+    assert not torch.equal(model(ids), model(ids))
+
+
+# ----------------------------------------------------------------------------------------------------------- sizes
+
+
+def parameters_of(preset: str) -> int:
+    with torch.device("meta"):
+        return GPT(ModelConfig.from_preset(preset, vocab_size=50257)).num_parameters()
+
+
+def test_the_gpt2_preset_has_the_parameters_of_gpt2() -> None:
+    assert parameters_of("gpt2") == 124_439_808
+
+
+# The table of the GPT-3 paper contradicts itself in two rows, which GPT3_SIZES corrects: XL (1.3b) prints 24 heads of
+# 128 for a width of 2048, and 13b a width of 5140 for 40 heads of 128. The sizes it states fit 16 heads and 5120.
+@pytest.mark.parametrize(
+    ("name", "nominal"),
+    [
+        ("125m", 125e6),
+        ("350m", 350e6),
+        ("760m", 760e6),
+        ("1.3b", 1.3e9),
+        ("2.7b", 2.7e9),
+        ("6.7b", 6.7e9),
+        ("13b", 13e9),
+        ("175b", 175e9),
+    ],
+)
+def test_the_gpt3_presets_have_the_sizes_of_the_paper(name: str, nominal: float) -> None:
+    assert parameters_of(f"gpt3-{name}") == pytest.approx(nominal, rel=0.025)
+
+
+def test_flops_of_a_token_are_six_a_weight_and_twelve_a_score() -> None:
+    model = make_model("gpt2")
+    block = 64 * 3 * 64 + 64 * 64 + 2 * 64 * 256
+    assert model.train_flops_per_token(32) == 6 * (2 * block + 512 * 64) + 12 * 2 * 64 * 32
+
+
+def test_flops_of_a_batch_are_those_of_its_sequences() -> None:
+    model = make_model("gpt2")
+    flops, per_token = batch_flops(model), model.train_flops_per_token
+    ids = torch.zeros(2, 8, dtype=torch.long)
+    assert flops(Batch(ids, ids, "windows")) == pytest.approx(16 * per_token(8))
+    row = torch.zeros(1, 9, dtype=torch.long)
+    assert flops(Batch(row, row, "packed", (2, 3, 4))) == pytest.approx(
+        2 * per_token(2) + 3 * per_token(3) + 4 * per_token(4)
+    )
+
+
+def test_the_matrix_of_a_head_is_one_of_those_stacked_in_qkv() -> None:
+    model = make_model("llama", num_kv_heads=2)
+    shapes = model.matrix_shapes()
+    assert len(shapes) == 2 * 4
+    for name, shape in shapes.items():
+        weight = model.get_parameter(name)
+        assert shape == ((16, 64) if "qkv" in name else tuple(weight.shape))
+    assert model.blocks[0].attention.qkv.weight.shape == (16 * 8, 64)
+
+
+# ---------------------------------------------------------------------------------------------------- Hugging Face
+
+Weights = dict[str, Tensor]
+
+
+def from_gpt2(theirs: Weights, layers: int) -> Weights:
+    """GPT2LMHeadModel -> our names; its Conv1D holds each matrix transposed."""
+    ours = {
+        "embedding.weight": theirs["transformer.wte.weight"],
+        "position_embedding.weight": theirs["transformer.wpe.weight"],
+        "head.weight": theirs["transformer.wte.weight"],
+    }
+    parts = {"attention_norm": "ln_1", "attention.qkv": "attn.c_attn", "attention.projection": "attn.c_proj"}
+    parts |= {"mlp_norm": "ln_2", "mlp.up": "mlp.c_fc", "mlp.projection": "mlp.c_proj"}
+    for kind in ("weight", "bias"):
+        ours[f"final_norm.{kind}"] = theirs[f"transformer.ln_f.{kind}"]
+        for layer in range(layers):
+            for mine, part in parts.items():
+                ours[f"blocks.{layer}.{mine}.{kind}"] = theirs[f"transformer.h.{layer}.{part}.{kind}"].t()
+    return ours
+
+
+def from_llama(theirs: Weights, layers: int) -> Weights:
+    ours = {
+        "embedding.weight": theirs["model.embed_tokens.weight"],
+        "final_norm.weight": theirs["model.norm.weight"],
+        "head.weight": theirs["lm_head.weight"],
+    }
+    for layer in range(layers):
+        mine, block = f"blocks.{layer}", f"model.layers.{layer}"
+        qkv = [theirs[f"{block}.self_attn.{name}_proj.weight"] for name in "qkv"]
+        ours |= {
+            f"{mine}.attention_norm.weight": theirs[f"{block}.input_layernorm.weight"],
+            f"{mine}.attention.qkv.weight": torch.cat(qkv),
+            f"{mine}.attention.projection.weight": theirs[f"{block}.self_attn.o_proj.weight"],
+            f"{mine}.mlp_norm.weight": theirs[f"{block}.post_attention_layernorm.weight"],
+            f"{mine}.mlp.up.weight": torch.cat([theirs[f"{block}.mlp.{name}_proj.weight"] for name in ("gate", "up")]),
+            f"{mine}.mlp.projection.weight": theirs[f"{block}.mlp.down_proj.weight"],
+        }
+    return ours
+
+
+def from_nanochat(theirs: Weights, layers: int, head_size: int) -> Weights:
+    """NanoChatForCausalLM turns by the opposite angle: the same with the halves of every q and k head swapped."""
+
+    def swapped(weight: Tensor) -> Tensor:
+        return weight.view(-1, 2, head_size // 2, weight.shape[1]).flip(1).reshape(weight.shape)
+
+    ours = {"embedding.weight": theirs["model.embed_tokens.weight"], "head.weight": theirs["lm_head.weight"]}
+    for layer in range(layers):
+        mine, block = f"blocks.{layer}", f"model.layers.{layer}"
+        q, k, v = (theirs[f"{block}.self_attn.{name}_proj.weight"] for name in "qkv")
+        ours |= {
+            f"{mine}.attention.qkv.weight": torch.cat([swapped(q), swapped(k), v]),
+            f"{mine}.attention.projection.weight": theirs[f"{block}.self_attn.o_proj.weight"],
+            f"{mine}.mlp.up.weight": theirs[f"{block}.mlp.fc1.weight"],
+            f"{mine}.mlp.projection.weight": theirs[f"{block}.mlp.fc2.weight"],
+        }
+    return ours
+
+
+@torch.no_grad()
+def assert_same_logits(theirs: Any, ours: GPT, convert: Callable[[Weights], Weights]) -> None:
+    for weight in theirs.parameters():  # away from ones, zeros and a small std, so that every part shows
+        weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())), alpha=0.1)
+    ours.load_state_dict(convert(theirs.state_dict()))
+    ids = random_ids(3, 32)
+    wanted = theirs.eval()(ids).logits
+    assert wanted.std() > 0.1
+    torch.testing.assert_close(ours.eval()(ids), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_gpt2_has_the_logits_of_transformers() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=512, n_positions=32, n_embd=64, n_layer=2, n_head=4))
+    assert_same_logits(theirs, make_model("gpt2"), lambda weights: from_gpt2(weights, 2))
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_llama_has_the_logits_of_transformers(kv_heads: int) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    ours = make_model("llama", num_kv_heads=kv_heads)
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=512,
+            hidden_size=64,
+            intermediate_size=ours.config.mlp_size,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=kv_heads,
+            max_position_embeddings=32,
+            rms_norm_eps=1e-5,
+        )
+    )
+    assert_same_logits(theirs, ours, lambda weights: from_llama(weights, 2))
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("cap", [0.0, 15.0])
+def test_modern_has_the_logits_of_nanochat_in_transformers(cap: float, kv_heads: int) -> None:
+    from transformers import NanoChatConfig, NanoChatForCausalLM
+
+    theirs = NanoChatForCausalLM(
+        NanoChatConfig(
+            vocab_size=512,
+            hidden_size=64,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=kv_heads,
+            max_position_embeddings=32,
+            final_logit_softcapping=cap or None,
+        )
+    )
+    ours = make_model("modern", num_kv_heads=kv_heads, logit_softcap=cap)
+    assert_same_logits(theirs, ours, lambda weights: from_nanochat(weights, 2, ours.config.head_size))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.97, 0.99999999])
+@pytest.mark.parametrize("by_numpy", [True, False])
+def test_dropout_drops_its_share_and_keeps_the_mean(rate: float, by_numpy: bool) -> None:
+    x = torch.ones(333, 1001).requires_grad_()
+    dropout.seed(5, by_numpy=by_numpy)
+    y = dropout.dropout(x, rate)
+    dropout.seed(5, by_numpy=by_numpy)
+    again = dropout.mask(x, rate)
+    assert torch.equal(y, again)
+    assert (y == 0).float().mean() == pytest.approx(rate, abs=5 * (rate * (1 - rate) / y.numel()) ** 0.5)
+    torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 1 / (1 - rate)), rtol=1e-3, atol=0)
+    y.sum().backward()
+    assert torch.equal(x.grad, y)  # type: ignore[arg-type]

@@ -1,0 +1,184 @@
+"""Runs for a wall clock: sizes and steps that fit, the end in time, resuming; the guard against repeated text."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import RunCli, Tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptcli.api.pretrain import pretrain
+from gptcli.base import units
+from gptcli.base.errors import ConfigError
+from gptcli.base.report import Report
+from gptcli.config import yaml_file
+from gptcli.config.sections import DataConfig, ModelConfig, OptimConfig, PretrainConfig, TrainConfig
+from gptcli.train.autoconfig import MAX_EPOCHS, REPEATED, Settler
+from gptcli.train.checkpoint import Stretch, TrainState
+from gptcli.train.deadline import Deadline, process_start
+from gptcli.train.optimizers import learning_rate_factor
+from gptcli.train.run import Outcome, validations_since
+
+torch.set_num_threads(1)  # shapes so small that threads only wait for each other
+
+SMALL = "model: {num_layers: 1, hidden_size: 16, num_heads: 2, context_length: 32}"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("5m", 300), ("1.5h", 5400), (" 2 m ", 120)])
+def test_a_duration_is_read_by_its_unit(text: str, seconds: float) -> None:
+    assert units.seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0s", "-1s", "5 weeks", "1e3", "nan", "m", "1" * 20])
+def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"budget: .*write 90s, 5m or 1\.5h"):
+        TrainConfig(budget=text)
+
+
+def state_at(step: int, stretch: Stretch | None) -> TrainState:
+    return TrainState(None, None, step=step, stretch=stretch)  # type: ignore[arg-type]
+
+
+@given(
+    planned=st.integers(2, 10_000),
+    share=st.floats(0.01, 0.99),
+    left=st.integers(1, 10_000),
+    schedule=st.sampled_from(["linear", "cosine"]),
+)
+@settings(deadline=None)
+def test_a_stretched_schedule_goes_on_from_where_it_was_and_is_complete(
+    planned: int, share: float, left: int, schedule: str
+) -> None:
+    step = max(1, int(share * planned))
+    stretch = Stretch(planned, step, float(step), step + left)
+    optim = OptimConfig(schedule=schedule)
+    factors = [
+        learning_rate_factor(state_at(at, stretch).position(planned), planned, optim) for at in range(step, step + left)
+    ]
+    assert state_at(step, stretch).last_step(planned) == step + left
+    assert factors[0] == learning_rate_factor(step, planned, optim)
+    assert all(later <= earlier for earlier, later in itertools.pairwise(factors))
+    assert state_at(step + left, stretch).position(planned) == pytest.approx(planned)
+
+
+def test_another_number_of_steps_asked_for_takes_the_place_of_a_stretched_schedule() -> None:
+    state = state_at(50, Stretch(100, 40, 40.0, 80))
+    assert state.last_step(100) == 80
+    assert state.last_step(200) == 200
+    assert state.position(200) == 50
+
+
+@pytest.mark.parametrize("real_step_seconds", [0.5, 1.0, 2.0])
+def test_a_run_ends_in_time_at_whatever_speed(real_step_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    train = TrainConfig(steps=100, eval_every_steps=25)
+    deadline = Deadline(100.0, train, pause_seconds=0.0)
+    state = state_at(0, None)
+    while state.step < state.last_step(train.steps):
+        state.step += 1
+        now += real_step_seconds
+        if state.step % 5 == 0:
+            deadline.keep(state, real_step_seconds)
+    assert now == pytest.approx(100.0, abs=3.0)
+    assert state.position(train.steps) == pytest.approx(train.steps)
+
+
+def test_a_process_began_before_now_and_not_long_ago() -> None:
+    assert 0 <= time.monotonic() - process_start() < 3600
+
+
+@pytest.mark.parametrize(("epochs", "guarded"), [(MAX_EPOCHS, False), (MAX_EPOCHS + 0.1, True)])
+def test_text_seen_more_than_four_times_turns_on_the_guard(epochs: float, guarded: bool) -> None:
+    config = PretrainConfig(run_dir="x", data=DataConfig(train=("x",)))
+    settled = Settler({}, Report()).repeated(config, epochs)
+    found = (settled.model.dropout, settled.optim.weight_decay, settled.train.patience)
+    assert found == (tuple(REPEATED.values()) if guarded else (0.0, 0.0, None))
+
+
+def test_values_that_are_given_win_over_the_guard() -> None:
+    config = PretrainConfig(run_dir="x", data=DataConfig(train=("x",)))
+    origins = {"model.dropout": "run.yaml:3", "optim.weight_decay": "default", "train.patience": "default"}
+    settled = Settler(origins, Report()).repeated(config, 100.0)
+    assert settled.model.dropout == 0.0
+    assert settled.optim.weight_decay > 0
+
+
+def write_run_file(directory: Path, tiny: Tiny, extra: str = SMALL) -> Path:
+    run_file = directory / "run.yaml"
+    run_file.write_text(
+        f"run_dir: {directory}/run\ndata: {{train: [{tiny.corpus}], cache_dir: {directory}/cache}}\n"
+        f"tokenizer: {{path: {tiny.tokenizer}}}\n{extra}\n"
+    )
+    return run_file
+
+
+def run_with_budget(run_file: Path, run_dir: Path, *, resume: bool = False) -> Outcome:
+    loaded = yaml_file.load(PretrainConfig, run_file, ["train.budget=6s", "runtime.threads=1", f"run_dir={run_dir}"])
+    return pretrain(loaded.value, resume=resume, report=Report(), origins=loaded.origins)
+
+
+def test_a_run_with_a_budget_completes_its_schedule_and_goes_on_with_what_was_settled(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    run_file = write_run_file(tmp_path, tiny)
+    whole = run_with_budget(run_file, tmp_path / "run")
+    training = json.loads((tmp_path / "run/latest/training.json").read_text())
+    planned = training["run"]["train"]["steps"]
+    assert whole.finished
+    assert whole.step == (training["stretch"] or {"last_step": planned})["last_step"]
+    shutil.rmtree((tmp_path / "run/latest").resolve())
+    weights = []
+    for number in range(2):
+        copy = tmp_path / f"copy{number}"
+        shutil.copytree(tmp_path / "run", copy, symlinks=True)
+        assert run_with_budget(run_file, copy, resume=True).finished
+        weights.append((copy / "latest/model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(("origin", "seconds"), [("default", 90.0), ("run.yaml:7", None)])
+def test_a_budget_gives_way_to_steps(origin: str, seconds: float | None) -> None:
+    config = PretrainConfig(run_dir="x", data=DataConfig(train=("x",)), train=TrainConfig(budget="90s"))
+    assert Settler({"train.steps": origin}, Report()).budget_seconds(config) == seconds
+
+
+def test_a_budget_of_words_is_one_line_of_advice(run_cli: RunCli, tiny: Tiny, tmp_path: Path) -> None:
+    done = run_cli("pretrain", str(write_run_file(tmp_path, tiny)), "--budget", "soon")
+    done.error(2, "pretrain", "budget", "write 90s, 5m or 1.5h")
+
+
+def test_more_time_makes_a_larger_model(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"x" * 10_000_000)
+    config = PretrainConfig(run_dir="x", data=DataConfig(train=(str(tmp_path / "text"),)))
+    weights = []
+    for seconds in (15.0, 60.0, 300.0, 1800.0, 36_000.0):
+        settled = Settler({}, Report()).sizes(config, 1e11, seconds)
+        weights.append(12 * settled.model.num_layers * settled.model.hidden_size**2)
+        assert 1024 <= settled.train.batch_size * settled.model.context_length <= 1 << 19
+    assert weights == sorted(weights)
+    assert weights[-1] > 10 * weights[0]
+
+
+def test_sizes_that_are_given_stay() -> None:
+    model = ModelConfig(num_layers=2, hidden_size=64, num_heads=2)
+    config = PretrainConfig(run_dir="x", data=DataConfig(train=("none",)), model=model)
+    settled = Settler({}, Report()).sizes(config, 1e11, 600.0)
+    assert dataclasses.replace(settled.model, context_length=model.context_length) == model
+
+
+def test_windows_longer_than_a_batch_wants_come_one_at_a_time() -> None:
+    config = PretrainConfig(run_dir="x", data=DataConfig(train=("none",)), model=ModelConfig(context_length=8192))
+    assert Settler({}, Report()).sizes(config, 1e9, 10.0).train.batch_size == 1
+
+
+@pytest.mark.parametrize(("save_every", "since"), [(100, 6), (200, 3), (300, 2), (1000, 0)])
+def test_patience_counts_the_validations_that_have_a_checkpoint(save_every: int, since: int) -> None:
+    train = TrainConfig(eval_every_steps=100, save_every_steps=save_every)
+    assert validations_since(1000, 1600, train) == since
