@@ -6,7 +6,7 @@ import pytest
 
 from gptcli.cli.commands.run_file import kind_of_run_file
 from gptcli.config import yaml_file
-from gptcli.config.sections import PretrainConfig
+from gptcli.config.train import PretrainConfig
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
 # Brown et al. 2020, table 2.1: layers, width, heads, head width, batch in tokens, learning rate; the two rows that

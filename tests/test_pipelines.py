@@ -15,7 +15,8 @@ import pytest
 from conftest import Result, RunCli, environment, tiny_run_file
 
 from gptcli.config import yaml_file
-from gptcli.config.sections import FinetuneConfig, PretrainConfig
+from gptcli.config.finetune import FinetuneConfig
+from gptcli.config.train import PretrainConfig
 from gptcli.data.conversation import ASSISTANT, USER, read_messages
 
 ROOT = Path(__file__).parent.parent

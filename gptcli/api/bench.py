@@ -17,7 +17,8 @@ from gptcli.api.bench_generate import GenerationSpeed, writing_speed
 from gptcli.api.pretrain import new_state
 from gptcli.base.report import Report
 from gptcli.base.units import amount, count, duration
-from gptcli.config.sections import ModelConfig, PretrainConfig, RuntimeConfig
+from gptcli.config.model import ModelConfig
+from gptcli.config.train import PretrainConfig, RuntimeConfig
 from gptcli.data.batches import Batch
 from gptcli.data.packing import counted
 from gptcli.data.size import find_vocabulary

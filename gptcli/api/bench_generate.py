@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from gptcli.base.report import Report
 from gptcli.base.units import amount, count, duration
-from gptcli.config.sections import GenerateOptions, RuntimeConfig
+from gptcli.config.generate import GenerateOptions
+from gptcli.config.train import RuntimeConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.machine import read_bytes_per_second
 from gptcli.device.runtime import Runtime, make_runtime, memory_bytes

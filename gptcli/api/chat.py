@@ -20,7 +20,8 @@ from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.cli.lines import Ready, always
-from gptcli.config.sections import GenerateOptions, RuntimeConfig
+from gptcli.config.generate import GenerateOptions
+from gptcli.config.train import RuntimeConfig
 from gptcli.data.conversation import ASSISTANT, SYSTEM, USER, Message, read_messages
 from gptcli.data.rows import read_rows
 from gptcli.device.runtime import make_runtime

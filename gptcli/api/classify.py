@@ -12,7 +12,7 @@ from gptcli.api.score import read_records
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
 from gptcli.cli.lines import Ready, always, blocks
-from gptcli.config.sections import RuntimeConfig
+from gptcli.config.train import RuntimeConfig
 from gptcli.data.example import label_text
 from gptcli.device.runtime import keep_freed_memory, make_runtime
 from gptcli.tasks.classify import label_probabilities

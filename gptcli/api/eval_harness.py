@@ -12,7 +12,7 @@ from gptcli.base.errors import ConfigError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.units import count
-from gptcli.config.sections import RuntimeConfig
+from gptcli.config.train import RuntimeConfig
 from gptcli.device.runtime import make_runtime
 from gptcli.train import checkpoint
 

@@ -11,7 +11,7 @@ from gptcli.api.tokens import documents_of, encode
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
-from gptcli.config.sections import RuntimeConfig
+from gptcli.config.train import RuntimeConfig
 from gptcli.data.text import Piece, TextOptions, decompressed_bytes, find_sources, read_pieces
 from gptcli.device.runtime import make_runtime
 from gptcli.evaluate.perplexity import TextScore, score_documents

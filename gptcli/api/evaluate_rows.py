@@ -14,7 +14,7 @@ from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.units import count
-from gptcli.config.sections import RuntimeConfig
+from gptcli.config.train import RuntimeConfig
 from gptcli.data.rows import load_rows
 from gptcli.data.text import TextOptions
 from gptcli.device.runtime import Runtime, make_runtime

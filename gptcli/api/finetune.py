@@ -13,7 +13,7 @@ from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.units import count
-from gptcli.config.sections import FinetuneConfig
+from gptcli.config.finetune import FinetuneConfig
 from gptcli.data.batches import derived_seed
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime

@@ -15,7 +15,8 @@ from gptcli.base.errors import ConfigError, DataError, GptcliError
 from gptcli.base.escape import shown
 from gptcli.base.units import count
 from gptcli.cli.lines import Ready, always
-from gptcli.config.sections import GenerateOptions, RuntimeConfig
+from gptcli.config.generate import GenerateOptions
+from gptcli.config.train import RuntimeConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import make_runtime
 from gptcli.generate.constrain import check_pattern, matches, most_tokens

@@ -16,7 +16,7 @@ from gptcli.base.errors import DataError, RefusedError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.units import count
-from gptcli.config.sections import DataConfig
+from gptcli.config.data import DataConfig
 from gptcli.data.corpus import Corpus, read_corpus, survey
 from gptcli.data.shards import SPLITS, SplitIndex, SplitWriter, is_prepared, read_index, token_dtype, write_index
 from gptcli.data.text import Piece, split_text

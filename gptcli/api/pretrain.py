@@ -21,7 +21,9 @@ from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.units import count
-from gptcli.config.sections import DataConfig, ModelConfig, PretrainConfig
+from gptcli.config.data import DataConfig
+from gptcli.config.model import ModelConfig
+from gptcli.config.train import PretrainConfig
 from gptcli.data.batches import TokenBatches, derived_seed
 from gptcli.data.corpus import cache_directory, read_corpus, survey
 from gptcli.data.shards import SPLITS, TokenArray, is_prepared, near, read_index

@@ -11,7 +11,7 @@ from gptcli.base.errors import ConfigError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.units import count
-from gptcli.config.sections import FinetuneConfig
+from gptcli.config.finetune import FinetuneConfig
 from gptcli.data.example import Example
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.tasks.dataset import read_examples

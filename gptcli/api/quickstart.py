@@ -17,7 +17,9 @@ from gptcli.base.errors import RefusedError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.config import yaml_file
-from gptcli.config.sections import DataConfig, GenerateOptions, PretrainConfig
+from gptcli.config.data import DataConfig
+from gptcli.config.generate import GenerateOptions
+from gptcli.config.train import PretrainConfig
 from gptcli.data.python_english import documents
 from gptcli.device.runtime import keep_freed_memory, make_runtime
 from gptcli.train.autoconfig import Settler, training_flops_per_second

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
 from gptcli.cli.lines import Ready, always, blocks
-from gptcli.config.sections import RuntimeConfig
+from gptcli.config.train import RuntimeConfig
 from gptcli.device.runtime import make_runtime
 from gptcli.evaluate.perplexity import TextScore, score_documents
 from gptcli.train import checkpoint

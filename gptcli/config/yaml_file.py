@@ -27,7 +27,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 import yaml
 
 from gptcli.base.errors import ConfigError
-from gptcli.config.sections import Section, bounds_problem
+from gptcli.config.schema import Section, bounds_problem
 
 T = TypeVar("T", bound=Section)
 

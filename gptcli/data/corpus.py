@@ -12,7 +12,7 @@ from typing import Any
 
 from gptcli.base.errors import DataError
 from gptcli.base.report import Report
-from gptcli.config.sections import DataConfig
+from gptcli.config.data import DataConfig
 from gptcli.data.batches import derived_seed
 from gptcli.data.text import (
     Piece,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
-from gptcli.config.sections import RowsConfig
+from gptcli.config.finetune import RowsConfig
 from gptcli.data.conversation import Conversation, read_messages
 from gptcli.data.rows import Row
 from gptcli.data.tokenizer import Tokenizer

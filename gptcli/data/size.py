@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gptcli.base.errors import GptcliError
-from gptcli.config.sections import DataConfig, PretrainConfig
+from gptcli.config.data import DataConfig
+from gptcli.config.train import PretrainConfig
 from gptcli.data.shards import is_prepared, read_index
 from gptcli.data.text import TextOptions, find_sources, read_pieces
 from gptcli.data.tokenizer import Tokenizer

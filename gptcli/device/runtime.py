@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from gptcli.base.errors import ConfigError
-from gptcli.config.sections import RuntimeConfig
+from gptcli.config.train import RuntimeConfig
 from gptcli.device import accelerators
 from gptcli.device.machine import matmul_peak
 

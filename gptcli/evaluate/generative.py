@@ -9,7 +9,7 @@ import numpy as np
 
 from gptcli.base.errors import DataError
 from gptcli.base.report import Report
-from gptcli.config.sections import GenerateOptions
+from gptcli.config.generate import GenerateOptions
 from gptcli.data.conversation import Message
 from gptcli.evaluate import answers
 from gptcli.evaluate.few_shot import SEPARATOR, Shots, join

@@ -8,7 +8,7 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 
 from gptcli.base.errors import DataError
-from gptcli.config.sections import GenerateOptions
+from gptcli.config.generate import GenerateOptions
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime
 from gptcli.evaluate.perplexity import score_documents

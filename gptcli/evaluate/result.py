@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptcli.config.sections import Pooling
+from gptcli.config.finetune import Pooling
 from gptcli.data.conversation import Conversation
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime

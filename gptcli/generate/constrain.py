@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptcli.config.sections import GenerateOptions
+from gptcli.config.generate import GenerateOptions
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.generate.dfa import DEAD, Automaton
 from gptcli.generate.regex import literal

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from gptcli.base.errors import DataError, NumericalError
 from gptcli.cli.lines import Ready, always
-from gptcli.config.sections import GenerateOptions, ModelConfig
+from gptcli.config.generate import GenerateOptions
+from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.machine import device_memory_bytes
 from gptcli.device.runtime import Runtime

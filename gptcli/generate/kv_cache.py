@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcli.config.sections import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.generate.cpu_attention import PAGE, Bags
 
 QUERY_BLOCK = 32  # also the grain in which a prompt's beginning is shared exactly

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcli.config.sections import GenerateOptions
+from gptcli.config.generate import GenerateOptions
 from gptcli.device.cuda_graphs import Record, Work, record, recorded
 from gptcli.generate.kv_cache import KVCache
 from gptcli.generate.sampling import draw_on_device

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptcli.config.sections import GenerateOptions
+from gptcli.config.generate import GenerateOptions
 
 Logits = NDArray[np.float32]
 Weights = NDArray[np.float64]

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gptcli.config.sections import GenerateOptions
+from gptcli.config.generate import GenerateOptions
 from gptcli.data.batches import derived_seed
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.generate.constrain import Constraint, most_tokens

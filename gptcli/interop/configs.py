@@ -8,7 +8,7 @@ from typing import Any
 
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
-from gptcli.config.sections import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.interop.families import FAMILIES, Family
 from gptcli.interop.names import LINEARS
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.config.sections import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import PATTERNS, Tokenizer
 from gptcli.interop.chat_template import chat_template
 from gptcli.interop.families import GPT2, LLAMA, QWEN3, Family

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gptcli.base import fsio
 from gptcli.base.errors import NumericalError
-from gptcli.config.sections import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.interop.chat_template import chat_template
 from gptcli.interop.configs import write_config

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gptcli.config.sections import ModelConfig
+from gptcli.config.model import ModelConfig
 
 LINEARS = ("attention.qkv", "attention.projection", "mlp.up", "mlp.projection")
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptcli.config.sections import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.model.attention import causal_attention
 from gptcli.model.dropout import dropout
 from gptcli.model.functional import normalize_and_rotate, relu_squared, rms_normalize, rotate

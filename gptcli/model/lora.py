@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
-from gptcli.config.sections import LoraConfig, ModelConfig
+from gptcli.config.finetune import LoraConfig
+from gptcli.config.model import ModelConfig
 from gptcli.interop.configs import problems
 from gptcli.interop.families import GPT2, LLAMA, NANOCHAT, QWEN3
 from gptcli.interop.names import Names, incoming, outgoing

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gptcli.config.sections import OptimConfig
+from gptcli.config.train import OptimConfig
 from gptcli.evaluate.scoring import batch_tokens
 from gptcli.model.attention import QUERY_BLOCK
 from gptcli.model.gpt import GPT

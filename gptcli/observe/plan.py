@@ -10,7 +10,7 @@ import torch
 from gptcli.api.bench import step_times
 from gptcli.base.errors import ConfigError, GptcliError
 from gptcli.base.units import amount, count
-from gptcli.config.sections import PretrainConfig
+from gptcli.config.train import PretrainConfig
 from gptcli.data.size import find_vocabulary, training_tokens
 from gptcli.device import accelerators, machine
 from gptcli.device.runtime import make_runtime

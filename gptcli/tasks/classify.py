@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.base.errors import NumericalError
-from gptcli.config.sections import Pooling
+from gptcli.config.finetune import Pooling
 from gptcli.data.batches import Batch
 from gptcli.data.packing import group_by_tokens
 from gptcli.device.runtime import Runtime

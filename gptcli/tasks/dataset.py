@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.units import count
-from gptcli.config.sections import FinetuneConfig, ModelConfig, RowsConfig
+from gptcli.config.finetune import FinetuneConfig, RowsConfig
+from gptcli.config.model import ModelConfig
 from gptcli.data.batches import derived_seed
 from gptcli.data.conversation import Conversation
 from gptcli.data.example import Example, Reader, chat_reader, classify_reader, instruct_reader, label_of

@@ -17,7 +17,10 @@ from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.units import count
-from gptcli.config.sections import DataConfig, FinetuneConfig, ModelConfig, PretrainConfig, TokenizerConfig, TrainConfig
+from gptcli.config.data import DataConfig, TokenizerConfig
+from gptcli.config.finetune import FinetuneConfig
+from gptcli.config.model import ModelConfig
+from gptcli.config.train import PretrainConfig, TrainConfig
 from gptcli.data.batches import Step, TokenBatches
 from gptcli.data.packing import ExampleBatches, group_by_tokens, pack
 from gptcli.data.shards import TokenArray, near, read_index

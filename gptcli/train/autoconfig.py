@@ -24,7 +24,9 @@ from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.units import amount, count, duration
 from gptcli.config import yaml_file
-from gptcli.config.sections import DataConfig, ModelConfig, OptimConfig, PretrainConfig
+from gptcli.config.data import DataConfig
+from gptcli.config.model import ModelConfig
+from gptcli.config.train import OptimConfig, PretrainConfig
 from gptcli.data.batches import Batch, Step
 from gptcli.data.packing import counted
 from gptcli.data.shards import is_prepared

@@ -26,7 +26,8 @@ import torch
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError, GptcliError
 from gptcli.base.escape import shown
-from gptcli.config.sections import LoraConfig, ModelConfig, Pooling
+from gptcli.config.finetune import LoraConfig, Pooling
+from gptcli.config.model import ModelConfig
 from gptcli.data.conversation import Conversation
 from gptcli.data.shards import is_prepared
 from gptcli.data.tokenizer import Tokenizer

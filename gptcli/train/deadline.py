@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
-from gptcli.config.sections import TrainConfig
+from gptcli.config.train import TrainConfig
 from gptcli.train.checkpoint import Stretch, TrainState
 
 TOLERANCE = 0.01  # of the steps that are left: less is not worth a correction

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gptcli.base.errors import NumericalError
 from gptcli.base.signals import Stopped
-from gptcli.config.sections import OptimConfig, TrainConfig
+from gptcli.config.train import OptimConfig, TrainConfig
 from gptcli.data.batches import Batch, Step, derived_seed
 from gptcli.device.runtime import Runtime, memory_bytes
 from gptcli.model.attention import Packed

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcli.config.sections import OptimConfig
+from gptcli.config.train import OptimConfig
 
 # Amsel et al. 2025, "The Polar Express", degree-5 polynomials for singular values in [1e-3, 1], safety factor 1.02.
 POLAR_EXPRESS = (

@@ -26,7 +26,9 @@ from gptcli.base.report import Report
 from gptcli.base.signals import Stop, stop_on_signals
 from gptcli.base.units import count
 from gptcli.config import yaml_file
-from gptcli.config.sections import GenerateOptions, OptimConfig, Section, TrainConfig
+from gptcli.config.generate import GenerateOptions
+from gptcli.config.schema import Section
+from gptcli.config.train import OptimConfig, TrainConfig
 from gptcli.data.batches import Step
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime, matmul_flops_per_second

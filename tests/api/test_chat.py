@@ -24,7 +24,8 @@ from gptcli.api.chat import Chat, Speaker
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.report import Report
 from gptcli.cli.terminal import follow
-from gptcli.config.sections import GenerateOptions, ModelConfig
+from gptcli.config.generate import GenerateOptions
+from gptcli.config.model import ModelConfig
 from gptcli.data.conversation import ASSISTANT, SYSTEM, USER, Conversation, Message, read_messages
 from gptcli.data.tokenizer import Tokenizer, learn_merges
 from gptcli.model.gpt import GPT

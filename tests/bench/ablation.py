@@ -88,7 +88,7 @@ def begin(run_file: Path, overrides: list[str], seed: int) -> tuple:
     from gptcli.api.pretrain import new_state, prepare_data
     from gptcli.base.report import Report
     from gptcli.config import yaml_file
-    from gptcli.config.sections import PretrainConfig
+    from gptcli.config.train import PretrainConfig
     from gptcli.data.batches import TokenBatches
     from gptcli.data.shards import TokenArray
     from gptcli.device.runtime import keep_freed_memory, make_runtime

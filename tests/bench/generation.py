@@ -56,7 +56,7 @@ def gptcli_engine(directory: Path, threads: int, device: str, prompts: Prompts, 
 
     ask_for_huge_pages()  # as `gptcli generate` does, before torch is there
     from gptcli.api.generate import Writer
-    from gptcli.config.sections import GenerateOptions
+    from gptcli.config.generate import GenerateOptions
     from gptcli.generate.engine import Request
 
     dtype, quantize = ("float32", "int8") if how == "int8" else (how, None)

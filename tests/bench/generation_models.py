@@ -16,7 +16,7 @@ def make_large(directory: Path) -> None:
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    from gptcli.config.sections import ModelConfig
+    from gptcli.config.model import ModelConfig
     from gptcli.data.tokenizer import Tokenizer as OwnTokenizer
     from gptcli.model.gpt import GPT
     from gptcli.train import checkpoint
@@ -64,7 +64,7 @@ def make_small(directory: Path) -> None:
     """A model of quickstart's size for gptcli, and its export for transformers."""
     import torch
 
-    from gptcli.config.sections import ModelConfig
+    from gptcli.config.model import ModelConfig
     from gptcli.data.tokenizer import learn_merges
     from gptcli.model.gpt import GPT
     from gptcli.train import checkpoint

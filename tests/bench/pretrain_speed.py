@@ -103,7 +103,9 @@ def gptcli_step(
     import torch
 
     from gptcli.api.pretrain import new_state
-    from gptcli.config.sections import DataConfig, ModelConfig, OptimConfig, PretrainConfig, RuntimeConfig, TrainConfig
+    from gptcli.config.data import DataConfig
+    from gptcli.config.model import ModelConfig
+    from gptcli.config.train import OptimConfig, PretrainConfig, RuntimeConfig, TrainConfig
     from gptcli.data.batches import TokenBatches
     from gptcli.device.runtime import keep_freed_memory, make_runtime
     from gptcli.train.loop import micro_batch_rows, train_step

@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from gptcli.base.errors import ConfigError
-from gptcli.config import sections, yaml_file
-from gptcli.config.sections import PretrainConfig, Section
+from gptcli.config import data as data_module
+from gptcli.config import finetune, generate, model, train, yaml_file
+from gptcli.config.schema import Section
+from gptcli.config.train import PretrainConfig
 
 WHOLE = yaml_file.dump(PretrainConfig(run_dir="run", data=sections.DataConfig(train=("corpus.txt",))))
 
@@ -59,7 +61,9 @@ def test_500_typos_in_keys_are_refused_with_the_line_and_mostly_the_key_that_was
 
 
 def test_every_number_of_a_run_file_has_a_lower_bound() -> None:
-    classes = [each for each in vars(sections).values() if isinstance(each, type) and issubclass(each, Section)]
+    modules = (data_module, finetune, generate, model, train)
+    found = {each for module in modules for each in vars(module).values() if isinstance(each, type)}
+    classes = [each for each in found if issubclass(each, Section)]
     for section in classes:
         if not dataclasses.is_dataclass(section):
             continue

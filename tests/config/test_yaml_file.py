@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from gptcli.base.errors import ConfigError
 from gptcli.config import yaml_file
-from gptcli.config.sections import FinetuneConfig, PretrainConfig, Section, number, value
+from gptcli.config.finetune import FinetuneConfig
+from gptcli.config.schema import Section, number, value
+from gptcli.config.train import PretrainConfig
 from gptcli.config.yaml_file import Loaded, dump, load, parse, show
 
 NAME = "run.yaml"

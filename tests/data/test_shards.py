@@ -23,7 +23,7 @@ from gptcli.api.prepare import prepare
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError, RefusedError
 from gptcli.base.report import Report
-from gptcli.config.sections import DataConfig
+from gptcli.config.data import DataConfig
 from gptcli.data.corpus import read_corpus, survey
 from gptcli.data.shards import SPLITS, SplitWriter, TokenArray, read_index, token_dtype, write_index
 from gptcli.data.tokenizer import Tokenizer, learn_merges
@@ -306,7 +306,7 @@ def test_a_preparation_that_fails_at_once_leaves_nothing(tmp_path: Path, tokeniz
 SLOW_PREPARE = """
 import sys, time
 from pathlib import Path
-from gptcli.config.sections import DataConfig
+from gptcli.config.data import DataConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.base.report import Report
 from gptcli.api import prepare

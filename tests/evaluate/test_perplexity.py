@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.base.errors import NumericalError
-from gptcli.config.sections import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer, learn_merges
 from gptcli.device.runtime import Runtime
 from gptcli.evaluate import scoring

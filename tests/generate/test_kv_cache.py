@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptcli.config.sections import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.generate.kv_cache import QUERY_BLOCK, Decode, KVCache, Prefill
 from gptcli.model.gpt import GPT
 

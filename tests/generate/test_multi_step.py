@@ -11,7 +11,8 @@ import torch
 from random_models import randomized
 
 from gptcli.base.errors import NumericalError
-from gptcli.config.sections import GenerateOptions, ModelConfig
+from gptcli.config.generate import GenerateOptions
+from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer, learn_merges
 from gptcli.device.runtime import Runtime
 from gptcli.generate.engine import Completion, Engine, Request

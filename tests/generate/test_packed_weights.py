@@ -9,7 +9,8 @@ from random_models import randomized
 from torch import Tensor, nn
 
 from gptcli.base.errors import ConfigError
-from gptcli.config.sections import GenerateOptions, ModelConfig
+from gptcli.config.generate import GenerateOptions
+from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer, learn_merges
 from gptcli.device.runtime import Runtime
 from gptcli.generate import packed_weights

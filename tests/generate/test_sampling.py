@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gptcli.config.sections import GenerateOptions
+from gptcli.config.generate import GenerateOptions
 from gptcli.generate.sampling import candidates, draw, penalize
 
 MANY = settings(deadline=None, max_examples=200)

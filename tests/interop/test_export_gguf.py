@@ -18,7 +18,7 @@ from conftest import TINY_MODEL, RunCli, english, tiny_run_file
 from gptcli.api.export_model import export_gguf
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.report import Report
-from gptcli.config.sections import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer, learn_merges
 from gptcli.interop.gguf_write import TYPES
 from gptcli.model.gpt import GPT

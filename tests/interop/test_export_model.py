@@ -20,7 +20,7 @@ from gptcli.api.export_model import export_hf
 from gptcli.api.import_model import import_model
 from gptcli.base.errors import ConfigError, DataError, NumericalError, RefusedError
 from gptcli.base.report import Report
-from gptcli.config.sections import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.data.conversation import Conversation, Message
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.interop.chat_template import chat_template, conversation_of

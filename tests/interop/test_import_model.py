@@ -24,7 +24,7 @@ from tokenizers import normalizers
 from gptcli.api.import_model import import_model
 from gptcli.base.errors import DataError, GptcliError, RefusedError
 from gptcli.base.report import Report
-from gptcli.config.sections import GenerateOptions
+from gptcli.config.generate import GenerateOptions
 from gptcli.device.runtime import Runtime
 from gptcli.generate.engine import Engine, Request
 

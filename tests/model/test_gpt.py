@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gptcli.config.sections import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.data.batches import Batch
 from gptcli.model import dropout
 from gptcli.model.attention import QUERY_BLOCK, Packed, causal_attention

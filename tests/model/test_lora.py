@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from gptcli.base import fsio
-from gptcli.config.sections import LoraConfig, ModelConfig
+from gptcli.config.finetune import LoraConfig
+from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import learn_merges
 from gptcli.model.gpt import GPT
 from gptcli.model.lora import LoraLinear, add_adapters, merge_adapter, read_adapter, write_adapter

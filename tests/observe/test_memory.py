@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli.config.sections import ModelConfig, OptimConfig
+from gptcli.config.model import ModelConfig
+from gptcli.config.train import OptimConfig
 from gptcli.generate.kv_cache import KVCache, cache_bytes
 from gptcli.model.gpt import GPT
 from gptcli.observe.memory import Workload, activation_bytes, optimizer_bytes

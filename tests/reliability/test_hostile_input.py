@@ -24,7 +24,8 @@ from gptcli.api.score import read_records
 from gptcli.api.tokens import read_ids
 from gptcli.base.errors import GptcliError
 from gptcli.config import yaml_file
-from gptcli.config.sections import GenerateOptions, PretrainConfig
+from gptcli.config.generate import GenerateOptions
+from gptcli.config.train import PretrainConfig
 from gptcli.data import shards
 from gptcli.data.text import TextOptions, find_sources, read_pieces
 from gptcli.data.tokenizer import Tokenizer

@@ -16,7 +16,7 @@ import torch
 from conftest import RunCli, Tiny
 
 from gptcli.base.errors import DataError
-from gptcli.config.sections import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.model import lora
 from gptcli.train import checkpoint
 

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from gptcli.base.errors import NumericalError
-from gptcli.config.sections import GenerateOptions, ModelConfig, OptimConfig, TrainConfig
+from gptcli.config.generate import GenerateOptions
+from gptcli.config.model import ModelConfig
+from gptcli.config.train import OptimConfig, TrainConfig
 from gptcli.data.batches import Batch, Step
 from gptcli.data.packing import counted
 from gptcli.data.tokenizer import learn_merges

@@ -19,7 +19,7 @@ from gptcli.base import signals
 from gptcli.base.errors import ConfigError
 from gptcli.base.report import Report
 from gptcli.config import yaml_file
-from gptcli.config.sections import PretrainConfig
+from gptcli.config.train import PretrainConfig
 from gptcli.train import run as run_module
 
 STEPS = 60

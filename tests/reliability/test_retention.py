@@ -27,7 +27,8 @@ from hypothesis.stateful import (
 from gptcli.base import fsio
 from gptcli.base.fsio import operations
 from gptcli.base.fsio.locks import LOCK
-from gptcli.config.sections import ModelConfig, OptimConfig
+from gptcli.config.model import ModelConfig
+from gptcli.config.train import OptimConfig
 from gptcli.data.tokenizer import learn_merges
 from gptcli.model.gpt import GPT
 from gptcli.train import checkpoint

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.config.sections import ModelConfig, Pooling
+from gptcli.config.finetune import Pooling
+from gptcli.config.model import ModelConfig
 from gptcli.data.example import Example, label_text
 from gptcli.data.packing import ExampleBatches, group_by_tokens, pack
 from gptcli.device.runtime import Runtime

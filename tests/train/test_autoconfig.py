@@ -18,7 +18,9 @@ from gptcli.base import units
 from gptcli.base.errors import ConfigError
 from gptcli.base.report import Report
 from gptcli.config import yaml_file
-from gptcli.config.sections import DataConfig, ModelConfig, OptimConfig, PretrainConfig, TrainConfig
+from gptcli.config.data import DataConfig
+from gptcli.config.model import ModelConfig
+from gptcli.config.train import OptimConfig, PretrainConfig, TrainConfig
 from gptcli.train.autoconfig import MAX_EPOCHS, REPEATED, Settler
 from gptcli.train.checkpoint import Stretch, TrainState
 from gptcli.train.deadline import Deadline, process_start

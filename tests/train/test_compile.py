@@ -11,7 +11,9 @@ import torch
 from conftest import GPTCLI, RunCli, Tiny
 
 from gptcli.base.report import Report
-from gptcli.config.sections import DataConfig, ModelConfig, PretrainConfig, RuntimeConfig, TrainConfig
+from gptcli.config.data import DataConfig
+from gptcli.config.model import ModelConfig
+from gptcli.config.train import PretrainConfig, RuntimeConfig, TrainConfig
 from gptcli.device.runtime import Runtime
 from gptcli.train.autoconfig import Settler
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptcli.base.errors import NumericalError
-from gptcli.config.sections import ModelConfig, OptimConfig
+from gptcli.config.model import ModelConfig
+from gptcli.config.train import OptimConfig
 from gptcli.data.batches import Batch
 from gptcli.data.packing import counted
 from gptcli.device.runtime import Runtime

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptcli.config.sections import ModelConfig, OptimConfig
+from gptcli.config.model import ModelConfig
+from gptcli.config.train import OptimConfig
 from gptcli.model.gpt import GPT
 from gptcli.train.loop import make_optimizers
 from gptcli.train.loss import head_cross_entropy

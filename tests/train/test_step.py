@@ -9,7 +9,8 @@ import torch
 
 from gptcli.base.errors import NumericalError
 from gptcli.base.signals import Stopped
-from gptcli.config.sections import ModelConfig, OptimConfig
+from gptcli.config.model import ModelConfig
+from gptcli.config.train import OptimConfig
 from gptcli.data.batches import Batch, Step
 from gptcli.device.cuda_graphs import Work
 from gptcli.device.runtime import Runtime

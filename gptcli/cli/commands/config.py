@@ -43,7 +43,8 @@ def keys(command: str) -> None:
     """
     from gptcli.cli import console
     from gptcli.config import yaml_file
-    from gptcli.config.sections import FinetuneConfig, PretrainConfig
+    from gptcli.config.finetune import FinetuneConfig
+    from gptcli.config.train import PretrainConfig
 
     section = PretrainConfig if command == "pretrain" else FinetuneConfig
     console.write_table(("key", "default", "meaning"), list(yaml_file.keys(section)))

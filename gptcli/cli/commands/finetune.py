@@ -28,7 +28,7 @@ def finetune(run_file: str, overrides: tuple[str, ...], resume: bool, force: boo
       gptcli finetune runs/sentiment/run.yaml --resume
     """
     from gptcli.cli import console
-    from gptcli.config.sections import FinetuneConfig
+    from gptcli.config.finetune import FinetuneConfig
 
     config = load_run_file(FinetuneConfig, run_file, overrides).value
     from gptcli.api.finetune import finetune as run  # only now torch: a bad run file answers at once

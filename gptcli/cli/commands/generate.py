@@ -9,7 +9,7 @@ import click
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.units import count
 from gptcli.cli.commands import options
-from gptcli.config.sections import GenerateOptions
+from gptcli.config.generate import GenerateOptions
 
 
 @click.command(no_args_is_help=True)

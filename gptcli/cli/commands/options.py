@@ -12,7 +12,8 @@ import click
 
 from gptcli.base.errors import ConfigError
 from gptcli.cli.commands.run_file import load_run_file
-from gptcli.config.sections import GenerateOptions, PretrainConfig
+from gptcli.config.generate import GenerateOptions
+from gptcli.config.train import PretrainConfig
 
 DRAW_DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerateOptions)}
 

@@ -38,7 +38,7 @@ def prepare(
     from gptcli.api.prepare import facts, index_document
     from gptcli.api.prepare import prepare as run
     from gptcli.cli import console
-    from gptcli.config.sections import DataConfig
+    from gptcli.config.data import DataConfig
     from gptcli.data.tokenizer import Tokenizer
 
     given = {name: value for name, value in data.items() if value not in (None, ())}

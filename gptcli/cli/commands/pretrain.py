@@ -41,7 +41,7 @@ def pretrain(
       gptcli pretrain runs/demo/run.yaml --resume
     """
     from gptcli.cli import console
-    from gptcli.config.sections import PretrainConfig
+    from gptcli.config.train import PretrainConfig
 
     overrides = overrides if budget is None else (*overrides, f"train.budget={budget}")
     loaded = load_run_file(PretrainConfig, run_file, overrides)

@@ -25,7 +25,7 @@ def preview(run_file: str, overrides: tuple[str, ...], rows: int, jsonl: bool, q
       gptcli preview examples/shop/finetune.yaml --rows 2
     """
     from gptcli.cli import console
-    from gptcli.config.sections import FinetuneConfig
+    from gptcli.config.finetune import FinetuneConfig
 
     config = load_run_file(FinetuneConfig, run_file, overrides).value
     from gptcli.api.preview import preview as run

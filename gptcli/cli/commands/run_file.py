@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gptcli.base.errors import ConfigError
-from gptcli.config.sections import FinetuneConfig, PretrainConfig, Section
+from gptcli.config.finetune import FinetuneConfig
+from gptcli.config.schema import Section
+from gptcli.config.train import PretrainConfig
 
 if TYPE_CHECKING:
     from gptcli.config.yaml_file import Loaded

@@ -1,0 +1,45 @@
+"""The options of text generation: flags of `generate`, and what a JSONL record may set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from gptcli.config.schema import Section, number, value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateOptions(Section):
+    """How text is drawn from a model; the flags of `generate` and the per-record options of its JSONL input."""
+
+    max_tokens: int = number(200, "new tokens at most", ge=1, le=1 << 31)
+    temperature: float = number(0.8, "divides the logits; 0 takes the most likely token", ge=0, le=100)
+    top_k: int | None = number(None, "only the k most likely tokens", ge=1)
+    top_p: float = number(1.0, "only the fewest tokens whose probabilities reach p (nucleus)", gt=0, le=1)
+    min_p: float = number(0.0, "only tokens at least min_p times as likely as the likeliest", ge=0, le=1)
+    repetition_penalty: float = number(
+        1.0, "divides positive logits of tokens already seen (Keskar et al. 2019)", ge=0.01, le=100
+    )
+    seed: int = number(0, "same seed, same text, alone or in any batch", ge=0, lt=1 << 63)
+    n: int = number(1, "samples per prompt", ge=1, le=1 << 20)
+    stop: tuple[str, ...] = value((), "end before the first of these strings")
+    truncate: Literal["error", "left"] = value("error", "a prompt longer than the context: refuse it, or keep its end")
+    logprobs: int = number(0, "give the log-probability of every new token, and from 2 on of so many likeliest", ge=0)
+    min_tokens: int = number(0, "new tokens at least, before one may end the text", ge=0)
+    stop_at_eos: bool = value(True, "<|endoftext|> ends the text; else it is never drawn")
+    choices: tuple[str, ...] = value((), "the text is one of these, whole, whatever max_tokens")
+    regex: str | None = value(None, "the whole text matches this pattern")
+    lookup: int = number(0, "guess so many tokens from the text so far; changes the speed only", ge=0, le=64)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.choices and self.regex is not None:
+            yield "regex", "choices say what the text may be; leave out one of the two"
+        if self.min_tokens and (self.choices or self.regex is not None):
+            yield "min_tokens", "choices or a pattern say where the text may end; leave it out"
+        if "" in self.stop:
+            yield "stop", "an empty text; leave it out"
+        if "" in self.choices:
+            yield "choices", "an empty choice; leave it out"
+        if self.min_tokens > self.max_tokens:
+            yield "min_tokens", f"{self.min_tokens} is more than max_tokens {self.max_tokens}"
