@@ -14,7 +14,7 @@ from gptcli.config import finetune, generate, model, train, yaml_file
 from gptcli.config.schema import Section
 from gptcli.config.train import PretrainConfig
 
-WHOLE = yaml_file.dump(PretrainConfig(run_dir="run", data=sections.DataConfig(train=("corpus.txt",))))
+WHOLE = yaml_file.dump(PretrainConfig(run_dir="run", data=data_module.DataConfig(train=("corpus.txt",))))
 
 
 def typo(word: str, draw: random.Random) -> str:
