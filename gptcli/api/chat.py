@@ -18,8 +18,8 @@ from gptcli.api.generate import Item, completion_record, in_order, read_items
 from gptcli.api.score import parse_object
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
+from gptcli.base.ready import Ready, always
 from gptcli.base.report import Report
-from gptcli.cli.lines import Ready, always
 from gptcli.config.generate import GenerateOptions
 from gptcli.config.train import RuntimeConfig
 from gptcli.data.conversation import ASSISTANT, SYSTEM, USER, Message, read_messages

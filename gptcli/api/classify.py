@@ -11,11 +11,11 @@ import torch
 from gptcli.api.score import read_records
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
-from gptcli.cli.lines import Ready, always, blocks
+from gptcli.base.ready import Ready, always, blocks
 from gptcli.config.train import RuntimeConfig
 from gptcli.data.example import label_text
 from gptcli.device.runtime import keep_freed_memory, make_runtime
-from gptcli.tasks.classify import label_probabilities
+from gptcli.evaluate.classification_head import label_probabilities
 from gptcli.train import checkpoint
 
 LINES_AT_ONCE = 1024

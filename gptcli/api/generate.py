@@ -13,8 +13,8 @@ from typing import Any, Generic, Literal, TypeVar
 from gptcli.api.score import parse_record
 from gptcli.base.errors import ConfigError, DataError, GptcliError
 from gptcli.base.escape import shown
+from gptcli.base.ready import Ready, always
 from gptcli.base.units import count
-from gptcli.cli.lines import Ready, always
 from gptcli.config.generate import GenerateOptions
 from gptcli.config.train import RuntimeConfig
 from gptcli.data.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
-from gptcli.cli.lines import Ready, always, blocks
+from gptcli.base.ready import Ready, always, blocks
 from gptcli.config.train import RuntimeConfig
 from gptcli.device.runtime import make_runtime
 from gptcli.evaluate.perplexity import TextScore, score_documents

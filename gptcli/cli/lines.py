@@ -6,13 +6,9 @@ import codecs
 import os
 import select
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 from gptcli.base.errors import GptcliError
-
-T = TypeVar("T")
-Ready = Callable[[], bool]  # whether the next item of an iterator is there, or its end, so that nobody waits for it
 
 READ_BYTES = 1 << 16
 
@@ -88,28 +84,3 @@ def _readable(descriptor: int, timeout: float | None) -> bool:
         return bool(select.select([descriptor], [], [], timeout)[0])
     except OSError:
         return True
-
-
-def always() -> bool:
-    """Ready, for items that nobody has to wait for."""
-    return True
-
-
-def blocks(items: Iterator[T], size: int, ready: Ready) -> Iterator[list[T]]:
-    """Lists of up to `size` items: what is there by the time that the list before has been dealt with, at least one.
-    What went before an item that cannot be had is dealt with first."""
-    while True:
-        block: list[T] = []
-        problem: Exception | None = None
-        try:
-            while len(block) < size and (not block or ready()):
-                block.append(next(items))
-        except StopIteration:
-            if not block:
-                return
-        except Exception as error:  # raised below
-            problem = error
-        if block:
-            yield block
-        if problem is not None:
-            raise problem

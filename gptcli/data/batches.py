@@ -20,6 +20,7 @@ from gptcli.base.errors import DataError
 from gptcli.data.shards import ResidentTokens, TokenArray
 
 FEISTEL_ROUNDS = 4
+IGNORE = -100  # a target that is not learnt, the value of PyTorch and Hugging Face
 
 
 class Batch(NamedTuple):

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptcli.data.batches import Batch, Step, derived_seed, permute
+from gptcli.data.batches import IGNORE, Batch, Step, derived_seed, permute
 from gptcli.data.example import Example
-from gptcli.train.loss import IGNORE
 
 T = TypeVar("T")
 

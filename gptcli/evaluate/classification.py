@@ -62,6 +62,11 @@ class Labelled:
             found |= {f"{name}/{label}": values[..., index] for index, label in enumerate(self.labels)}
         return found
 
+    def accuracy_and_macro_f1(self) -> tuple[float, float]:
+        """Return the share of right labels, and the mean F1 of the labels that were wanted or given."""
+        found = self.metrics(self.tally().sums())
+        return float(found["accuracy"]), float(found["macro_f1"])
+
     def reasons(self) -> dict[str, str]:
         """Why a metric of a label may have no value."""
         why = {"precision": "no row was given this label", "recall": "no row has this label"}

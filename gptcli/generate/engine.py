@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gptcli.base.errors import DataError, NumericalError
-from gptcli.cli.lines import Ready, always
+from gptcli.base.ready import Ready, always
 from gptcli.config.generate import GenerateOptions
 from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer

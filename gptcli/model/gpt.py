@@ -238,6 +238,13 @@ class GPT(nn.Module):
         """Head input (..., C) -> logits (..., V) in float32, soft-capped where the config says so."""
         return softcap(self.head(hidden).float(), self.config.logit_softcap)
 
+    def label_logits(self, hidden: Tensor) -> Tensor:
+        """Return the classification head's logits (N, labels), float32, of hidden states (N, C)."""
+        assert self.label_head is not None
+        rate = self.config.dropout if self.training else 0.0
+        logits: Tensor = self.label_head(dropout(hidden, rate) if rate else hidden)
+        return logits.float()
+
     def forward(self, ids: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
         """Ids (B, T) -> logits (B, T, V), float32."""
         return self.logits(self.hidden(ids, dtype=dtype))

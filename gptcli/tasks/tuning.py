@@ -21,18 +21,19 @@ from gptcli.config.data import DataConfig, TokenizerConfig
 from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import PretrainConfig, TrainConfig
-from gptcli.data.batches import Step, TokenBatches
+from gptcli.data.batches import IGNORE, Step, TokenBatches
 from gptcli.data.packing import ExampleBatches, group_by_tokens, pack
 from gptcli.data.shards import TokenArray, near, read_index
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime
+from gptcli.evaluate.classification import Labelled
+from gptcli.evaluate.classification_head import label_probabilities
 from gptcli.evaluate.scoring import batch_tokens
 from gptcli.model.gpt import GPT, evaluating
-from gptcli.tasks.classify import LabelObjective, accuracy_and_macro_f1, label_probabilities
+from gptcli.tasks.classify import LabelObjective
 from gptcli.tasks.dataset import ExampleSet
 from gptcli.train.checkpoint import Purpose
 from gptcli.train.loop import next_token_nats
-from gptcli.train.loss import IGNORE
 from gptcli.train.run import Job, Validation, validate_text, write_sample
 from gptcli.train.step import Objective
 
@@ -211,7 +212,8 @@ def validate_labels(model: GPT, *, examples: ExampleSet, runtime: Runtime) -> Va
         rows = [row.ids for row in examples.validation]
         probabilities = label_probabilities(model, rows, runtime, pooling=examples.purpose.pooling)
     wanted = torch.tensor([row.label for row in examples.validation])
-    accuracy, macro_f1 = accuracy_and_macro_f1(probabilities.argmax(-1), wanted, probabilities.shape[1])
+    confidence, given = (found.numpy() for found in probabilities.double().max(-1))
+    accuracy, macro_f1 = Labelled(examples.purpose.labels, wanted.numpy(), given, confidence).accuracy_and_macro_f1()
     loss = float(-probabilities.gather(1, wanted[:, None]).clamp_min(1e-30).log().mean())
     record = {"loss_nats": loss, "accuracy": accuracy, "macro_f1": macro_f1}
     text = f"validation accuracy {accuracy:.4f}, macro-F1 {macro_f1:.4f}, loss {loss:.4f} nats"

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IGNORE = -100  # a target that is not learnt, the value of PyTorch and Hugging Face
+from gptcli.data.batches import IGNORE
+
 CHUNK_LOGITS = 1 << 21  # logits of a chunk: 8 MB in float32, which stays in a CPU's last-level cache
 CHUNK_ROWS = 256  # and at least so many rows, 51 MB for GPT-2, whose head took 1.6 times as long with 41
 DEVICE_CHUNK_LOGITS = 1 << 26  # elsewhere products of few rows waste the device

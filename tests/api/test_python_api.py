@@ -7,7 +7,7 @@ import torch
 from conftest import Tiny
 
 import gptcli
-from gptcli.train.loss import IGNORE
+from gptcli.data.batches import IGNORE
 
 
 def test_five_lines_load_a_model_and_give_loss_and_logits(tiny: Tiny) -> None:

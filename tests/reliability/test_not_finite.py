@@ -17,7 +17,7 @@ from gptcli.base.errors import NumericalError
 from gptcli.config.generate import GenerateOptions
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import OptimConfig, TrainConfig
-from gptcli.data.batches import Batch, Step
+from gptcli.data.batches import IGNORE, Batch, Step
 from gptcli.data.packing import counted
 from gptcli.data.tokenizer import learn_merges
 from gptcli.device.runtime import Runtime
@@ -26,7 +26,6 @@ from gptcli.model.gpt import GPT
 from gptcli.train import checkpoint
 from gptcli.train.checkpoint import TrainState
 from gptcli.train.loop import Hooks, make_optimizers, next_token_nats, train, train_step
-from gptcli.train.loss import IGNORE
 from gptcli.train.optimizers import Optimizers
 from gptcli.train.run import less_memory
 

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from gptcli.config.finetune import Pooling
 from gptcli.config.model import ModelConfig
+from gptcli.data.batches import IGNORE
 from gptcli.data.example import Example, label_text
 from gptcli.data.packing import ExampleBatches, group_by_tokens, pack
 from gptcli.device.runtime import Runtime
+from gptcli.evaluate.classification import Labelled
+from gptcli.evaluate.classification_head import label_probabilities
 from gptcli.model.gpt import GPT
-from gptcli.tasks.classify import LabelObjective, accuracy_and_macro_f1, label_probabilities
-from gptcli.train.loss import IGNORE
+from gptcli.tasks.classify import LabelObjective
 
 CPU = Runtime(torch.device("cpu"), torch.float32, 1)
 CONFIG = ModelConfig(num_layers=1, hidden_size=16, num_heads=2, context_length=16, vocab_size=40)
@@ -41,7 +43,8 @@ def test_accuracy_and_macro_f1_are_those_of_scikit_learn(count: int) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     for seed in range(20):
         found, wanted = torch.randint(4, (2, count), generator=torch.Generator().manual_seed(seed))
-        accuracy, macro_f1 = accuracy_and_macro_f1(found, wanted, 4)
+        labelled = Labelled(tuple("abcd"), wanted.numpy(), found.numpy(), torch.ones(count).numpy())
+        accuracy, macro_f1 = labelled.accuracy_and_macro_f1()
         assert accuracy == pytest.approx(metrics.accuracy_score(wanted, found))
         assert macro_f1 == pytest.approx(metrics.f1_score(wanted, found, average="macro"))
 
