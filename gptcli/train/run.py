@@ -36,7 +36,7 @@ from gptcli.evaluate.perplexity import score_documents
 from gptcli.generate.engine import Engine, Request
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.observe.tensorboard import recording
-from gptcli.train import checkpoint
+from gptcli.train import checkpoint, retention
 from gptcli.train.checkpoint import Purpose, TrainState
 from gptcli.train.deadline import Deadline
 from gptcli.train.loop import Hooks, Record, micro_batch_rows, train
@@ -235,7 +235,7 @@ class Training:
         if state.step != self.resumed_step:  # else it was saved when the validation of this step was given up
             fsio.sync_file(self.metrics_path)
             checkpoint.save(state, self.run_dir, self.job.tokenizer, self.job.run_file, self.job.purpose)
-        checkpoint.keep(self.run_dir, state, self.job.train.keep_checkpoints)
+        retention.keep(self.run_dir, state, self.job.train.keep_checkpoints)
         self._check_patience(state)
 
     def _check_patience(self, state: TrainState) -> None:

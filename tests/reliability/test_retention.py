@@ -31,7 +31,7 @@ from gptcli.config.model import ModelConfig
 from gptcli.config.train import OptimConfig
 from gptcli.data.tokenizer import learn_merges
 from gptcli.model.gpt import GPT
-from gptcli.train import checkpoint
+from gptcli.train import checkpoint, retention
 from gptcli.train.checkpoint import TrainState
 from gptcli.train.loop import make_optimizers
 
@@ -87,7 +87,7 @@ class Retention(RuleBasedStateMachine):
         checkpoint.save(self.state, self.run, TOKENIZER, {})
         self.saves += 1
         self.good.add(self.state.step)
-        checkpoint.keep(self.run, self.state, KEEP)
+        retention.keep(self.run, self.state, KEEP)
 
     @rule(best=st.booleans())
     def save(self, best: bool) -> None:

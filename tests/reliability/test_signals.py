@@ -28,7 +28,7 @@ PHASES = {
     "evaluation": ("gptcli.train.run", "score_documents", 1),
     "sampling": ("gptcli.api.pretrain", "write_sample", 1),
     "save": ("gptcli.train.checkpoint", "save", 1),
-    "retention": ("gptcli.train.checkpoint", "keep", 2),
+    "retention": ("gptcli.train.retention", "keep", 2),
 }
 
 
