@@ -25,9 +25,9 @@ __all__ = ["__version__", "forward", "load"]
 
 def load(path: str | Path) -> tuple[GPT, Tokenizer]:
     """Model, in eval mode, and tokenizer of a run or checkpoint directory. Imports torch on first use."""
-    from gptcli.train import checkpoint
+    from gptcli.api import open_model
 
-    return checkpoint.load(path)
+    return open_model.load(path)
 
 
 def forward(model: GPT, ids: Tensor, *, labels: Tensor | None = None) -> Output:

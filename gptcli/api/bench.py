@@ -14,21 +14,16 @@ from typing import Any
 import torch
 
 from gptcli.api.bench_generate import GenerationSpeed, writing_speed
-from gptcli.api.pretrain import new_state
 from gptcli.base.report import Report
 from gptcli.base.units import amount, count, duration
-from gptcli.config.model import ModelConfig
 from gptcli.config.train import PretrainConfig, RuntimeConfig
-from gptcli.data.batches import Batch
-from gptcli.data.packing import counted
 from gptcli.data.size import find_vocabulary
 from gptcli.data.tokenizer import learn_merges
-from gptcli.device.machine import Machine, matmul_peak, measure, synchronize
-from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime, memory_bytes
-from gptcli.train.checkpoint import TrainState
-from gptcli.train.loop import micro_batch_rows, train_step
+from gptcli.device.machine import Machine, matmul_peak, measure
+from gptcli.device.runtime import make_runtime, memory_bytes
+from gptcli.observe.step_times import step_times
+from gptcli.train.state import TrainState
 
-STEPS, STEP_SECONDS = 5, 5.0  # at least so many measured steps, and more while time is left
 STARTS = 3
 
 
@@ -126,27 +121,6 @@ def training_speed(config: PretrainConfig, vocab_size: int) -> tuple[TrainingSpe
         memory_bytes=memory,
     )
     return speed, state
-
-
-def step_times(config: PretrainConfig, model_config: ModelConfig, runtime: Runtime) -> tuple[TrainState, list[float]]:
-    """Seconds of optimizer steps of the run on made-up tokens, after two that warm up and find the memory they
-    need."""
-    assert model_config.vocab_size is not None
-    if runtime.on_cpu:
-        keep_freed_memory()
-    state = new_state(model_config, config, runtime)
-    rows = micro_batch_rows(config.train, model_config.context_length, on_cpu=runtime.on_cpu)
-    shape = (rows, model_config.context_length)
-    ids = torch.randint(model_config.vocab_size, shape, generator=torch.Generator().manual_seed(1))
-    step = counted([Batch(ids, ids, "made up")] * (config.train.batch_size // rows))
-    times: list[float] = []
-    end = time.perf_counter() + STEP_SECONDS
-    while len(times) < STEPS + 2 or time.perf_counter() < end:
-        start = time.perf_counter()
-        train_step(state, step, config.optim.grad_clip_norm, runtime, seed=1)
-        synchronize(runtime.device)
-        times.append(time.perf_counter() - start)
-    return state, times[2:]
 
 
 # ----------------------------------------------------------------------------------------------------------- starting

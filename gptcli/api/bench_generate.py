@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gptcli.api.open_model import load
 from gptcli.base.report import Report
 from gptcli.base.units import amount, count, duration
 from gptcli.config.generate import GenerateOptions
@@ -22,7 +23,7 @@ from gptcli.generate.engine import Engine, Request
 from gptcli.generate.kv_cache import cache_bytes
 from gptcli.generate.packed_weights import Quantize, pack
 from gptcli.model.gpt import GPT, Linear
-from gptcli.train import checkpoint
+from gptcli.train.run_directory import find_checkpoint
 
 PROMPT_TOKENS, NEW_TOKENS = 64, 64
 ROUNDS = 3
@@ -92,8 +93,8 @@ def bench_generate(
 ) -> GenerationSpeed:
     """The speed of a run or checkpoint."""
     runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
-    directory = checkpoint.resolve(run)
-    model, tokenizer = checkpoint.load(directory, device=runtime.device, dtype=runtime.dtype)
+    directory = find_checkpoint(run)
+    model, tokenizer = load(directory, device=runtime.device, dtype=runtime.dtype)
     return writing_speed(
         model, tokenizer, runtime, name=str(directory), batches=batches, quantize=quantize, report=report
     )

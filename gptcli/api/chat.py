@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gptcli.api.generate import Item, completion_record, in_order, read_items
+from gptcli.api.open_model import load
 from gptcli.api.score import parse_object
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
@@ -28,7 +29,8 @@ from gptcli.device.runtime import make_runtime
 from gptcli.generate.constrain import most_tokens
 from gptcli.generate.engine import Engine, Request
 from gptcli.generate.packed_weights import Quantize, pack
-from gptcli.train import checkpoint
+from gptcli.train.metadata import read_metadata
+from gptcli.train.run_directory import find_checkpoint
 
 
 class Fitted(NamedTuple):
@@ -51,15 +53,15 @@ class Speaker:
         threads: int | None = None,
         quantize: Quantize | None = None,
     ) -> None:
-        directory = checkpoint.resolve(run)
-        conversation = checkpoint.read_purpose(directory).conversation
+        directory = find_checkpoint(run)
+        conversation = read_metadata(directory).conversation
         if conversation is None:
             raise DataError(
                 f"{shown(str(directory))}: was not trained on conversations; fine-tune it with gptcli finetune and "
                 "task: chat, or continue a text with gptcli generate"
             )
         runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
-        model, self.tokenizer = checkpoint.load(directory, device=runtime.device, dtype=runtime.dtype)
+        model, self.tokenizer = load(directory, device=runtime.device, dtype=runtime.dtype)
         if missing := conversation.missing(self.tokenizer):
             raise DataError(
                 f"{shown(str(directory / 'tokenizer.json'))}: no token {shown(missing[0])}, which conversations need; "

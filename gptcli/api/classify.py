@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from gptcli.api.open_model import load
 from gptcli.api.score import read_records
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
@@ -16,7 +17,8 @@ from gptcli.config.train import RuntimeConfig
 from gptcli.data.example import label_text
 from gptcli.device.runtime import keep_freed_memory, make_runtime
 from gptcli.evaluate.classification_head import label_probabilities
-from gptcli.train import checkpoint
+from gptcli.train.metadata import read_metadata
+from gptcli.train.run_directory import find_checkpoint
 
 LINES_AT_ONCE = 1024
 
@@ -35,13 +37,13 @@ class Classifier:
     ) -> None:
         """`also`: other runs, whose probabilities are averaged with the first's. DataError where a model has no labels,
         or others."""
-        directories = [checkpoint.resolve(path) for path in (run, *also)]
+        directories = [find_checkpoint(path) for path in (run, *also)]
         self.labels = common_labels(directories)
         self.runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
         self.members = [
             (
-                *checkpoint.load(path, device=self.runtime.device, dtype=self.runtime.dtype),
-                checkpoint.read_purpose(path),
+                *load(path, device=self.runtime.device, dtype=self.runtime.dtype),
+                read_metadata(path),
             )
             for path in directories
         ]
@@ -51,10 +53,10 @@ class Classifier:
     def probabilities(self, texts: list[str]) -> torch.Tensor:
         """(texts, labels) float64. Of a text that is longer than the context, the end is not read."""
         total = torch.zeros(len(texts), len(self.labels), dtype=torch.float64)
-        for model, tokenizer, purpose in self.members:
+        for model, tokenizer, metadata in self.members:
             encoded = tokenizer.encode_batch([label_text(text) for text in texts])
             sequences = [[*tokenizer.first, *ids][: model.config.context_length] or [0] for ids in encoded]
-            total += label_probabilities(model, sequences, self.runtime, pooling=purpose.pooling)
+            total += label_probabilities(model, sequences, self.runtime, pooling=metadata.pooling)
         return total / len(self.members)
 
     def records(self, records: Iterable[dict[str, Any]], field: str, ready: Ready = always) -> Iterator[dict[str, Any]]:
@@ -67,7 +69,7 @@ class Classifier:
 
 def common_labels(directories: Sequence[Path]) -> tuple[str, ...]:
     """The labels that all these checkpoints name; DataError where one names none, or others than the first."""
-    first, *others = (checkpoint.read_purpose(directory).labels for directory in directories)
+    first, *others = (read_metadata(directory).labels for directory in directories)
     for directory, labels in zip(directories, (first, *others), strict=True):
         if not labels:
             raise DataError(f"{shown(str(directory))}: names no labels; make a classifier with gptcli finetune")

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gptcli.api.open_model import load
 from gptcli.base.errors import ConfigError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.config.train import RuntimeConfig
 from gptcli.device.runtime import make_runtime
-from gptcli.train import checkpoint
+from gptcli.train.run_directory import find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def eval_harness(
         raise ConfigError(f"lm-eval cannot be imported ({shown(str(error))}); pip install 'gptcli[eval]'") from None
     if include_path is not None and not Path(include_path).is_dir():
         raise ConfigError(f"--include-path: {shown(include_path)}: no such directory")
-    directory = checkpoint.resolve(run)
+    directory = find_checkpoint(run)
     runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
     manager = TaskManager(include_path=include_path)
     known = set(manager.all_tasks)
@@ -77,7 +78,7 @@ def eval_harness(
             raise ConfigError(
                 f"--tasks: lm-eval knows no task '{shown(name)}'; see lm-eval ls tasks, or --include-path"
             )
-    model = HarnessModel(*checkpoint.load(directory, device=runtime.device, dtype=runtime.dtype), runtime)
+    model = HarnessModel(*load(directory, device=runtime.device, dtype=runtime.dtype), runtime)
     found = lm_eval.simple_evaluate(
         model=model, tasks=list(tasks), num_fewshot=num_fewshot, limit=limit, task_manager=manager, log_samples=False
     )

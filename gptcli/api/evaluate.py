@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gptcli.api.open_model import load
 from gptcli.api.tokens import documents_of, encode
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
@@ -16,7 +17,7 @@ from gptcli.data.text import Piece, TextOptions, decompressed_bytes, find_source
 from gptcli.device.runtime import make_runtime
 from gptcli.evaluate.perplexity import TextScore, score_documents
 from gptcli.generate.packed_weights import Quantize, pack
-from gptcli.train import checkpoint
+from gptcli.train.run_directory import find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ def evaluate(
     report: Report,
 ) -> Evaluation:
     """Score every byte of the inputs once. DataError where they hold no text."""
-    directory = checkpoint.resolve(run)
+    directory = find_checkpoint(run)
     runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
-    model, tokenizer = checkpoint.load(directory, device=runtime.device, dtype=runtime.dtype)
+    model, tokenizer = load(directory, device=runtime.device, dtype=runtime.dtype)
     if quantize:
         runtime = pack(model, runtime, quantize=quantize)
     context_length = model.config.context_length

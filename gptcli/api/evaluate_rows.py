@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptcli.api.classify import common_labels
+from gptcli.api.open_model import load
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
@@ -27,7 +28,8 @@ from gptcli.evaluate.loglikelihood import choose, classify_by_words
 from gptcli.evaluate.options import RowOptions
 from gptcli.evaluate.result import Loaded, Outcome
 from gptcli.generate.packed_weights import Quantize, pack
-from gptcli.train import checkpoint
+from gptcli.train.metadata import read_metadata
+from gptcli.train.run_directory import find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def evaluate_rows(
         raise ConfigError("--shots and --shots-file go together; pass both")
     if options.template is not None and not names_field(options.template):
         raise ConfigError("--template: names no field of a row; write one in braces, as {text}")
-    directories = [checkpoint.resolve(path) for path in (run, compare) if path is not None]
+    directories = [find_checkpoint(path) for path in (run, compare) if path is not None]
     members = _members(directories[0], also, options)
     items = _read(inputs, options, text)
     shots = None
@@ -167,11 +169,11 @@ def _read(inputs: Sequence[str], options: RowOptions, text: TextOptions | None) 
 
 
 def _load(directory: Path, runtime: Runtime, quantize: Quantize | None) -> Loaded:
-    model, tokenizer = checkpoint.load(directory, device=runtime.device, dtype=runtime.dtype)
+    model, tokenizer = load(directory, device=runtime.device, dtype=runtime.dtype)
     if quantize:
         runtime = pack(model, runtime, quantize=quantize)
-    purpose = checkpoint.read_purpose(directory)
-    what_for = (purpose.labels, purpose.conversation, purpose.pooling)
+    metadata = read_metadata(directory)
+    what_for = (metadata.labels, metadata.conversation, metadata.pooling)
     return Loaded(str(directory), model, tokenizer, runtime, *what_for)
 
 
@@ -183,7 +185,7 @@ def _members(first: Path, also: Sequence[str | Path], options: RowOptions) -> li
     """The other checkpoints of an ensemble."""
     if also and (options.task != "classify" or _by_words(options)):
         raise ConfigError("--with: averages what classification heads say; leave it out")
-    directories = [checkpoint.resolve(path) for path in also]
+    directories = [find_checkpoint(path) for path in also]
     if also:
         common_labels([first, *directories])
     return directories

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gptcli.api.open_model import load
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
@@ -19,8 +20,8 @@ from gptcli.interop.families import FAMILIES, QWEN2
 from gptcli.interop.gguf_write import ACTIVATIONS, ARCHITECTURES, gguf_package, unheld, write_gguf
 from gptcli.interop.hf_write import write_directory
 from gptcli.model.gpt import GPT
-from gptcli.train import checkpoint
-from gptcli.train.checkpoint import Purpose
+from gptcli.train.metadata import ModelMetadata, read_metadata
+from gptcli.train.run_directory import find_checkpoint
 
 GGUF_FILE = "model.gguf"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -53,25 +54,25 @@ def export_hf(
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype}: is for --to gguf; choose {', '.join(DTYPES)}")
     fsio.check_replaceable(output, force=force)
-    directory, model, tokenizer, purpose = _load(run, output)
+    directory, model, tokenizer, metadata = _load(run, output)
     families = [family for family in FAMILIES.values() if family is not QWEN2]
     family = family_for(model.config, families, "{} of transformers, the nearest class, cannot hold it")
-    if purpose.labels and not family.classifier:
+    if metadata.labels and not family.classifier:
         raise DataError(
             f"{shown(str(directory))}: a classifier, and transformers has no class for one of the shape of "
             f"{family.architecture}; fine-tune a model of the preset llama or gpt2 for export"
         )
     if model.config.dropout and "dropout" not in family.keys:
         report.warning(f"model.dropout {model.config.dropout} is not written: {family.architecture} has no such key")
-    architecture = family.classifier if purpose.labels and family.classifier else family.architecture
-    if purpose.labels and purpose.pooling != "last":
+    architecture = family.classifier if metadata.labels and family.classifier else family.architecture
+    if metadata.labels and metadata.pooling != "last":
         report.warning(
-            f"pooling {purpose.pooling} is not written: in {architecture} the last token alone names the label; "
+            f"pooling {metadata.pooling} is not written: in {architecture} the last token alone names the label; "
             "for the same probabilities fine-tune with classify.pooling=last"
         )
     with fsio.new_directory(output) as temporary:
-        write_directory(temporary, model, tokenizer, purpose, family, DTYPES[dtype])
-        card = model_card(output.name, directory, model, tokenizer, purpose, architecture=architecture, dtype=dtype)
+        write_directory(temporary, model, tokenizer, metadata, family, DTYPES[dtype])
+        card = model_card(output.name, directory, model, tokenizer, metadata, architecture=architecture, dtype=dtype)
         fsio.write_file(temporary / "README.md", card)
     return Exported(output, architecture, dtype, _bytes(output))
 
@@ -82,8 +83,8 @@ def export_gguf(
     """Make `output` a directory with model.gguf; DataError names what no architecture of llama.cpp can hold."""
     gguf_package()
     fsio.check_replaceable(output, force=force)
-    directory, model, tokenizer, purpose = _load(run, output)
-    if purpose.labels:
+    directory, model, tokenizer, metadata = _load(run, output)
+    if metadata.labels:
         raise DataError(f"{shown(str(directory))}: a classifier, which llama.cpp cannot run; export with --to hf")
     families = [architecture.family for architecture in ARCHITECTURES.values()]
     family = family_for(model.config, families, "{} as llama.cpp runs it, the nearest, cannot hold it; use --to hf")
@@ -93,13 +94,13 @@ def export_gguf(
         report.warning(unsaid)
     architecture = ARCHITECTURES[family.architecture]
     with fsio.new_directory(output) as temporary:
-        write_gguf(temporary / GGUF_FILE, model, tokenizer, purpose, architecture, dtype)
+        write_gguf(temporary / GGUF_FILE, model, tokenizer, metadata, architecture, dtype)
         card = model_card(
             output.name,
             directory,
             model,
             tokenizer,
-            purpose,
+            metadata,
             architecture=architecture.name,
             dtype=dtype,
             gguf=GGUF_FILE,
@@ -112,8 +113,8 @@ def _bytes(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.iterdir())
 
 
-def _load(run: str | Path, output: Path) -> tuple[Path, GPT, Tokenizer, Purpose]:
-    directory = checkpoint.resolve(run)
+def _load(run: str | Path, output: Path) -> tuple[Path, GPT, Tokenizer, ModelMetadata]:
+    directory = find_checkpoint(run)
     fsio.check_apart(output, [directory])
-    model, tokenizer = checkpoint.load(directory)
-    return directory, model, tokenizer, checkpoint.read_purpose(directory)
+    model, tokenizer = load(directory)
+    return directory, model, tokenizer, read_metadata(directory)

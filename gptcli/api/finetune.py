@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from gptcli.api.open_model import load
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
@@ -17,22 +18,25 @@ from gptcli.config.finetune import FinetuneConfig
 from gptcli.data.batches import derived_seed
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime
+from gptcli.interop.peft import AdapterWeights
 from gptcli.model.gpt import GPT
 from gptcli.model.lora import WEIGHTS, add_adapters
-from gptcli.observe.tensorboard import check_installed
+from gptcli.observe.tensorboard import check_installed, recording
 from gptcli.tasks.dataset import read_examples
 from gptcli.tasks.tuning import rows_job, text_job
 from gptcli.train import checkpoint
-from gptcli.train.checkpoint import Adapter, Purpose, TrainState
 from gptcli.train.loop import make_optimizers
+from gptcli.train.metadata import Adapter, ModelMetadata, read_metadata
 from gptcli.train.run import Job, Outcome, Training
-from gptcli.train.run_directory import check_vacant, clear
+from gptcli.train.run_directory import check_vacant, clear, find_checkpoint
+from gptcli.train.state import TrainState
+from gptcli.train.weights import WholeWeights, weights_sha256
 
 
 def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = False, report: Report) -> Outcome:
     """Go on from a base checkpoint with the rows of a task, or from the newest whole checkpoint of the run."""
     run_dir = Path(config.run_dir)
-    base = checkpoint.resolve(config.base)
+    base = find_checkpoint(config.base)
     fsio.check_writable(run_dir / "run.yaml", force=True)
     with fsio.locked(run_dir):
         check_vacant(run_dir, resume=resume, force=force)
@@ -42,7 +46,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
         runtime = make_runtime(config.runtime)
         if runtime.on_cpu:
             keep_freed_memory()
-        model, tokenizer = checkpoint.load(base, device=runtime.device, dtype=torch.float32)
+        model, tokenizer = load(base, device=runtime.device, dtype=torch.float32)
         if config.train.frozen_blocks > (blocks := len(model.blocks)):
             raise ConfigError(
                 f"train.frozen_blocks: {config.train.frozen_blocks}, but the base has {count(blocks, 'block')}"
@@ -50,32 +54,36 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
         job = _job(config, base, model, tokenizer, runtime, report)
         if config.optim.warmup_steps >= job.train.steps:
             raise ConfigError(f"optim.warmup_steps: must be below the {count(job.train.steps, 'step')} of the run")
-        prepare_model(model, config, job.tokenizer, job.purpose)
+        prepare_model(model, config, job.tokenizer, job.metadata)
         step_tokens = config.train.batch_size * model.config.context_length
         optimizers = make_optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
         if force and not resume:
             clear(run_dir)
-        return Training(job, runtime, report).go(TrainState(model, optimizers), resume=resume)
+        adapter = job.metadata.adapter
+        weights = AdapterWeights(config.lora, adapter.base_path) if config.lora and adapter else WholeWeights()
+        state = TrainState(model, optimizers, weights=weights)
+        board = recording(run_dir / "tensorboard", report.warning, wanted=config.train.tensorboard)
+        return Training(job, runtime, report, also_record=board).go(state, resume=resume)
 
 
 def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, runtime: Runtime, report: Report) -> Job:
     """The run as a job, its data read and looked at."""
-    purpose, identity = checkpoint.read_purpose(base), _identity(base)
+    metadata, identity = read_metadata(base), _identity(base)
     adapter = _adapter(config, base)
     if config.task == "text":
-        purpose = dataclasses.replace(purpose, labels=(), adapter=adapter)
-        return text_job(config, base, tokenizer, model.config, purpose, identity, runtime, report)
-    examples = read_examples(config, tokenizer, purpose, model.config)
+        metadata = dataclasses.replace(metadata, labels=(), adapter=adapter)
+        return text_job(config, base, tokenizer, model.config, metadata, identity, runtime, report)
+    examples = read_examples(config, tokenizer, metadata, model.config)
     for line in examples.notes():
         report.message(line)
-    return rows_job(config, examples, dataclasses.replace(examples.purpose, adapter=adapter), identity, runtime)
+    return rows_job(config, examples, dataclasses.replace(examples.metadata, adapter=adapter), identity, runtime)
 
 
 def _identity(base: Path) -> list[str]:
     """What identifies the weights of a checkpoint: hashes."""
-    adapter = checkpoint.read_purpose(base).adapter
+    adapter = read_metadata(base).adapter
     if adapter is None:
-        return [checkpoint.weights_sha256(base)]
+        return [weights_sha256(base)]
     return [adapter.base_sha256, fsio.sha256(base / WEIGHTS)]
 
 
@@ -83,18 +91,18 @@ def _adapter(config: FinetuneConfig, base: Path) -> Adapter | None:
     """What a run with LoRA says of its base; DataError where that is an adapter, without weights to hold against."""
     if config.lora is None:
         return None
-    if checkpoint.read_purpose(base).adapter is not None:
+    if read_metadata(base).adapter is not None:
         raise DataError(f"{shown(str(base))}: is an adapter; make a whole model of it first, gptcli merge")
     directory = checkpoint.step_directory(Path(config.run_dir), 0)
-    return Adapter(os.path.relpath(base.resolve(), directory.resolve()), checkpoint.weights_sha256(base), config.lora)
+    return Adapter(os.path.relpath(base.resolve(), directory.resolve()), weights_sha256(base))
 
 
-def prepare_model(model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, purpose: Purpose) -> None:
+def prepare_model(model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, metadata: ModelMetadata) -> None:
     """What the task adds to the base, and what of it is trained. ConfigError where the run file asks too much."""
     assert model.config.vocab_size is not None
     grows = tokenizer.vocab_size > model.config.vocab_size
     model.grow(tokenizer.vocab_size)
-    labels = len(purpose.labels)
+    labels = len(metadata.labels)
     model.label_head = None  # a base's own is of its task
     if labels:
         if config.lora is None and not config.train.frozen_blocks:

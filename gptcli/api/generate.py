@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from gptcli.api.open_model import load
 from gptcli.api.score import parse_record
 from gptcli.base.errors import ConfigError, DataError, GptcliError
 from gptcli.base.escape import shown
@@ -22,7 +23,6 @@ from gptcli.device.runtime import make_runtime
 from gptcli.generate.constrain import check_pattern, matches, most_tokens
 from gptcli.generate.engine import Completion, Engine, Request
 from gptcli.generate.packed_weights import Quantize, pack
-from gptcli.train import checkpoint
 
 OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(GenerateOptions))
 MAX_TEXT_BYTES = 16 << 20  # of one prompt
@@ -57,7 +57,7 @@ class Writer:
         quantize: Quantize | None = None,
     ) -> None:
         runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
-        model, self.tokenizer = checkpoint.load(run, device=runtime.device, dtype=runtime.dtype)
+        model, self.tokenizer = load(run, device=runtime.device, dtype=runtime.dtype)
         runtime = pack(model, runtime, quantize=quantize)
         self.engine = Engine(model, self.tokenizer, runtime, slots=batch_size, most=most)
 

@@ -16,7 +16,7 @@ from gptcli.interop.configs import unsaid
 from gptcli.interop.hf_read import read_document, read_model
 from gptcli.interop.vocabulary import read_chat_template, read_tokenizer
 from gptcli.train import checkpoint
-from gptcli.train.checkpoint import Purpose
+from gptcli.train.metadata import ModelMetadata
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def import_model(source: Path, output: Path, *, force: bool = False, report: Rep
     if template and conversation is None:
         report.warning("the chat template is of another form than gptcli's and is left behind; fine-tune to chat")
     with fsio.new_directory(output) as directory:
-        checkpoint.save_model(model, tokenizer, directory, step=0, purpose=Purpose(conversation=conversation))
+        checkpoint.save_model(model, tokenizer, directory, step=0, metadata=ModelMetadata(conversation=conversation))
     return Imported(
         output,
         document["architectures"][0] if document.get("architectures") else str(document.get("model_type")),

@@ -7,22 +7,25 @@ from pathlib import Path
 
 import torch
 
+from gptcli.api.open_model import load
 from gptcli.base import fsio
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
 from gptcli.train import checkpoint
+from gptcli.train.metadata import read_metadata
+from gptcli.train.run_directory import find_checkpoint
 
 
 def merge(run: str | Path, output: Path, *, force: bool = False) -> int:
     """Make `output` the checkpoint whose weights are W + s B A; returns the number of its parameters."""
-    directory = checkpoint.resolve(run)
-    purpose = checkpoint.read_purpose(directory)
-    if purpose.adapter is None:
+    directory = find_checkpoint(run)
+    metadata = read_metadata(directory)
+    if metadata.adapter is None:
         raise DataError(f"{shown(str(directory))}: has no adapter; it is whole already")
     fsio.check_replaceable(output, force=force)
     fsio.check_apart(output, [directory])
-    model, tokenizer = checkpoint.load(directory, dtype=torch.float32)
+    model, tokenizer = load(directory, dtype=torch.float32)
     with fsio.new_directory(output) as made:
-        whole = dataclasses.replace(purpose, adapter=None)
-        checkpoint.save_model(model, tokenizer, made, step=0, purpose=whole)
+        whole = dataclasses.replace(metadata, adapter=None)
+        checkpoint.save_model(model, tokenizer, made, step=0, metadata=whole)
     return model.num_parameters()

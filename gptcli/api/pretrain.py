@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from gptcli.api.prepare import encode_corpus, finish
-from gptcli.api.train_tokenizer import learn_tokenizer
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
@@ -24,25 +16,21 @@ from gptcli.base.units import count
 from gptcli.config.data import DataConfig
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import PretrainConfig
-from gptcli.data.batches import TokenBatches, derived_seed
-from gptcli.data.corpus import cache_directory, read_corpus, survey
-from gptcli.data.shards import SPLITS, TokenArray, is_prepared, near, read_index
+from gptcli.data.batches import TokenBatches
+from gptcli.data.prepared import prepare_data
+from gptcli.data.shards import TokenArray, near, read_index
 from gptcli.data.text import TextOptions, find_sources
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.device.attention_kernels import use_fastest
 from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime
-from gptcli.model.gpt import GPT
-from gptcli.observe.tensorboard import check_installed
+from gptcli.observe.tensorboard import check_installed, recording
+from gptcli.tasks.text import validate_text, write_sample
 from gptcli.train import checkpoint
 from gptcli.train.autoconfig import Settler, training_flops_per_second
-from gptcli.train.checkpoint import TrainState
-from gptcli.train.compile import compile_blocks
 from gptcli.train.deadline import Deadline
-from gptcli.train.loop import make_optimizers, micro_batch_rows, next_token_nats
-from gptcli.train.run import Job, Outcome, Training, validate_text, write_sample
+from gptcli.train.initial import new_state
+from gptcli.train.loop import micro_batch_rows, next_token_nats
+from gptcli.train.run import Job, Outcome, Training
 from gptcli.train.run_directory import check_vacant, clear
-
-ABANDONED_SECONDS = 7 * 24 * 3600  # what a killed preparation left is kept so long, to go on with
 
 
 def pretrain(
@@ -79,7 +67,7 @@ def pretrain(
                 keep_freed_memory()  # as in the run, whose speed is measured
             speed = training_flops_per_second(config, runtime)
             config = settler.sizes(config, speed, ends_at - time.monotonic())
-        tokenizer, prepared = prepare_data(config, report)
+        tokenizer, prepared = prepare_data(config.data, config.tokenizer, report)
         batches = _batches(config, tokenizer, prepared, runtime)
         deadline = None
         if ends_at is not None:
@@ -96,7 +84,8 @@ def pretrain(
         state = new_state(_model_config(config, tokenizer), config, runtime)
         if force and not resume:
             clear(run_dir)
-        return Training(job, runtime, report, deadline).go(state, resume=resume)
+        board = recording(run_dir / "tensorboard", report.warning, wanted=config.train.tensorboard)
+        return Training(job, runtime, report, deadline, also_record=board).go(state, resume=resume)
 
 
 def _check_named(data: DataConfig) -> None:
@@ -104,93 +93,6 @@ def _check_named(data: DataConfig) -> None:
     named = [name for name in (*data.train, *data.validation) if name != "-" and not glob.has_magic(name)]
     if missing := [name for name in named if not Path(name).exists()]:
         find_sources(missing, TextOptions())
-
-
-def prepare_data(config: PretrainConfig, report: Report) -> tuple[Tokenizer, Path]:
-    """Tokenizer and prepared directory of a run; made and kept in the cache where the run file names raw text."""
-    data = config.data
-    directories = [Path(path) for path in data.train if is_prepared(Path(path))]
-    if directories:
-        if len(data.train) > 1 or data.validation:
-            raise ConfigError(f"data.train: {shown(str(directories[0]))} is a prepared directory; name it alone")
-        tokenizer = Tokenizer.load(directories[0])
-        if config.tokenizer.path and Tokenizer.load(config.tokenizer.path).sha256 != tokenizer.sha256:
-            raise DataError(
-                f"tokenizer.path: {shown(config.tokenizer.path)} is not the tokenizer that "
-                f"{shown(str(directories[0]))} was prepared with; leave it out or run gptcli prepare again"
-            )
-        return tokenizer, directories[0]
-    cache = cache_directory(data.cache_dir)
-    given = Tokenizer.load(config.tokenizer.path) if config.tokenizer.path else None
-    with _spool_directory(cache) as spool:
-        corpus = survey(data, spool, report)
-        work = cache / "work" / corpus.key()
-        with fsio.locked(work, wait=report.message):  # runs on the same text make its data once
-            tokenizer = given or _cached_tokenizer(
-                config, corpus.key(dataclasses.astuple(config.tokenizer)), cache, corpus, report
-            )
-            key = corpus.key(tokenizer.sha256)
-            prepared = cache / "prepared" / key
-            if not _is_whole(prepared, report):
-                partial = work / key
-                for directory in (partial, prepared.parent):
-                    fsio.make_directory(directory)
-                encode_corpus(corpus, tokenizer, partial, report=report)
-                finish(partial, prepared)
-    return tokenizer, prepared
-
-
-@contextmanager
-def _spool_directory(cache: Path) -> Iterator[Path]:
-    """A directory for copies of streams, gone afterwards; removes what killed runs left in the cache, too."""
-    work = cache / "work"
-    work.mkdir(parents=True, exist_ok=True)
-    fsio.sweep_abandoned(work, "spool-*", seconds=60)
-    for directory, pattern in ((work, "*"), (cache / "prepared", ".*"), (cache / "tokenizers", ".*")):
-        fsio.sweep_abandoned(directory, pattern, seconds=ABANDONED_SECONDS)
-    spool = Path(tempfile.mkdtemp(prefix="spool-", dir=work))
-    try:
-        with fsio.locked(spool):
-            yield spool
-    finally:
-        shutil.rmtree(spool, ignore_errors=True)
-
-
-def _is_whole(prepared: Path, report: Report) -> bool:
-    """A prepared directory of the cache can be used; one that was damaged is made again."""
-    if not is_prepared(prepared):
-        return False
-    try:
-        for split in SPLITS:
-            TokenArray(prepared, split)
-    except DataError:
-        report.warning(f"{shown(str(prepared))}: damaged; preparing the text again")
-        return False
-    return True
-
-
-def _cached_tokenizer(config: PretrainConfig, key: str, cache: Path, corpus: Any, report: Report) -> Tokenizer:
-    path = cache / "tokenizers" / f"{key}.json"
-    if path.exists():
-        return Tokenizer(path.read_bytes(), name=str(path))
-    wanted = config.tokenizer
-    done = 0
-
-    def training_pieces() -> Iterator[Any]:
-        nonlocal done
-        for split, piece in read_corpus(corpus):
-            done += piece.raw_bytes
-            report.progress("train tokenizer", done, corpus.total_bytes, unit="B")
-            if split == "train":
-                yield piece
-
-    tokenizer, facts = learn_tokenizer(
-        training_pieces(), vocab_size=wanted.vocab_size, pattern=wanted.pattern, max_bytes=wanted.max_bytes
-    )
-    report.message(f"trained a tokenizer: {facts.vocab_size} tokens, {facts.bytes_per_token:.2f} bytes per token")
-    fsio.make_directory(path.parent)
-    fsio.write_file(path, tokenizer.content)
-    return tokenizer
 
 
 def _batches(config: PretrainConfig, tokenizer: Tokenizer, prepared: Path, runtime: Runtime) -> TokenBatches:
@@ -260,20 +162,3 @@ def _model_config(config: PretrainConfig, tokenizer: Tokenizer) -> ModelConfig:
     if vocab_size < tokenizer.vocab_size:
         raise ConfigError(f"model.vocab_size: {vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}")
     return dataclasses.replace(config.model, vocab_size=vocab_size)
-
-
-def new_state(model_config: ModelConfig, config: PretrainConfig, runtime: Runtime) -> TrainState:
-    """The model at step 0. Weights are drawn on the CPU, so that every device begins alike."""
-    model = GPT(model_config)
-    model.initialize(torch.Generator().manual_seed(derived_seed(config.runtime.seed, "weights")))
-    model.to(runtime.device)
-    if runtime.device.type == "cuda":
-        rows = micro_batch_rows(config.train, model_config.context_length, on_cpu=False)
-        shape = (rows, model_config.num_heads, model_config.context_length, model_config.head_size)
-        use_fastest(shape, model_config.kv_heads, runtime.dtype, runtime.device)
-    if config.runtime.compile:
-        compile_blocks(model)
-    step_tokens = config.train.batch_size * model_config.context_length
-    optimizers = make_optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
-    optimizers.tensors(create=True)  # now: made in the first step it would lie between what that step frees
-    return TrainState(model, optimizers)

@@ -15,7 +15,8 @@ from gptcli.config.finetune import FinetuneConfig
 from gptcli.data.example import Example
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.tasks.dataset import read_examples
-from gptcli.train import checkpoint
+from gptcli.train.metadata import read_config, read_metadata
+from gptcli.train.run_directory import find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ def preview(config: FinetuneConfig, *, rows: int, report: Report) -> Iterator[Pr
     """The first rows to train on; what is worth knowing of all goes to the report."""
     if config.task == "text":
         raise ConfigError("task: text has no rows to look at; try gptcli encode")
-    base = checkpoint.resolve(config.base)
+    base = find_checkpoint(config.base)
     tokenizer = Tokenizer.load(base)
-    purpose, model = checkpoint.read_purpose(base), checkpoint.read_config(base)
-    examples = read_examples(config, tokenizer, purpose, model)
+    metadata, model = read_metadata(base), read_config(base)
+    examples = read_examples(config, tokenizer, metadata, model)
     for line in examples.notes():
         report.message(line)
     for example in itertools.islice(examples.train, rows):
-        label = None if example.label is None else examples.purpose.labels[example.label]
+        label = None if example.label is None else examples.metadata.labels[example.label]
         yield PreviewRow(example, tuple(examples.tokenizer.decode([index]) for index in example.ids), label)

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from gptcli.api.open_model import load
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
 from gptcli.base.ready import Ready, always, blocks
 from gptcli.config.train import RuntimeConfig
 from gptcli.device.runtime import make_runtime
 from gptcli.evaluate.perplexity import TextScore, score_documents
-from gptcli.train import checkpoint
 
 LINES_AT_ONCE = 64
 
@@ -32,7 +32,7 @@ def score(
 ) -> Iterator[dict[str, Any]]:
     """Score each line by itself, in order; DataError names a line that is not UTF-8, or not a record with the field."""
     runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
-    model, tokenizer = checkpoint.load(run, device=runtime.device, dtype=runtime.dtype)
+    model, tokenizer = load(run, device=runtime.device, dtype=runtime.dtype)
     records = read_records(lines, jsonl=jsonl, field=field)
     for block in blocks(records, LINES_AT_ONCE, ready):
         ids = [tokenizer.encode(record[field]) for record in block]

@@ -12,7 +12,7 @@ from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.model.gpt import GPT
-from gptcli.train.checkpoint import Purpose
+from gptcli.train.metadata import ModelMetadata
 
 _USE = {
     "text": """\
@@ -60,12 +60,12 @@ print(model("Once upon a time", max_tokens=50)["choices"][0]["text"])
 NEEDS = {"NanoChatForCausalLM": "transformers 5"}  # the others are in transformers 4 too
 
 
-def model_card(name: str, checkpoint: Path, model: GPT, tokenizer: Tokenizer, purpose: Purpose, *,
+def model_card(name: str, checkpoint: Path, model: GPT, tokenizer: Tokenizer, metadata: ModelMetadata, *,
                architecture: str, dtype: str, gguf: str | None = None) -> str:  # fmt: skip
     """Markdown with front matter; figures are those of training.json and metrics.jsonl, where they are there."""
     config = model.config
-    use = "gguf" if gguf else "classify" if purpose.labels else "chat" if purpose.conversation else "text"
-    task = "text-classification" if purpose.labels else "text-generation"
+    use = "gguf" if gguf else "classify" if metadata.labels else "chat" if metadata.conversation else "text"
+    task = "text-classification" if metadata.labels else "text-generation"
     library = "gguf" if gguf else "transformers"
     facts = {
         "architecture": architecture,
@@ -75,7 +75,7 @@ def model_card(name: str, checkpoint: Path, model: GPT, tokenizer: Tokenizer, pu
         "context": f"{config.context_length:,} tokens",
         "vocabulary": f"{tokenizer.vocab_size:,} tokens, byte-level BPE",
         "stored as": dtype,
-        **({"labels": ", ".join(map(shown, purpose.labels)).replace("|", "\\|")} if purpose.labels else {}),
+        **({"labels": ", ".join(map(shown, metadata.labels)).replace("|", "\\|")} if metadata.labels else {}),
         **recorded(checkpoint),
     }
     example = _USE[use].replace("FILE", gguf or "").replace("CONTEXT", str(config.context_length))

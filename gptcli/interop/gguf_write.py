@@ -18,7 +18,7 @@ from gptcli.interop.families import GPT2, LLAMA, QWEN3, Family
 from gptcli.interop.hf_write import converted
 from gptcli.interop.names import Names
 from gptcli.model.gpt import GPT
-from gptcli.train.checkpoint import Purpose
+from gptcli.train.metadata import ModelMetadata
 
 _OUTSIDE = {
     "embedding": "token_embd",
@@ -82,7 +82,7 @@ def gguf_package() -> ModuleType:
 
 
 def write_gguf(
-    path: Path, model: GPT, tokenizer: Tokenizer, purpose: Purpose, architecture: Architecture, dtype: str
+    path: Path, model: GPT, tokenizer: Tokenizer, metadata: ModelMetadata, architecture: Architecture, dtype: str
 ) -> None:
     """The whole model in one file. Matrices are of `dtype`, in rows that q8_0 does not divide float16; the rest is
     float32."""
@@ -96,7 +96,7 @@ def write_gguf(
         writer.add_file_type(getattr(gguf.LlamaFileType, TYPES[dtype][1]))
         if dtype == "q8_0":
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        _add_tokenizer(writer, tokenizer, whole, purpose, pre)
+        _add_tokenizer(writer, tokenizer, whole, metadata, pre)
         for name, tensor in tensors.items():
             kind = "F32" if tensor.ndim < 2 or any(part in name for part in IN_FLOAT32) else TYPES[dtype][0]
             if kind == "Q8_0" and tensor.shape[-1] % 32:
@@ -128,7 +128,7 @@ def _add_shape(writer: Any, config: ModelConfig, family: Family) -> None:
     writer.add_rope_freq_base(config.rope_theta)
 
 
-def _add_tokenizer(writer: Any, tokenizer: Tokenizer, config: ModelConfig, purpose: Purpose, pre: str) -> None:
+def _add_tokenizer(writer: Any, tokenizer: Tokenizer, config: ModelConfig, metadata: ModelMetadata, pre: str) -> None:
     """Tokens, one for each row of the embedding, and merges."""
     types = gguf_package().TokenType
     document = json.loads(tokenizer.content)["model"]
@@ -149,9 +149,9 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, config: ModelConfig, purpo
     if begin is not None:
         writer.add_bos_token_id(begin)
         writer.add_eos_token_id(begin)
-    if purpose.conversation is not None:
-        writer.add_eot_token_id(purpose.conversation.end_id(tokenizer))
-        writer.add_chat_template(chat_template(purpose.conversation, tokenizer))
+    if metadata.conversation is not None:
+        writer.add_eot_token_id(metadata.conversation.end_id(tokenizer))
+        writer.add_chat_template(chat_template(metadata.conversation, tokenizer))
 
 
 def split_pattern(tokenizer: Tokenizer) -> str:

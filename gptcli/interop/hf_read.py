@@ -20,7 +20,7 @@ from gptcli.interop.families import Family
 from gptcli.interop.names import LINEARS, incoming
 from gptcli.model.gpt import GPT
 from gptcli.model.safetensors_io import check_finite
-from gptcli.train.checkpoint import stored_weights
+from gptcli.train.weights import stored_weights
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_NAME = re.compile(r"[\w.-]+")

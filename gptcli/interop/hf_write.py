@@ -19,32 +19,33 @@ from gptcli.interop.hf_read import SINGLE
 from gptcli.interop.names import Names, outgoing
 from gptcli.model.gpt import GPT
 from gptcli.model.safetensors_io import check_finite, write_tensors
-from gptcli.train.checkpoint import Purpose, stored_weights
+from gptcli.train.metadata import ModelMetadata
+from gptcli.train.weights import stored_weights
 
 
 def write_directory(
-    directory: Path, model: GPT, tokenizer: Tokenizer, purpose: Purpose, family: Family, dtype: torch.dtype
+    directory: Path, model: GPT, tokenizer: Tokenizer, metadata: ModelMetadata, family: Family, dtype: torch.dtype
 ) -> None:
     """All files but the model card. A classifier becomes the family's class for that."""
     begin = tokenizer.end_of_text
     ends = [] if begin is None else [begin]
-    if purpose.conversation is not None:
-        ends.append(purpose.conversation.end_id(tokenizer))
+    if metadata.conversation is not None:
+        ends.append(metadata.conversation.end_id(tokenizer))
     ids = {"bos_token_id": begin, "eos_token_id": ends[0] if len(ends) == 1 else ends or None, "pad_token_id": begin}
     config = write_config(model.config, family) | ids | {"dtype": str(dtype).removeprefix("torch.")}
-    if purpose.labels:
+    if metadata.labels:
         config["architectures"] = [family.classifier]
-        config["id2label"] = {str(index): label for index, label in enumerate(purpose.labels)}
-        config["label2id"] = {label: index for index, label in enumerate(purpose.labels)}
+        config["id2label"] = {str(index): label for index, label in enumerate(metadata.labels)}
+        config["label2id"] = {label: index for index, label in enumerate(metadata.labels)}
     fsio.write_json(directory / "config.json", config)
     write_tensors(converted(model, family.whole(model.config), family.names, dtype), directory / SINGLE,
                   metadata={"format": "pt"})  # fmt: skip
     fsio.write_file(directory / "tokenizer.json", tokenizer.content)
     fsio.write_json(directory / "tokenizer_config.json", _tokenizer_config(model.config, tokenizer))
-    if not purpose.labels:
+    if not metadata.labels:
         fsio.write_json(directory / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
-    if purpose.conversation is not None:
-        fsio.write_file(directory / "chat_template.jinja", chat_template(purpose.conversation, tokenizer))
+    if metadata.conversation is not None:
+        fsio.write_file(directory / "chat_template.jinja", chat_template(metadata.conversation, tokenizer))
 
 
 def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import statistics
 
 import torch
 
-from gptcli.api.bench import step_times
 from gptcli.base.errors import ConfigError, GptcliError
 from gptcli.base.units import amount, count
 from gptcli.config.train import PretrainConfig
@@ -18,6 +17,7 @@ from gptcli.generate.kv_cache import cache_bytes
 from gptcli.model.gpt import GPT
 from gptcli.observe.memory import Memory, Workload, training_memory
 from gptcli.observe.plan_report import Plan, Rates, Target
+from gptcli.observe.step_times import step_times
 from gptcli.train.loop import micro_batch_rows
 from gptcli.train.step import pairs
 

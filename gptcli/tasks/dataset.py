@@ -17,7 +17,7 @@ from gptcli.data.example import Example, Reader, chat_reader, classify_reader, i
 from gptcli.data.rows import load_rows
 from gptcli.data.text import TextOptions, file_sha256, find_sources
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.train.checkpoint import Purpose
+from gptcli.train.metadata import ModelMetadata
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ExampleSet:
     train: list[Example]
     validation: list[Example]
     tokenizer: Tokenizer
-    purpose: Purpose
+    metadata: ModelMetadata
     bad_lines: tuple[str, ...]
     unlearnable: int  # rows left out, since a cut took all that there was to learn
     sha256: list[str]  # of the inputs
@@ -38,9 +38,9 @@ class ExampleSet:
         repeated = len(train) - len({key(row) for row in train})
         shared = len({key(row) for row in train} & {key(row) for row in validation})
         truncated = sum(row.truncated for row in (*train, *validation))
-        counts = Counter(self.purpose.labels[row.label] for row in train if row.label is not None)
+        counts = Counter(self.metadata.labels[row.label] for row in train if row.label is not None)
         labels = ", ".join(f"{shown(name, 40)} {count:,}" for name, count in sorted(counts.items()))
-        lost = [shown(name, 40) for name in self.purpose.labels if counts and name not in counts]
+        lost = [shown(name, 40) for name in self.metadata.labels if counts and name not in counts]
         tokens = sum(len(row.ids) for row in train)
         return [
             f"{count(len(train), 'row')} to train on ({count(tokens, 'token')}), {len(validation):,} held out",
@@ -67,11 +67,13 @@ def key(example: Example) -> tuple[int, ...]:
     return tuple(example.ids)
 
 
-def read_examples(config: FinetuneConfig, tokenizer: Tokenizer, purpose: Purpose, model: ModelConfig) -> ExampleSet:
+def read_examples(
+    config: FinetuneConfig, tokenizer: Tokenizer, metadata: ModelMetadata, model: ModelConfig
+) -> ExampleSet:
     """All examples of a run file for a base with this tokenizer; DataError names the first row that is wrong."""
     data, names = config.data, shown(", ".join(config.data.train))
     sha256 = _hashes(data)
-    form = purpose.conversation or Conversation()
+    form = metadata.conversation or Conversation()
     if config.task == "chat":
         tokenizer = tokenizer.with_specials(form.specials)
     labels: tuple[str, ...] = ()
@@ -97,7 +99,7 @@ def read_examples(config: FinetuneConfig, tokenizer: Tokenizer, purpose: Purpose
             "should teach; shorten the rows, raise data.max_tokens, or take a base with a longer context"
         )
     validation = [row for row in validation if not row.unlearnable]
-    return ExampleSet(train, validation, tokenizer, _purpose(config, labels, form, purpose), bad, unlearnable, sha256)
+    return ExampleSet(train, validation, tokenizer, _metadata(config, labels, form, metadata), bad, unlearnable, sha256)
 
 
 def _hashes(data: RowsConfig) -> list[str]:
@@ -110,10 +112,12 @@ def _refuse_stream() -> str:
     raise ConfigError("data.train: rows are read more than once; save them to a file")
 
 
-def _purpose(config: FinetuneConfig, labels: tuple[str, ...], form: Conversation, base: Purpose) -> Purpose:
+def _metadata(
+    config: FinetuneConfig, labels: tuple[str, ...], form: Conversation, base: ModelMetadata
+) -> ModelMetadata:
     """What the tuned model is for: its new task, beside a form of conversation that the base has."""
     conversation = form if config.task == "chat" else base.conversation
-    return Purpose(labels, conversation, pooling=config.classify.pooling)
+    return ModelMetadata(labels, conversation, pooling=config.classify.pooling)
 
 
 def _reader(

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptcli.api.pretrain import prepare_data
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
@@ -20,9 +19,10 @@ from gptcli.base.units import count
 from gptcli.config.data import DataConfig, TokenizerConfig
 from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.model import ModelConfig
-from gptcli.config.train import PretrainConfig, TrainConfig
+from gptcli.config.train import TrainConfig
 from gptcli.data.batches import IGNORE, Step, TokenBatches
 from gptcli.data.packing import ExampleBatches, group_by_tokens, pack
+from gptcli.data.prepared import prepare_data
 from gptcli.data.shards import TokenArray, near, read_index
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime
@@ -32,9 +32,10 @@ from gptcli.evaluate.scoring import batch_tokens
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.tasks.classify import LabelObjective
 from gptcli.tasks.dataset import ExampleSet
-from gptcli.train.checkpoint import Purpose
+from gptcli.tasks.text import validate_text, write_sample
 from gptcli.train.loop import next_token_nats
-from gptcli.train.run import Job, Validation, validate_text, write_sample
+from gptcli.train.metadata import ModelMetadata
+from gptcli.train.run import Job, Validation
 from gptcli.train.step import Objective
 
 
@@ -43,7 +44,7 @@ def text_job(
     base: Path,
     tokenizer: Tokenizer,
     model: ModelConfig,
-    purpose: Purpose,
+    metadata: ModelMetadata,
     identity: list[str],
     runtime: Runtime,
     report: Report,
@@ -57,7 +58,7 @@ def text_job(
         field=data.text_field,
     )
     given = TokenizerConfig(path=str(base / "tokenizer.json"))
-    _, prepared = prepare_data(PretrainConfig(run_dir=config.run_dir, data=text, tokenizer=given), report)
+    _, prepared = prepare_data(text, given, report)
     if tokenizer.end_of_text is None:
         raise DataError(f"{shown(str(base))}: its tokenizer has no <|endoftext|>, with which every window begins")
     tokens, held_out = TokenArray(prepared, "train"), TokenArray(prepared, "validation")
@@ -82,7 +83,7 @@ def text_job(
         validate=lambda model: validate_text(model, tokenizer, validation, runtime),
         data=(count(len(tokens), "token"), "window"),
         content={"base": identity, "inputs": [fact["sha256"] for fact in read_index(prepared)["inputs"]]},
-        purpose=purpose,
+        metadata=metadata,
         runtime=runtime,
     )
 
@@ -113,7 +114,7 @@ def train_config(config: FinetuneConfig, rows: int) -> TrainConfig:
 
 
 def rows_job(
-    config: FinetuneConfig, examples: ExampleSet, purpose: Purpose, identity: list[str], runtime: Runtime
+    config: FinetuneConfig, examples: ExampleSet, metadata: ModelMetadata, identity: list[str], runtime: Runtime
 ) -> Job:
     """Learning from rows. `identity` are the hashes of the base."""
     rows, tokenizer = examples.train, examples.tokenizer
@@ -137,7 +138,7 @@ def rows_job(
         ),
         data=(count(len(rows), "row"), "row"),
         content={"base": identity, "tokenizer": tokenizer.sha256, "inputs": examples.sha256},
-        purpose=purpose,
+        metadata=metadata,
         runtime=runtime,
     )
 
@@ -152,7 +153,7 @@ def _job(
     validate: Callable[[GPT], Validation | None],
     data: tuple[str, str],
     content: dict[str, Any],
-    purpose: Purpose,
+    metadata: ModelMetadata,
     runtime: Runtime,
 ) -> Job:
     """What both kinds of data share. `data`: how much there is, and what a batch is made of."""
@@ -175,7 +176,7 @@ def _job(
             f"{amount}, {count(train.steps, 'step')} of {count(train.batch_size, unit)} "
             f"({config.train.epochs:.3g} epochs)"
         ),
-        purpose=purpose,
+        metadata=metadata,
         patience=config.train.patience,
         less_memory=f"lower train.micro_batch_tokens (it is {config.train.micro_batch_tokens}) or data.max_tokens",
     )
@@ -196,7 +197,7 @@ def _objective(config: FinetuneConfig, examples: ExampleSet) -> Objective:
 def _class_weights(config: FinetuneConfig, examples: ExampleSet) -> Tensor:
     """(labels,), 1 on the average of the training rows; 0 for a label whose rows are all held out, if balanced."""
     labels = torch.tensor([row.label for row in examples.train])
-    counts = torch.bincount(labels, minlength=len(examples.purpose.labels))
+    counts = torch.bincount(labels, minlength=len(examples.metadata.labels))
     if config.classify.class_weights == "none":
         return torch.ones(len(counts))
     there = counts > 0
@@ -210,10 +211,10 @@ def validate_labels(model: GPT, *, examples: ExampleSet, runtime: Runtime) -> Va
         return None
     with evaluating(model):
         rows = [row.ids for row in examples.validation]
-        probabilities = label_probabilities(model, rows, runtime, pooling=examples.purpose.pooling)
+        probabilities = label_probabilities(model, rows, runtime, pooling=examples.metadata.pooling)
     wanted = torch.tensor([row.label for row in examples.validation])
     confidence, given = (found.numpy() for found in probabilities.double().max(-1))
-    accuracy, macro_f1 = Labelled(examples.purpose.labels, wanted.numpy(), given, confidence).accuracy_and_macro_f1()
+    accuracy, macro_f1 = Labelled(examples.metadata.labels, wanted.numpy(), given, confidence).accuracy_and_macro_f1()
     loss = float(-probabilities.gather(1, wanted[:, None]).clamp_min(1e-30).log().mean())
     record = {"loss_nats": loss, "accuracy": accuracy, "macro_f1": macro_f1}
     text = f"validation accuracy {accuracy:.4f}, macro-F1 {macro_f1:.4f}, loss {loss:.4f} nats"

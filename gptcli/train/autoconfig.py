@@ -32,9 +32,9 @@ from gptcli.data.packing import counted
 from gptcli.data.shards import is_prepared
 from gptcli.device.runtime import Runtime, matmul_flops_per_second
 from gptcli.model.gpt import GPT
-from gptcli.train.checkpoint import TrainState
 from gptcli.train.compile import unable_to_compile
 from gptcli.train.loop import make_optimizers, train_step
+from gptcli.train.state import TrainState
 
 PROBE_SECONDS = 0.5
 MIN_PROBE_STEPS = 3

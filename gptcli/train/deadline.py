@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from gptcli.config.train import TrainConfig
-from gptcli.train.checkpoint import Stretch, TrainState
+from gptcli.train.state import ScheduleRescale, TrainState
 
 TOLERANCE = 0.01  # of the steps that are left: less is not worth a correction
 SMOOTHING = 0.5  # weight of the newest measurement
@@ -60,4 +60,4 @@ class Deadline:
         left = self.ends_at - EXIT_SECONDS - time.monotonic() - pauses * sum(self.pauses.values())
         fitting = state.step + max(1, round(left / self.step_seconds))
         if abs(fitting - last) > max(1, TOLERANCE * (last - state.step)):
-            state.stretch = Stretch(planned, state.step, state.position(planned), fitting)
+            state.stretch = ScheduleRescale(planned, state.step, state.position(planned), fitting)

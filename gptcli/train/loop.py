@@ -23,9 +23,9 @@ from gptcli.data.batches import Batch, Step, derived_seed
 from gptcli.device.runtime import Runtime, memory_bytes
 from gptcli.model.attention import Packed
 from gptcli.model.gpt import GPT
-from gptcli.train.checkpoint import TrainState
 from gptcli.train.loss import head_cross_entropy
 from gptcli.train.optimizers import Optimizers, learning_rate_factor
+from gptcli.train.state import TrainState
 from gptcli.train.step import Objective
 
 CPU_MICRO_TOKENS = 1024  # matrix products of so many rows are as fast as longer ones, and what they keep fits a cache

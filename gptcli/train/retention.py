@@ -1,11 +1,32 @@
-"""Which checkpoints of a run stay, and what `latest` and `best` name."""
+"""Which checkpoints of a run are kept, and which one a run goes on from."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from gptcli.base import fsio
-from gptcli.train.checkpoint import TrainState, checkpoints, step_directory
+from gptcli.base.errors import DataError, GptcliError
+from gptcli.base.escape import shown
+from gptcli.train.checkpoint import checkpoints, step_directory, verify
+from gptcli.train.state import TrainState
+
+
+def newest_verified(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
+    """Return the newest checkpoint that is whole, None where there is none at all. DataError where all are damaged."""
+    tried: list[str] = []
+    for path in checkpoints(run_dir):
+        try:
+            verify(path)
+        except (GptcliError, OSError) as error:
+            tried.append(str(error))
+            continue
+        if tried:
+            warn(f"{'; '.join(tried)}: going on from {shown(str(path))}")
+        return path
+    if tried:
+        raise DataError(*tried)
+    return None
 
 
 def keep(run_dir: Path, state: TrainState, count: int) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,21 +27,19 @@ from gptcli.base.report import Report
 from gptcli.base.signals import Stop, stop_on_signals
 from gptcli.base.units import count
 from gptcli.config import yaml_file
-from gptcli.config.generate import GenerateOptions
 from gptcli.config.schema import Section
 from gptcli.config.train import OptimConfig, TrainConfig
 from gptcli.data.batches import Step
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime, matmul_flops_per_second
-from gptcli.evaluate.perplexity import score_documents
-from gptcli.generate.engine import Engine, Request
 from gptcli.model.gpt import GPT, evaluating
-from gptcli.observe.tensorboard import recording
-from gptcli.train import checkpoint, retention
-from gptcli.train.checkpoint import Purpose, TrainState
+from gptcli.train import checkpoint
 from gptcli.train.deadline import Deadline
 from gptcli.train.loop import Hooks, Record, micro_batch_rows, train
+from gptcli.train.metadata import ModelMetadata
+from gptcli.train.retention import keep, newest_verified
 from gptcli.train.run_directory import FREE_TO_CHANGE, differences, trim_metrics
+from gptcli.train.state import TrainState
 from gptcli.train.step import Objective
 
 
@@ -71,7 +70,7 @@ class Job:
     validate: Callable[[GPT], Validation | None]
     sample: Callable[[GPT], str]
     description: str  # of the data and the steps, for the first message
-    purpose: Purpose = field(default_factory=Purpose)
+    metadata: ModelMetadata = field(default_factory=ModelMetadata)
     patience: int | None = None  # stop after so many validations without a better one
     less_memory: str = ""  # what to set where memory runs out; empty: as in pretraining
 
@@ -95,9 +94,19 @@ class Outcome:
 class Training:
     """A job under way, in a directory that the caller holds locked."""
 
-    def __init__(self, job: Job, runtime: Runtime, report: Report, deadline: Deadline | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        runtime: Runtime,
+        report: Report,
+        deadline: Deadline | None = None,
+        *,
+        also_record: AbstractContextManager[Callable[[Record], None]] | None = None,
+    ) -> None:
+        """`also_record` gives a function that gets every record of metrics.jsonl, too."""
         self.job, self.runtime, self.report = job, runtime, report
         self.run_dir = job.run_dir
+        self.also_record = also_record or nullcontext(lambda _record: None)
         self.deadline = deadline or Deadline(None, job.train, pause_seconds=0.0)
         self.metrics_path = job.run_dir / "metrics.jsonl"
         self.validation: Validation | None = None
@@ -108,7 +117,7 @@ class Training:
     def go(self, state: TrainState, *, resume: bool) -> Outcome:
         """From `state`, or from the newest whole checkpoint of the directory, to the last step or to a signal."""
         job = self.job
-        found = checkpoint.newest_verified(self.run_dir, self.report.warning) if resume else None
+        found = newest_verified(self.run_dir, self.report.warning) if resume else None
         if found is not None:
             self._restore(state, found)
             self.resumed_step = state.step
@@ -130,7 +139,7 @@ class Training:
         with (
             stop_on_signals(announce) as stop,
             fsio.appending(self.metrics_path) as metrics,
-            recording(self.run_dir / "tensorboard", self.report.warning, wanted=job.train.tensorboard) as also_record,
+            self.also_record as also_record,
         ):
             write = self._writer(metrics, also_record, state)
             finished = self._train(state, stop, write) or self.exhausted
@@ -234,8 +243,8 @@ class Training:
             state.best_score, state.best_step = found.score, state.step  # the best of those that are saved
         if state.step != self.resumed_step:  # else it was saved when the validation of this step was given up
             fsio.sync_file(self.metrics_path)
-            checkpoint.save(state, self.run_dir, self.job.tokenizer, self.job.run_file, self.job.purpose)
-        retention.keep(self.run_dir, state, self.job.train.keep_checkpoints)
+            checkpoint.save(state, self.run_dir, self.job.tokenizer, self.job.run_file, self.job.metadata)
+        keep(self.run_dir, state, self.job.train.keep_checkpoints)
         self._check_patience(state)
 
     def _check_patience(self, state: TrainState) -> None:
@@ -257,28 +266,3 @@ def less_memory(train: TrainConfig, context_length: int, *, on_cpu: bool) -> str
     if smaller < now:
         return f"set train.micro_batch_size={smaller} (it is {now}), which gives the same gradients"
     return f"set model.context_length={max(2, context_length // 2)} (it is {context_length}) or take a smaller model"
-
-
-def validate_text(model: GPT, tokenizer: Tokenizer, ids: list[int], runtime: Runtime) -> Validation | None:
-    """Loss on held-out text, None where there is none.
-
-    Without overlap: as many forward passes as tokens need, the same measure at every step of every run.
-    """
-    if not ids:
-        return None
-    (score,) = score_documents(model, tokenizer, [ids], runtime, stride=model.config.context_length)
-    if not score.tokens:
-        return None
-    record = {"loss_nats": score.loss_nats, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
-    text = f"validation loss {score.loss_nats:.4f} nats, {score.bits_per_byte:.4f} bits per byte"
-    return Validation(score.bits_per_byte, record, text, f"validation {score.bits_per_byte:.3f} bits/byte")
-
-
-def write_sample(model: GPT, tokenizer: Tokenizer, runtime: Runtime, config: TrainConfig, *, seed: int) -> str:
-    """What the model makes of the run's sample prompt, the prompt included."""
-    engine = Engine(model, tokenizer, runtime, slots=1)
-    options = GenerateOptions(max_tokens=config.sample_tokens, seed=seed, truncate="left")
-    prompt = engine.fit(tokenizer.encode(config.sample_prompt), options)
-    capacity = len(prompt) + 1 + config.sample_tokens
-    (completion,) = engine.run([Request(prompt, options)], capacity=capacity)
-    return config.sample_prompt + completion.text

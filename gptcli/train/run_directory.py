@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.base import fsio
-from gptcli.base.errors import ConfigError, RefusedError
+from gptcli.base.errors import ConfigError, DataError, RefusedError
 from gptcli.base.escape import shown
+from gptcli.data.shards import is_prepared
 from gptcli.train import checkpoint
-from gptcli.train.checkpoint import TrainState
+from gptcli.train.checkpoint import checkpoints
+from gptcli.train.state import TrainState
 
 # What may differ between a run and its resumption without making it another run.
 FREE_TO_CHANGE = {
@@ -90,3 +92,24 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, str]:
         return {}
     plain = isinstance(old, (int, float)) and isinstance(new, (int, float))
     return {prefix: f" ({new}, was {old})" if plain else ""}
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Find the checkpoint that a user means by a run directory (its best, else its newest) or by its own directory."""
+    path = Path(path)
+    if not path.is_dir():
+        what = "is a file" if path.is_file() else "no such directory"
+        raise ConfigError(f"{shown(str(path))}: {what}; want the directory of a run or of a checkpoint")
+    candidates = [path, path / "best", path / "latest", *checkpoints(path)]
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return candidate
+    if (path / "checkpoints").is_dir():
+        raise DataError(f"{shown(str(path))}: the run has no complete checkpoint; go on with gptcli pretrain --resume")
+    if is_prepared(path):
+        raise DataError(f"{shown(str(path))}: is prepared text; train on it: data.train: [{shown(str(path))}]")
+    if any((path / name).is_file() for name in ("model.safetensors", fsio.MANIFEST)):
+        raise DataError(f"{shown(str(path / 'config.json'))}: missing; the checkpoint is damaged")
+    runs = sorted(str(child) for child in path.iterdir() if (child / "checkpoints").is_dir())
+    mend = f"did you mean {shown(runs[0])}?" if runs else "want the directory of a run or of a checkpoint"
+    raise DataError(f"{shown(str(path))}: holds no checkpoint; {mend}")

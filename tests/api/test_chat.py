@@ -30,7 +30,7 @@ from gptcli.data.conversation import ASSISTANT, SYSTEM, USER, Conversation, Mess
 from gptcli.data.tokenizer import Tokenizer, learn_merges
 from gptcli.model.gpt import GPT
 from gptcli.train import checkpoint
-from gptcli.train.checkpoint import Purpose
+from gptcli.train.metadata import ModelMetadata
 
 torch.set_num_threads(1)
 
@@ -56,7 +56,7 @@ def table_model(directory: Path, paths: Sequence[str | list[str]], *, context_le
             for here, there in zip([start, *ids], goal, strict=True):
                 model.head.weight[there, here] = 20.0
     directory.mkdir(parents=True)
-    checkpoint.save_model(model, tokenizer, directory, step=1, purpose=Purpose(conversation=FORM))
+    checkpoint.save_model(model, tokenizer, directory, step=1, metadata=ModelMetadata(conversation=FORM))
     return directory
 
 

@@ -85,21 +85,22 @@ def relative_cost(run_file: Path, overrides: list[str], changes: tuple[str, ...]
 
 def begin(run_file: Path, overrides: list[str], seed: int) -> tuple:
     """A run at its first step, and a function that scores it on all validation bytes."""
-    from gptcli.api.pretrain import new_state, prepare_data
     from gptcli.base.report import Report
     from gptcli.config import yaml_file
     from gptcli.config.train import PretrainConfig
     from gptcli.data.batches import TokenBatches
+    from gptcli.data.prepared import prepare_data
     from gptcli.data.shards import TokenArray
     from gptcli.device.runtime import keep_freed_memory, make_runtime
     from gptcli.evaluate.perplexity import score_documents
+    from gptcli.train.initial import new_state
     from gptcli.train.loop import micro_batch_rows
 
     settings = [*overrides, f"runtime.seed={seed}", "runtime.threads=1", "data.cache_dir=cache"]
     config = yaml_file.load(PretrainConfig, run_file, settings).value
     runtime = make_runtime(config.runtime)
     keep_freed_memory()
-    tokenizer, prepared = prepare_data(config, Report())
+    tokenizer, prepared = prepare_data(config.data, config.tokenizer, Report())
     state = new_state(dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size), config, runtime)
     state.model.train()
     batches = TokenBatches(

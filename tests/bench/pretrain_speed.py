@@ -102,12 +102,12 @@ def gptcli_step(
     import numpy as np
     import torch
 
-    from gptcli.api.pretrain import new_state
     from gptcli.config.data import DataConfig
     from gptcli.config.model import ModelConfig
     from gptcli.config.train import OptimConfig, PretrainConfig, RuntimeConfig, TrainConfig
     from gptcli.data.batches import TokenBatches
     from gptcli.device.runtime import keep_freed_memory, make_runtime
+    from gptcli.train.initial import new_state
     from gptcli.train.loop import micro_batch_rows, train_step
 
     class RandomTokens:

@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.api import prepare as prepare_module
 from gptcli.api.prepare import prepare
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError, RefusedError
 from gptcli.base.report import Report
 from gptcli.config.data import DataConfig
+from gptcli.data import encode as encode_module
 from gptcli.data.corpus import read_corpus, survey
 from gptcli.data.shards import SPLITS, SplitWriter, TokenArray, read_index, token_dtype, write_index
 from gptcli.data.tokenizer import Tokenizer, learn_merges
@@ -253,8 +253,8 @@ def test_documents_of_small_batches_and_shards_come_back_whole(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = records(tmp_path / "corpus.jsonl", 60)
-    monkeypatch.setattr(prepare_module, "BATCH_CHARACTERS", 300)
-    monkeypatch.setattr(prepare_module, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(encode_module, "BATCH_CHARACTERS", 300)
+    monkeypatch.setattr(encode_module, "PIECE_CHARACTERS", 50)
     data = DataConfig(train=(str(path),), validation_fraction=0.2)
     index = prepare(data, tokenizer, tmp_path / "out", report=Report(), shard_tokens=200)
     assert len(index["splits"]["train"].shards) > 5

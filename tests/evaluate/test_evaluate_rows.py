@@ -8,10 +8,12 @@ import pytest
 import torch
 from conftest import RunCli, Tiny
 
+from gptcli.api.open_model import load
 from gptcli.cli import main
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.model.gpt import GPT
 from gptcli.train import checkpoint
+from gptcli.train.metadata import ModelMetadata
 
 LABELLED = [
     {"text": "Ann saw a boat", "label": "boat"},
@@ -61,7 +63,7 @@ def test_a_label_is_the_one_whose_words_are_likeliest_after_the_prompt(
     found = document(
         run_cli, tiny.run, labelled, "--task", "classify", "--template", r"{text}\n=", *given, "--records", records
     )
-    model, tokenizer = checkpoint.load(tiny.run)
+    model, tokenizer = load(tiny.run)
     right = []
     for line, row in zip(records.read_text().splitlines(), LABELLED, strict=True):
         record = json.loads(line)
@@ -87,7 +89,7 @@ def test_choices_are_compared_by_log_probability(tiny: Tiny, tmp_path: Path, run
     records = tmp_path / "records.jsonl"
     rows = write(tmp_path / "rows.jsonl", QUESTIONS)
     found = document(run_cli, tiny.run, rows, "--task", "choice", "--template", "{question}", "--records", records)
-    model, tokenizer = checkpoint.load(tiny.run)
+    model, tokenizer = load(tiny.run)
     for line, row in zip(records.read_text().splitlines(), QUESTIONS, strict=True):
         record = json.loads(line)
         scores = {text: logprob(model, tokenizer, row["question"], " " + text) for text in row["choices"]}
@@ -209,14 +211,14 @@ def test_options_that_do_not_go_together_are_refused(
 @pytest.fixture
 def classifier(tiny: Tiny, tmp_path: Path) -> Path:
     """The tiny model with a classification head of random weights."""
-    model, tokenizer = checkpoint.load(tiny.run)
+    model, tokenizer = load(tiny.run)
     with_head = GPT(model.config, labels=2)
     with_head.initialize(torch.Generator().manual_seed(1))
     with_head.load_state_dict(model.state_dict(), strict=False)
     directory = tmp_path / "classifier"
     directory.mkdir()
-    purpose = checkpoint.Purpose(labels=("dog", "boat"))
-    checkpoint.save_model(with_head, tokenizer, directory, step=1, purpose=purpose)
+    metadata = ModelMetadata(labels=("dog", "boat"))
+    checkpoint.save_model(with_head, tokenizer, directory, step=1, metadata=metadata)
     return directory
 
 
@@ -227,7 +229,7 @@ def test_a_classifier_names_labels_by_its_head(
     found = document(run_cli, classifier, labelled, "--task", "classify", "--records", records)
     assert found["method"] == "classification head"
     assert found["labels"] == ["boat", "dog"]
-    model, tokenizer = checkpoint.load(classifier)
+    model, tokenizer = load(classifier)
     assert model.label_head is not None
     for line, row in zip(records.read_text().splitlines(), LABELLED, strict=True):
         with torch.no_grad():

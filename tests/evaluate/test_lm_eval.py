@@ -13,12 +13,12 @@ import torch
 from conftest import RunCli, Tiny
 from lm_eval.api.instance import Instance
 
+from gptcli.api.open_model import load
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime
 from gptcli.evaluate.lm_eval import HarnessModel, draw_options
 from gptcli.evaluate.perplexity import score_documents
 from gptcli.model.gpt import GPT
-from gptcli.train import checkpoint
 
 torch.set_num_threads(1)
 
@@ -35,7 +35,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def loaded(tiny: Tiny) -> tuple[GPT, Tokenizer]:
-    return checkpoint.load(tiny.run)
+    return load(tiny.run)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from gptcli.data.tokenizer import Tokenizer, learn_merges
 from gptcli.interop.gguf_write import TYPES
 from gptcli.model.gpt import GPT
 from gptcli.train import checkpoint
-from gptcli.train.checkpoint import Purpose
+from gptcli.train.metadata import ModelMetadata
 
 SHAPE: dict[str, Any] = {"num_layers": 2, "hidden_size": 64, "num_heads": 4, "context_length": 64, "vocab_size": 400}
 OURS = {
@@ -153,8 +153,8 @@ def test_a_classifier_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ours").mkdir()
     model = GPT(OURS["gpt2"], labels=2)
     model.initialize(torch.Generator().manual_seed(1))
-    purpose = Purpose(labels=("no", "yes"))
-    checkpoint.save_model(model, our_tokenizer(), tmp_path / "ours", step=0, purpose=purpose)
+    metadata = ModelMetadata(labels=("no", "yes"))
+    checkpoint.save_model(model, our_tokenizer(), tmp_path / "ours", step=0, metadata=metadata)
     with pytest.raises(DataError, match="classifier"):
         export_gguf(tmp_path / "ours", tmp_path / "gguf", report=Report())
 

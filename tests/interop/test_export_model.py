@@ -28,7 +28,7 @@ from gptcli.interop.configs import family_for, problems
 from gptcli.interop.families import FAMILIES
 from gptcli.model.gpt import GPT
 from gptcli.train import checkpoint
-from gptcli.train.checkpoint import Purpose
+from gptcli.train.metadata import ModelMetadata, read_metadata
 
 SHAPE: dict[str, Any] = {
     "num_layers": 2, "hidden_size": 48, "num_heads": 4, "context_length": 64, "vocab_size": VOCABULARY
@@ -60,9 +60,9 @@ def random_gpt(config: ModelConfig, labels: int = 0) -> GPT:
     return model.eval()
 
 
-def save(model: GPT, path: Path, tokenizer: Tokenizer | None = None, purpose: Purpose | None = None) -> GPT:
+def save(model: GPT, path: Path, tokenizer: Tokenizer | None = None, metadata: ModelMetadata | None = None) -> GPT:
     path.mkdir()
-    checkpoint.save_model(model, tokenizer or made_text_tokenizer(), path, step=0, purpose=purpose)
+    checkpoint.save_model(model, tokenizer or made_text_tokenizer(), path, step=0, metadata=metadata)
     return model
 
 
@@ -161,7 +161,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tokenizer]:
     path = tmp_path_factory.mktemp("chat")
     tokenizer = made_text_tokenizer().with_specials(CHAT.specials)
     config = dataclasses.replace(OURS["gpt2"], vocab_size=tokenizer.vocab_size)
-    save(random_gpt(config), path / "ours", tokenizer, Purpose(conversation=CHAT))
+    save(random_gpt(config), path / "ours", tokenizer, ModelMetadata(conversation=CHAT))
     export_hf(path / "ours", path / "hf", report=Report())
     return path / "hf", tokenizer
 
@@ -200,13 +200,13 @@ def test_generation_of_a_chat_model_ends_with_its_turn(chat: tuple[Path, Tokeniz
 
 def test_the_form_of_conversations_comes_back_with_an_import(chat: tuple[Path, Tokenizer], tmp_path: Path) -> None:
     import_model(chat[0], tmp_path / "again", report=Report())
-    assert checkpoint.read_purpose(tmp_path / "again").conversation == CHAT
+    assert read_metadata(tmp_path / "again").conversation == CHAT
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
 def test_a_classifier_gives_the_same_logits_of_its_labels(name: str, tmp_path: Path) -> None:
     model = random_gpt(OURS[name], labels=3)
-    save(model, tmp_path / "ours", purpose=Purpose(labels=("bad", "so-so", "good")))
+    save(model, tmp_path / "ours", metadata=ModelMetadata(labels=("bad", "so-so", "good")))
     export_hf(tmp_path / "ours", tmp_path / "hf", report=Report())
     theirs = loaded(tmp_path / "hf", transformers.AutoModelForSequenceClassification)
     ids = some_ids(12)[:1].clamp(min=1)  # none is the token that pads
@@ -217,7 +217,7 @@ def test_a_classifier_gives_the_same_logits_of_its_labels(name: str, tmp_path: P
 
 
 def test_a_classifier_without_a_class_is_named(tmp_path: Path) -> None:
-    save(random_gpt(OURS["modern"], labels=2), tmp_path / "ours", purpose=Purpose(labels=("no", "yes")))
+    save(random_gpt(OURS["modern"], labels=2), tmp_path / "ours", metadata=ModelMetadata(labels=("no", "yes")))
     with pytest.raises(DataError, match="classifier"):
         export_hf(tmp_path / "ours", tmp_path / "hf", report=Report())
 

@@ -14,11 +14,13 @@ import torch
 from faults import Home, digests
 from safetensors.torch import load_file
 
+from gptcli.api.open_model import load
 from gptcli.base import fsio
 from gptcli.base.errors import GptcliError, NumericalError
 from gptcli.base.fsio.directories import _describe
 from gptcli.model.safetensors_io import write_tensors
 from gptcli.train import checkpoint
+from gptcli.train.retention import newest_verified
 
 KINDS = (
     "flip a bit", "cut", "grow", "delete", "empty", "zero a block", "swap with another file", "older file",
@@ -82,7 +84,7 @@ def is_found(home: Home, number: int, place: Path) -> None:
     with pytest.raises((GptcliError, OSError)):
         checkpoint.verify(newest)
     warnings: list[str] = []
-    assert checkpoint.newest_verified(run, warnings.append) == older, what
+    assert newest_verified(run, warnings.append) == older, what
     assert len(warnings) == 1
     assert newest.name in warnings[0]
     shutil.rmtree(run)
@@ -122,7 +124,7 @@ def test_values_that_are_not_finite_are_found_though_the_manifest_fits(home: Hom
         checkpoint.verify(path)
     if file == "model.safetensors":
         with pytest.raises(NumericalError, match="not finite"):
-            checkpoint.load(path)
+            load(path)
 
 
 def test_a_manifest_that_says_nothing_of_a_file_is_damaged(home: Home, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from gptcli.data.text import TextOptions, find_sources, read_pieces
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.model import safetensors_io
 from gptcli.train import checkpoint
+from gptcli.train.metadata import read_config
 
 SECONDS = 2.0  # for one input
 SPECIAL = [
@@ -110,7 +111,7 @@ def loaders(home: Home) -> dict[str, Loader]:
         "gzip": ("text.txt.gz", gzip.compress(text), pieces),
         "JSONL": ("text.jsonl", jsonl, pieces),
         "tokenizer": ("tokenizer.json", read(home.path / "tok.json"), Tokenizer.load),
-        "config": ("config.json", read(newest / "config.json"), lambda path: checkpoint.read_config(path.parent)),
+        "config": ("config.json", read(newest / "config.json"), lambda path: read_config(path.parent)),
         "weights": ("model.safetensors", weights, lambda path: safetensors_io.read_tensors(path, shapes)),
         "manifest": ("manifest.json", read(newest / "manifest.json"), lambda path: checkpoint.verify(path.parent)),
         "index": ("index.json", read(data / "index.json"), lambda path: shards.TokenArray(path.parent, "train")),

@@ -15,10 +15,10 @@ import pytest
 import torch
 from conftest import RunCli, Tiny
 
+from gptcli.api.open_model import load
 from gptcli.base.errors import DataError
 from gptcli.config.model import ModelConfig
 from gptcli.model import lora
-from gptcli.train import checkpoint
 
 MARK = "\ufeff".encode()  # what some programs put before UTF-8
 
@@ -132,7 +132,7 @@ WRONG = ["2", None, 2.5, True, [2], {"a": 2}, -1, 1e300, "", "\x1b[31m"]
 def test_a_config_with_a_value_of_the_wrong_kind_is_refused_or_read(name: str, tiny: Tiny, tmp_path: Path) -> None:
     for number, wrong in enumerate(WRONG):
         with suppress(DataError):
-            checkpoint.load(changed_copy(tiny, tmp_path / str(number), **{name: wrong}))
+            load(changed_copy(tiny, tmp_path / str(number), **{name: wrong}))
 
 
 def test_positions_without_end_cost_no_memory(tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
@@ -179,7 +179,7 @@ def test_without_end_of_text_the_first_token_of_a_text_is_given_and_not_scored(
     tiny: Tiny, tmp_path: Path, run_cli: RunCli
 ) -> None:
     there = without_end_of_text(tiny, tmp_path / "bare")
-    model, tokenizer = checkpoint.load(there)
+    model, tokenizer = load(there)
     text = "The old sailor found a lantern"
     ids = torch.tensor([tokenizer.encode(text)])
     with torch.no_grad():

@@ -24,10 +24,10 @@ from gptcli.device.runtime import Runtime
 from gptcli.generate.engine import Engine, Request
 from gptcli.model.gpt import GPT
 from gptcli.train import checkpoint
-from gptcli.train.checkpoint import TrainState
 from gptcli.train.loop import Hooks, make_optimizers, next_token_nats, train, train_step
 from gptcli.train.optimizers import Optimizers
 from gptcli.train.run import less_memory
+from gptcli.train.state import TrainState
 
 STEPS = 20
 RUNTIME = Runtime(torch.device("cpu"), torch.float32, 1)

@@ -20,7 +20,7 @@ import pytest
 from faults import Fault, Home, digests, leftovers, read_log
 
 from gptcli.base.errors import DataError
-from gptcli.train import checkpoint
+from gptcli.train.retention import newest_verified
 
 KINDS = ("nothing unsynced", "names without content", "content without names", "some of each")
 
@@ -142,7 +142,7 @@ def check_prefix(home: Home, log: list[Any], count: int, kind: str, place: Path)
     disk.after_power_loss(kind, random.Random(count), place)
     run, promised = place / "control", published_step(log[:count])
     try:
-        found = checkpoint.newest_verified(run, lambda _: None)
+        found = newest_verified(run, lambda _: None)
     except DataError:  # a checkpoint whose rename lasted and whose content did not must never be the only one
         assert promised == 0
         raise

@@ -31,9 +31,10 @@ from gptcli.config.model import ModelConfig
 from gptcli.config.train import OptimConfig
 from gptcli.data.tokenizer import learn_merges
 from gptcli.model.gpt import GPT
-from gptcli.train import checkpoint, retention
-from gptcli.train.checkpoint import TrainState
+from gptcli.train import checkpoint
 from gptcli.train.loop import make_optimizers
+from gptcli.train.retention import keep, newest_verified
+from gptcli.train.state import TrainState
 
 KEEP = 2
 TOKENIZER = learn_merges(["some text to learn " * 20], vocab_size=270)
@@ -87,7 +88,7 @@ class Retention(RuleBasedStateMachine):
         checkpoint.save(self.state, self.run, TOKENIZER, {})
         self.saves += 1
         self.good.add(self.state.step)
-        retention.keep(self.run, self.state, KEEP)
+        keep(self.run, self.state, KEEP)
 
     @rule(best=st.booleans())
     def save(self, best: bool) -> None:
@@ -146,7 +147,7 @@ class Retention(RuleBasedStateMachine):
         self.state = new_state()
         if not self.good:
             return
-        found = checkpoint.newest_verified(self.run, lambda _: None)
+        found = newest_verified(self.run, lambda _: None)
         assert found == checkpoint.step_directory(self.run, max(self.good))
         checkpoint.restore(self.state, found)
         assert self.state.step == max(self.good)

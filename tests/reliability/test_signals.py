@@ -21,11 +21,11 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 # phase -> the module and function that begins it, and the call of it that is signalled
 PHASES = {
     "survey": ("gptcli.data.corpus", "decompressed_bytes", 1),
-    "tokenizer training": ("gptcli.api.train_tokenizer", "learn_merges", 1),
-    "encode": ("gptcli.api.prepare", "_batches", 1),
+    "tokenizer training": ("gptcli.data.learn_tokenizer", "learn_merges", 1),
+    "encode": ("gptcli.data.encode", "_batches", 1),
     "first step": ("gptcli.train.loop", "train_step", 1),
     "accumulation": ("gptcli.api.pretrain", "next_token_nats", 13),
-    "evaluation": ("gptcli.train.run", "score_documents", 1),
+    "evaluation": ("gptcli.tasks.text", "score_documents", 1),
     "sampling": ("gptcli.api.pretrain", "write_sample", 1),
     "save": ("gptcli.train.checkpoint", "save", 1),
     "retention": ("gptcli.train.retention", "keep", 2),

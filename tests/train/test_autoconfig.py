@@ -22,10 +22,10 @@ from gptcli.config.data import DataConfig
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import OptimConfig, PretrainConfig, TrainConfig
 from gptcli.train.autoconfig import MAX_EPOCHS, REPEATED, Settler
-from gptcli.train.checkpoint import Stretch, TrainState
 from gptcli.train.deadline import Deadline, process_start
 from gptcli.train.optimizers import learning_rate_factor
 from gptcli.train.run import Outcome, validations_since
+from gptcli.train.state import ScheduleRescale, TrainState
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other
 
@@ -43,7 +43,7 @@ def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
         TrainConfig(budget=text)
 
 
-def state_at(step: int, stretch: Stretch | None) -> TrainState:
+def state_at(step: int, stretch: ScheduleRescale | None) -> TrainState:
     return TrainState(None, None, step=step, stretch=stretch)  # type: ignore[arg-type]
 
 
@@ -58,7 +58,7 @@ def test_a_stretched_schedule_goes_on_from_where_it_was_and_is_complete(
     planned: int, share: float, left: int, schedule: str
 ) -> None:
     step = max(1, int(share * planned))
-    stretch = Stretch(planned, step, float(step), step + left)
+    stretch = ScheduleRescale(planned, step, float(step), step + left)
     optim = OptimConfig(schedule=schedule)
     factors = [
         learning_rate_factor(state_at(at, stretch).position(planned), planned, optim) for at in range(step, step + left)
@@ -70,7 +70,7 @@ def test_a_stretched_schedule_goes_on_from_where_it_was_and_is_complete(
 
 
 def test_another_number_of_steps_asked_for_takes_the_place_of_a_stretched_schedule() -> None:
-    state = state_at(50, Stretch(100, 40, 40.0, 80))
+    state = state_at(50, ScheduleRescale(100, 40, 40.0, 80))
     assert state.last_step(100) == 80
     assert state.last_step(200) == 200
     assert state.position(200) == 50

@@ -15,8 +15,8 @@ from gptcli.data.batches import Batch, Step
 from gptcli.device.cuda_graphs import Work
 from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT
-from gptcli.train.checkpoint import TrainState
 from gptcli.train.loop import make_optimizers, train_step
+from gptcli.train.state import TrainState
 from gptcli.train.step import GraphPasses, PairedPasses, Passes
 
 CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32, threads=1)

@@ -1,0 +1,109 @@
+"""The data of a run -> a tokenizer and a prepared directory, made once and kept in a cache keyed on the content."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gptcli.base import fsio
+from gptcli.base.errors import ConfigError, DataError
+from gptcli.base.escape import shown
+from gptcli.base.report import Report
+from gptcli.config.data import DataConfig, TokenizerConfig
+from gptcli.data.corpus import Corpus, cache_directory, read_corpus, survey
+from gptcli.data.encode import encode_corpus, finish
+from gptcli.data.learn_tokenizer import learn_tokenizer
+from gptcli.data.shards import SPLITS, TokenArray, is_prepared
+from gptcli.data.tokenizer import Tokenizer
+
+ABANDONED_SECONDS = 7 * 24 * 3600  # what a killed preparation left is kept so long, to go on with
+
+
+def prepare_data(data: DataConfig, wanted: TokenizerConfig, report: Report) -> tuple[Tokenizer, Path]:
+    """Return the tokenizer and the prepared directory of a run, made and kept in the cache where it names raw text."""
+    directories = [Path(path) for path in data.train if is_prepared(Path(path))]
+    if directories:
+        if len(data.train) > 1 or data.validation:
+            raise ConfigError(f"data.train: {shown(str(directories[0]))} is a prepared directory; name it alone")
+        tokenizer = Tokenizer.load(directories[0])
+        if wanted.path and Tokenizer.load(wanted.path).sha256 != tokenizer.sha256:
+            raise DataError(
+                f"tokenizer.path: {shown(wanted.path)} is not the tokenizer that "
+                f"{shown(str(directories[0]))} was prepared with; leave it out or run gptcli prepare again"
+            )
+        return tokenizer, directories[0]
+    cache = cache_directory(data.cache_dir)
+    given = Tokenizer.load(wanted.path) if wanted.path else None
+    with _spool_directory(cache) as spool:
+        corpus = survey(data, spool, report)
+        work = cache / "work" / corpus.key()
+        with fsio.locked(work, wait=report.message):  # runs on the same text make its data once
+            tokenizer = given or _cached_tokenizer(
+                wanted, corpus.key(dataclasses.astuple(wanted)), cache, corpus, report
+            )
+            key = corpus.key(tokenizer.sha256)
+            prepared = cache / "prepared" / key
+            if not _is_whole(prepared, report):
+                partial = work / key
+                for directory in (partial, prepared.parent):
+                    fsio.make_directory(directory)
+                encode_corpus(corpus, tokenizer, partial, report=report)
+                finish(partial, prepared)
+    return tokenizer, prepared
+
+
+@contextmanager
+def _spool_directory(cache: Path) -> Iterator[Path]:
+    """A directory for copies of streams, gone afterwards; removes what killed runs left in the cache, too."""
+    work = cache / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    fsio.sweep_abandoned(work, "spool-*", seconds=60)
+    for directory, pattern in ((work, "*"), (cache / "prepared", ".*"), (cache / "tokenizers", ".*")):
+        fsio.sweep_abandoned(directory, pattern, seconds=ABANDONED_SECONDS)
+    spool = Path(tempfile.mkdtemp(prefix="spool-", dir=work))
+    try:
+        with fsio.locked(spool):
+            yield spool
+    finally:
+        shutil.rmtree(spool, ignore_errors=True)
+
+
+def _is_whole(prepared: Path, report: Report) -> bool:
+    """A prepared directory of the cache can be used; one that was damaged is made again."""
+    if not is_prepared(prepared):
+        return False
+    try:
+        for split in SPLITS:
+            TokenArray(prepared, split)
+    except DataError:
+        report.warning(f"{shown(str(prepared))}: damaged; preparing the text again")
+        return False
+    return True
+
+
+def _cached_tokenizer(wanted: TokenizerConfig, key: str, cache: Path, corpus: Corpus, report: Report) -> Tokenizer:
+    path = cache / "tokenizers" / f"{key}.json"
+    if path.exists():
+        return Tokenizer(path.read_bytes(), name=str(path))
+    done = 0
+
+    def training_pieces() -> Iterator[Any]:
+        nonlocal done
+        for split, piece in read_corpus(corpus):
+            done += piece.raw_bytes
+            report.progress("train tokenizer", done, corpus.total_bytes, unit="B")
+            if split == "train":
+                yield piece
+
+    tokenizer, facts = learn_tokenizer(
+        training_pieces(), vocab_size=wanted.vocab_size, pattern=wanted.pattern, max_bytes=wanted.max_bytes
+    )
+    report.message(f"trained a tokenizer: {facts.vocab_size} tokens, {facts.bytes_per_token:.2f} bytes per token")
+    fsio.make_directory(path.parent)
+    fsio.write_file(path, tokenizer.content)
+    return tokenizer

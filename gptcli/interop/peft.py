@@ -1,0 +1,176 @@
+"""Adapters as the PEFT library stores them: adapter_config.json and adapter_model.safetensors.
+
+Their names are those that the model has as a class of transformers, so that PEFT loads them on an exported base. A
+matrix of ours that is several of theirs, stacked, has one A: each of theirs gets a copy of it and its own rows of B.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli.base import fsio
+from gptcli.base.errors import ConfigError, DataError
+from gptcli.base.escape import shown
+from gptcli.config.finetune import LoraConfig
+from gptcli.config.model import ModelConfig
+from gptcli.interop.configs import problems
+from gptcli.interop.families import GPT2, LLAMA, NANOCHAT, QWEN3
+from gptcli.interop.names import Names, incoming, outgoing
+from gptcli.model.gpt import GPT
+from gptcli.model.lora import MODULES, WEIGHTS, LoraLinear, adapted
+from gptcli.model.safetensors_io import check_finite, read_tensors, tensor_shapes, write_tensors
+
+CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class AdapterWeights:
+    """The adapters of a model in training, as train.weights.Weights: the base itself is not stored."""
+
+    config: LoraConfig
+    base_path: str  # of the base checkpoint, relative to the adapter's directory
+
+    def write(self, model: GPT, directory: Path) -> None:
+        write_adapter(model, self.config, self.base_path, directory)
+
+    def read(self, model: GPT, directory: Path) -> None:
+        read_adapter(model, directory)
+
+
+def write_adapter(model: GPT, config: LoraConfig, base: str, directory: Path) -> None:
+    """The adapters, and the weights beside them that were trained whole, as PEFT stores them."""
+    names = names_of(model.config)
+    tensors: dict[str, Tensor] = {}
+    for module in adapted(model.config, config):
+        layer = model.get_submodule(module)
+        assert isinstance(layer, LoraLinear)
+        for theirs, rows in outgoing(f"{module}.weight", layer.lora_b, model.config, names):
+            their_module = theirs.removesuffix(".weight")
+            tensors[f"{PREFIX}{their_module}.lora_A.weight"] = layer.lora_a
+            tensors[f"{PREFIX}{their_module}.lora_B.weight"] = rows
+    whole = whole_modules(model, names)
+    for name, theirs in whole.items():
+        tensors[f"{PREFIX}{theirs}.weight"] = model.get_parameter(f"{name}.weight")
+    write_tensors(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    document = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM" if model.label_head is None else "SEQ_CLS",
+        "base_model_name_or_path": base,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": _class_names(model.config).transposed,
+        "target_modules": [their for target in config.targets for their in _their_names(target, names)],
+        "modules_to_save": sorted(theirs.rpartition(".")[2] for theirs in whole.values()) or None,
+        "inference_mode": True,
+    }
+    fsio.write_new_json(directory / CONFIG, document)
+
+
+def whole_modules(model: GPT, names: Names) -> dict[str, str]:
+    """Modules beside the adapters that are trained whole -> their names there: new tokens and labels need it."""
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    return {name: theirs for name, theirs in _outside(names).items() if f"{name}.weight" in trained}
+
+
+def _outside(names: Names) -> dict[str, str]:
+    return {name: names.outside[name] for name in ("embedding", "head", "label_head")}
+
+
+def _their_names(target: str, names: Names) -> list[str]:
+    """The modules of theirs inside a block that a target stands for."""
+    return [their for module in MODULES[target] for their in names.inside[module]]
+
+
+def read_adapter(model: GPT, directory: Path) -> None:
+    """Put the adapter of a checkpoint into a model that has its adapters already: to go on with training."""
+    names = names_of(model.config)
+    config = read_lora_config(directory, names)
+    tensors = _read(model, config, directory)
+    with torch.no_grad():
+        for module in adapted(model.config, config):
+            layer = model.get_submodule(module)
+            assert isinstance(layer, LoraLinear)
+            first = names.parts(f"{module}.weight", model.config)[0].name
+            layer.lora_a.copy_(_side(tensors, first, "A"))
+            layer.lora_b.copy_(
+                incoming(f"{module}.weight", lambda name: _side(tensors, name, "B"), model.config, names)
+            )
+        for name, theirs in whole_modules(model, names).items():
+            model.get_parameter(f"{name}.weight").copy_(tensors[f"{PREFIX}{theirs}.weight"])
+
+
+@torch.no_grad()
+def merge_adapter(model: GPT, directory: Path) -> None:
+    """Add the adapter of a checkpoint to the weights of its base: W + s B A."""
+    names = names_of(model.config)
+    config = read_lora_config(directory, names)
+    tensors = _read(model, config, directory)
+    for module in adapted(model.config, config):
+        weight = model.get_parameter(f"{module}.weight")
+        change = incoming(
+            f"{module}.weight", lambda name: _side(tensors, name, "B") @ _side(tensors, name, "A"), model.config, names
+        )
+        weight.add_((config.alpha / config.rank * change).to(weight.device, weight.dtype))
+    for name, theirs in _outside(names).items():
+        if (found := tensors.get(f"{PREFIX}{theirs}.weight")) is not None:
+            model.get_parameter(f"{name}.weight").copy_(found)
+
+
+def read_lora_config(directory: Path, names: Names) -> LoraConfig:
+    """Rank, scale and targets of a checkpoint's adapter."""
+    path = directory / CONFIG
+    document = fsio.read_json(path)
+    try:
+        found = set(document["target_modules"])
+        targets: tuple[Any, ...] = tuple(t for t in MODULES if set(_their_names(t, names)) <= found)
+        if set().union(*(_their_names(target, names) for target in targets)) != found:
+            raise ValueError("target_modules are not those of attention, of the MLP or of both")
+        return LoraConfig(rank=document["r"], alpha=float(document["lora_alpha"]), targets=targets)
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise DataError(f"{shown(str(path))}: not an adapter of gptcli ({shown(str(error))})") from None
+
+
+def names_of(config: ModelConfig) -> Names:
+    """Of the class of transformers that holds the model, else of the one that is nearest. A and B are of plain linear
+    layers also where the matrix beside them is transposed."""
+    return dataclasses.replace(_class_names(config), transposed=False)
+
+
+def _class_names(config: ModelConfig) -> Names:
+    families = (GPT2, LLAMA, QWEN3, NANOCHAT)
+    nearest = GPT2 if config.position == "learned" else NANOCHAT
+    return next((family for family in families if not any(problems(config, family))), nearest).names
+
+
+def _read(model: GPT, config: LoraConfig, directory: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter file, their names and shapes checked; DataError where it is for another base."""
+    names = names_of(model.config)
+    rank, wanted = config.rank, dict[str, torch.Size]()
+    for module in adapted(model.config, config):
+        weight = model.get_parameter(f"{module}.weight")
+        for part in names.parts(f"{module}.weight", model.config):
+            theirs = PREFIX + part.name.removesuffix(".weight")
+            wanted[f"{theirs}.lora_A.weight"] = torch.Size((rank, weight.shape[1]))
+            wanted[f"{theirs}.lora_B.weight"] = torch.Size((part.rows or weight.shape[0], rank))
+    path = directory / WEIGHTS
+    have = tensor_shapes(path)
+    for name, theirs in _outside(names).items():
+        if f"{PREFIX}{theirs}.weight" in have:
+            wanted[f"{PREFIX}{theirs}.weight"] = model.get_parameter(f"{name}.weight").shape
+    tensors = read_tensors(path, wanted)
+    check_finite(tensors, shown(str(path)))
+    return tensors
+
+
+def _side(tensors: dict[str, Tensor], name: str, side: str) -> Tensor:
+    """A or B of a module of theirs, which the name of its weight stands for."""
+    return tensors[f"{PREFIX}{name.removesuffix('.weight')}.lora_{side}.weight"]

@@ -1,0 +1,32 @@
+"""A run file -> the state of its training at step 0."""
+
+from __future__ import annotations
+
+import torch
+
+from gptcli.config.model import ModelConfig
+from gptcli.config.train import PretrainConfig
+from gptcli.data.batches import derived_seed
+from gptcli.device.attention_kernels import use_fastest
+from gptcli.device.runtime import Runtime
+from gptcli.model.gpt import GPT
+from gptcli.train.compile import compile_blocks
+from gptcli.train.loop import make_optimizers, micro_batch_rows
+from gptcli.train.state import TrainState
+
+
+def new_state(model_config: ModelConfig, config: PretrainConfig, runtime: Runtime) -> TrainState:
+    """Make the model and its optimizers at step 0. Weights are drawn on the CPU, so that every device begins alike."""
+    model = GPT(model_config)
+    model.initialize(torch.Generator().manual_seed(derived_seed(config.runtime.seed, "weights")))
+    model.to(runtime.device)
+    if runtime.device.type == "cuda":
+        rows = micro_batch_rows(config.train, model_config.context_length, on_cpu=False)
+        shape = (rows, model_config.num_heads, model_config.context_length, model_config.head_size)
+        use_fastest(shape, model_config.kv_heads, runtime.dtype, runtime.device)
+    if config.runtime.compile:
+        compile_blocks(model)
+    step_tokens = config.train.batch_size * model_config.context_length
+    optimizers = make_optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
+    optimizers.tensors(create=True)  # now: made in the first step it would lie between what that step frees
+    return TrainState(model, optimizers)

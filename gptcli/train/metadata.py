@@ -1,0 +1,90 @@
+"""config.json of a checkpoint: the shape of its model and what that was tuned for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from gptcli.base import fsio
+from gptcli.base.errors import ConfigError, DataError
+from gptcli.base.escape import shown
+from gptcli.config.finetune import Pooling
+from gptcli.config.model import ModelConfig
+from gptcli.data.conversation import Conversation
+
+FORMAT, VERSION = "gptcli-checkpoint", 1
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The base checkpoint that a LoRA adapter applies to."""
+
+    base_path: str  # a checkpoint, relative to the adapter's own directory
+    base_sha256: str  # of its model.safetensors
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a model was tuned for beside text: the labels of its classification head and which tokens are read for them,
+    and the form of its conversations."""
+
+    labels: tuple[str, ...] = ()
+    conversation: Conversation | None = None
+    adapter: Adapter | None = None
+    pooling: Pooling = "last"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return its part of config.json; empty for a model of text."""
+        given: dict[str, Any] = {"labels": list(self.labels), "pooling": self.pooling} if self.labels else {}
+        if self.conversation is not None:
+            given["conversation"] = self.conversation.as_json()
+        if self.adapter is not None:
+            given["base"] = {"path": self.adapter.base_path, "sha256": self.adapter.base_sha256}
+        return given
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """Read the model config of a checkpoint directory."""
+    document = _read_document(directory)
+    try:
+        config = ModelConfig(**document["model"])
+        if type(config.vocab_size) is not int:
+            raise TypeError("vocab_size is missing")
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise _damaged(directory / "config.json", error) from None
+    return config
+
+
+def read_metadata(directory: Path) -> ModelMetadata:
+    """Read what the model of a checkpoint directory was tuned for."""
+    document = _read_document(directory)
+    labels, conversation = document.get("labels", []), document.get("conversation")
+    try:
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError("labels must be a list of names")
+        form = None if conversation is None else Conversation.from_json(conversation)
+        base = document.get("base")
+        adapter = None if base is None else Adapter(str(base["path"]), str(base["sha256"]))
+        pooling = document.get("pooling", "last")
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}")
+        return ModelMetadata(tuple(labels), form, adapter, pooling)
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(directory / "config.json", error) from None
+
+
+def _read_document(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    document = fsio.read_json(path)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise DataError(f"{shown(str(path))}: not the config of a gptcli checkpoint")
+    if document.get("version") != VERSION:
+        raise DataError(
+            f"{shown(str(path))}: version {shown(str(document.get('version')))}; this gptcli reads {VERSION}"
+        )
+    return document
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{shown(str(path))}: {shown(str(error))}; the checkpoint is damaged")

@@ -1,0 +1,56 @@
+"""The state of training: everything that changes from step to step."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field
+
+from gptcli.model.gpt import GPT
+from gptcli.train.optimizers import Optimizers
+from gptcli.train.step import Passes, make_passes
+from gptcli.train.weights import Weights, WholeWeights
+
+
+@dataclass(frozen=True)
+class ScheduleRescale:
+    """Rescale the rest of a schedule of `planned_steps`: after `step` steps `position` steps of the schedule were done,
+    and what was left of it ends with `last_step`."""
+
+    planned_steps: int
+    step: int
+    position: float
+    last_step: int
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while training; a checkpoint restores it bit for bit."""
+
+    model: GPT
+    optimizers: Optimizers
+    step: int = 0
+    tokens: int = 0
+    best_score: float = math.inf  # of the validation that decides, lower is better: bits per byte, or 1 - F1
+    best_step: int | None = None
+    pending: bool = False  # what follows the step, validation and sample, is still to be done
+    stretch: ScheduleRescale | None = None  # where a run for a given time was faster or slower than planned
+    weights: Weights = field(default_factory=WholeWeights)
+
+    @functools.cached_property
+    def passes(self) -> Passes:
+        """What computes its steps."""
+        return make_passes(self.model, self.optimizers)
+
+    def last_step(self, planned_steps: int) -> int:
+        """The step that ends a run of so many steps."""
+        stretch = self.stretch
+        return stretch.last_step if stretch and stretch.planned_steps == planned_steps else planned_steps
+
+    def position(self, planned_steps: int) -> float:
+        """How many steps of the schedule are behind; `step` itself where it was not stretched."""
+        stretch = self.stretch
+        if stretch is None or stretch.planned_steps != planned_steps:
+            return self.step
+        share = (self.step - stretch.step) / (stretch.last_step - stretch.step)
+        return stretch.position + (planned_steps - stretch.position) * share

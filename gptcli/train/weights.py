@@ -1,0 +1,49 @@
+"""Weights on disk: whole in one file, or whatever another format makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from gptcli.base import fsio
+from gptcli.model.gpt import GPT
+from gptcli.model.safetensors_io import read_tensors, write_tensors
+
+MODEL_FILE = "model.safetensors"
+
+
+class Weights(Protocol):
+    """How the trained weights of a model are stored in a checkpoint directory."""
+
+    def write(self, model: GPT, directory: Path) -> None:
+        """Write the weights into a new directory."""
+
+    def read(self, model: GPT, directory: Path) -> None:
+        """Put stored weights into the model. DataError where they do not fit."""
+
+
+class WholeWeights:
+    """All weights in model.safetensors; a tied head is stored once, as the embedding."""
+
+    def write(self, model: GPT, directory: Path) -> None:
+        write_tensors(stored_weights(model), directory / MODEL_FILE)
+
+    def read(self, model: GPT, directory: Path) -> None:
+        shapes = {name: tensor.shape for name, tensor in stored_weights(model).items()}
+        model.load_state_dict(read_tensors(directory / MODEL_FILE, shapes), strict=False)
+
+
+def stored_weights(model: GPT) -> dict[str, torch.Tensor]:
+    """Return the tensors of model.safetensors by name."""
+    return {k: v for k, v in model.state_dict().items() if k != "head.weight" or not model.config.tie_embeddings}
+
+
+def weights_sha256(directory: Path) -> str:
+    """Return the hash of model.safetensors that the manifest states, else that of the file."""
+    if (directory / fsio.MANIFEST).is_file():
+        files = fsio.read_json(directory / fsio.MANIFEST).get("files", {})
+        if isinstance(stated := files.get("model.safetensors", {}).get("sha256"), str):
+            return stated
+    return fsio.sha256(directory / "model.safetensors")
