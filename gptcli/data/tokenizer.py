@@ -1,7 +1,11 @@
-"""Byte-level BPE (Radford et al. 2019): text <-> ids. Text never becomes a control token.
+"""Text <-> ids. Text never becomes a control token.
 
-A tokenizer is a Hugging Face tokenizer.json. Its special tokens are kept out of the encoder: they have ids after the
-ordinary ones, which only code inserts, so `<|endoftext|>` in a corpus is thirteen characters like any others.
+A tokenizer is a Hugging Face tokenizer.json: of our own training byte-level BPE (Radford et al. 2019), of an imported
+model whatever it has. Its control tokens are kept out of the encoder: they have ids which only code inserts, so
+`<|endoftext|>` in a corpus is thirteen characters like any others.
+
+Decoding gives back the exact bytes where the tokenizer allows it: always where its tokens are bytes, and but for a
+space before the text, which is taken off again, where they fall back to bytes. `lossy` says what it does to others.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +26,9 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.signals import interruptible
+from gptcli.data import tokenizer_file
 from gptcli.data.text import split_text
+from gptcli.data.tokenizer_file import Unfit
 
 LONGEST_RUN = 25_000
 PIECE_LENGTH = 1 << 14  # characters; what the encoder keeps of a megabyte leaves the cache, and it takes twice the time
@@ -29,6 +36,15 @@ SPACE, REST = re.compile(r"\s+"), re.compile(r"\S+")
 MAX_BYTES = 1 << 27  # of a tokenizer.json; those of a million tokens have some 50 MB
 END_OF_TEXT = "<|endoftext|>"
 DOCUMENT_MARKS = (END_OF_TEXT, "<|bos|>")  # ours and GPT-2's name of the token between documents, and nanochat's
+MARKS = "gptcli"  # the key of a tokenizer.json whose tokens between documents have other names
+# Texts that a tokenizer may change, by what becomes of them.
+PROBES = {
+    "takes letters as small ones": "The CAPITAL",
+    "drops accents": "na\u00efve caf\u00e9",
+    "rewrites characters (Unicode NFC or NFKC)": "e\u0301 \u212b \ufb01 \uff21",
+    "joins, drops or adds white space": " a  b\n\tc ",
+    "has no token for every character": "\u4f60 \U0001f642 \u0639 \U000e0041",
+}
 
 # Split patterns by the name that llama.cpp knows them under; `gpt2` is built into ByteLevel.
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -48,28 +64,34 @@ class Tokenizer:
     """Encodes and decodes; immutable. `specials` maps control tokens to their ids."""
 
     def __init__(self, content: bytes, *, name: str = "tokenizer.json") -> None:
-        """From the bytes of a tokenizer.json; DataError where it is damaged or not byte-level BPE."""
+        """From the bytes of a tokenizer.json; DataError where it is damaged or cannot hold text."""
         self.content = content
         try:
             document = json.loads(content)
-            added = document.get("added_tokens") or []
-            self.specials = {token["content"]: int(token["id"]) for token in added}
-            _check(document)
-            self._encoder = tokenizers.Tokenizer.from_str(json.dumps(_without_specials(document)))
-        except _Unfit as error:
+            given = document.pop(MARKS, None)
+            marks = _default_marks(document) if given is None else _read_marks(given)
+            tokenizer_file.check(document)
+            by_name = tokenizer_file.ordinary_tokens(document)
+            self.specials = tokenizer_file.added_tokens(document, special=True)
+            self.specials |= {mark: by_name[mark] for mark in marks.names() if mark in by_name}
+            self._encoder = _encoder(tokenizer_file.encoding_part(document, self.specials))
+            self._encoder.encode("a \u00e9", add_special_tokens=False)
+            words = tokenizer_file.added_tokens(document, special=False)
+            self.vocab_size = max([*by_name.values(), *words.values(), *self.specials.values()]) + 1
+            self.token_bytes = tokenizer_file.token_bytes(document, self._encoder, self.vocab_size)
+            self._cut = tokenizer_file.cut_between_words(document, (*PATTERNS.values(), NANOCHAT_PATTERN))  # type: ignore[arg-type]
+            missing = tokenizer_file.missing_bytes(document)
+            self._held = bytes(byte for byte in range(256) if byte not in missing) if missing else None
+        except Unfit as error:
             raise DataError(f"{shown(name)}: {error}") from None
         except Exception as error:
             raise DataError(
                 f"{shown(name)}: not a tokenizer.json ({shown(str(error))}); make one with gptcli train-tokenizer"
             ) from None
-        ordinary: dict[str, int] = document["model"]["vocab"]
-        self.vocab_size = max([*ordinary.values(), *self.specials.values()]) + 1
-        from_character = _bytes_of_characters()
-        self.token_bytes: list[bytes] = [b""] * self.vocab_size
-        for token, index in ordinary.items():
-            self.token_bytes[index] = bytes(from_character[c] for c in token if c in from_character)
         for token, index in self.specials.items():
             self.token_bytes[index] = token.encode()
+        self.begin = self.specials.get(marks.begin or "")  # of every document and window, if there is one
+        self.ends = tuple(dict.fromkeys(self.specials[mark] for mark in marks.ends if mark in self.specials))
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -100,27 +122,82 @@ class Tokenizer:
     def sha256(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
 
+    def with_marks(self, begin: str | None, ends: Sequence[str]) -> Tokenizer:
+        """The same tokenizer whose documents begin with one control token and end with any of others, if it has them.
+
+        The key is put before all others, so that `plain_content` has the bytes of before.
+        """
+        content = self.plain_content
+        if Marks(begin, tuple(ends)) == _default_marks(json.loads(content)):
+            return Tokenizer(content)
+        marks = json.dumps({MARKS: {"begin": begin, "ends": list(ends)}}, ensure_ascii=False)
+        return Tokenizer(marks[:-1].encode() + b"," + content.lstrip()[1:])
+
+    @property
+    def plain_content(self) -> bytes:
+        """The tokenizer.json as other programs read it."""
+        start = f'{{"{MARKS}": '.encode()
+        if not self.content.startswith(start):
+            return self.content
+        _, end = json.JSONDecoder().raw_decode(self.content[len(start) :].decode())
+        return b"{" + self.content.decode()[len(start.decode()) + end + 1 :].encode()
+
+    @property
+    def end(self) -> int | None:
+        """Id of the token that ends an answer, if the tokenizer has it."""
+        return self.ends[0] if self.ends else None
+
     @property
     def end_of_text(self) -> int | None:
-        """Id of the token that begins every document and ends every answer, if the tokenizer has it."""
-        return next((self.specials[name] for name in DOCUMENT_MARKS if name in self.specials), None)
+        """Id of the token between documents: the one they begin with, else the one they end with."""
+        return self.end if self.begin is None else self.begin
 
     @property
     def first(self) -> list[int]:
         """What every window begins with: that token, if the tokenizer has it."""
-        return [] if self.end_of_text is None else [self.end_of_text]
+        return [] if self.begin is None else [self.begin]
+
+    @property
+    def last(self) -> list[int]:
+        """What every answer ends with: that token, if the tokenizer has it."""
+        return [] if self.end is None else [self.end]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, none of them special. Lone surrogates raise UnicodeEncodeError: they are not text.
+        """Ids of `text`, none of them special. Lone surrogates raise UnicodeEncodeError: they are not text. DataError
+        for a byte that has no token.
 
-        A word of more than 25,000 characters is encoded in pieces (see `_cut_runs`).
+        A word of more than 25,000 characters is encoded in pieces (see `_cut_runs`) where the tokens are bytes.
         """
-        ids = [self._encoder.encode(piece, add_special_tokens=False).ids for piece in _pieces(text)]
+        ids = [self._encoder.encode(piece, add_special_tokens=False).ids for piece in self._pieces(text)]
         return ids[0] if len(ids) == 1 else list(itertools.chain.from_iterable(ids))
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Ids of a text in which control tokens are written out, as a chat template gives it. Never for a person's."""
+        text.encode()
+        return self._whole.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _whole(self) -> tokenizers.Tokenizer:
+        """The encoder with its control tokens."""
+        document = json.loads(self.plain_content)
+        known = tokenizer_file.added_tokens(document, special=True)
+        marks = [_special(index, token) for token, index in self.specials.items() if token not in known]
+        document["added_tokens"] = [*(document.get("added_tokens") or []), *marks]
+        return _encoder(tokenizer_file.encoding_part(document, ()))
+
+    def _pieces(self, text: str) -> list[str]:
+        """The text, in pieces that are encoded apart without other ids than the whole; DataError for a byte that has
+        no token."""
+        content = text.encode()  # the Rust side would panic on a lone surrogate
+        if self._held is not None and (lost := content.translate(None, self._held)):
+            place = len(content[: content.index(lost[:1])].decode(errors="ignore")) + 1
+            raise DataError(f"character {place} has the byte 0x{lost[0]:02x}, for which the tokenizer has no token; "
+                            "drop it from the text")  # fmt: skip
+        return _pieces(text) if self._cut else [text]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, on all cores."""
-        cut = [_pieces(text) for text in texts]
+        cut = [self._pieces(text) for text in texts]
         pieces = list(itertools.chain.from_iterable(cut))
         encodings = iter(self._encoder.encode_batch_fast(pieces, add_special_tokens=False))
         return [
@@ -135,6 +212,56 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    @functools.cached_property
+    def prefix(self) -> bytes:
+        """What encoding puts before a text: nothing, or a space."""
+        found = self.decode_bytes(self.encode("a"))
+        return b" " if found == b" a" else b""
+
+    def text_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of a whole text, from its beginning: without what encoding puts before it."""
+        return self.decode_bytes(ids).removeprefix(self.prefix)
+
+    @functools.cached_property
+    def lossy(self) -> list[str]:
+        """What encoding and decoding again does to some texts; empty where it gives back all of them."""
+        return [what for what, text in PROBES.items() if not self._gives_back(text)]
+
+    def _gives_back(self, text: str) -> bool:
+        try:
+            return self.text_bytes(self.encode(text)) == text.encode()
+        except DataError:
+            return False
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Names of control tokens: the one that documents and windows begin with, and those that end a text."""
+
+    begin: str | None
+    ends: tuple[str, ...]
+
+    def names(self) -> tuple[str, ...]:
+        return (*([self.begin] if self.begin is not None else []), *self.ends)
+
+
+def _default_marks(document: dict[str, Any]) -> Marks:
+    """Where the file does not say: <|endoftext|> or nanochat's <|bos|> is both."""
+    controls = tokenizer_file.added_tokens(document, special=True)
+    mark = next((name for name in DOCUMENT_MARKS if name in controls), None)
+    return Marks(mark, () if mark is None else (mark,))
+
+
+def _read_marks(document: Any) -> Marks:
+    begin, ends = document["begin"], document["ends"]
+    if not isinstance(begin, str | None) or not all(isinstance(name, str) for name in ends):
+        raise Unfit(f"{MARKS}: want the names of tokens")
+    return Marks(begin, tuple(ends))
+
+
+def _encoder(document: dict[str, Any]) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_str(json.dumps(document))
 
 
 def learn_merges(
@@ -225,53 +352,6 @@ def sample_evenly(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
     yield from kept
 
 
-class _Unfit(Exception):
-    """Why a well-formed tokenizer.json is not one that gptcli can hold."""
-
-
-def _check(document: dict[str, Any]) -> None:
-    """Accept byte-level BPE with a known split pattern only.
-
-    An unknown regex could take exponential time on hostile text, and another model would not round-trip bytes.
-    """
-    model, splitter = document["model"], document.get("pre_tokenizer") or {}
-    if model.get("type", "BPE") != "BPE":
-        raise _Unfit(f"a {shown(str(model['type']))} tokenizer; gptcli reads byte-level BPE")
-    if (document.get("normalizer") or {}).get("type") not in (None, "NFC"):
-        raise _Unfit(f"normalizer {shown(str(document['normalizer'].get('type')))} changes the text; want none")
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(key):
-            raise _Unfit(f"model.{key} is set; gptcli reads plain byte-level BPE")
-    parts = splitter.get("pretokenizers", [splitter])
-    splits = [part for part in parts if part.get("type") == "Split"]
-    digits = [part for part in parts if part.get("type") == "Digits" and part.get("individual_digits")]  # SmolLM
-    if parts[-1].get("type") != "ByteLevel" or len(parts) != len(splits) + len(digits) + 1:
-        raise _Unfit("not byte-level BPE (its pre_tokenizer does not end in ByteLevel)")
-    if parts[-1].get("add_prefix_space"):
-        raise _Unfit("add_prefix_space changes the text; want false")
-    if any(part["pattern"].get("Regex", "") not in (*PATTERNS.values(), NANOCHAT_PATTERN) for part in splits):
-        raise _Unfit(f"an unknown split pattern; gptcli knows {', '.join(PATTERNS)} and nanochat's")
-    if any(part.get("behavior") != "Isolated" or part.get("invert") for part in splits):
-        raise _Unfit("its split pattern drops or joins text; want behavior Isolated")
-    vocabulary = model["vocab"]
-    if missing := set(_bytes_of_characters()) - set(vocabulary):
-        raise _Unfit(f"{len(missing)} of the 256 bytes have no token; it cannot hold every text")
-    ids = [*vocabulary.values(), *(token["id"] for token in document.get("added_tokens") or [])]
-    if not all(type(index) is int and 0 <= index < 1 << 22 for index in ids):
-        raise _Unfit("ids must be from 0 to 4194303")
-    by_name = vocabulary | {token["content"]: token["id"] for token in document.get("added_tokens") or []}
-    if len(set(by_name.values())) < len(by_name):
-        raise _Unfit("two tokens have the same id")
-
-
-def _without_specials(document: dict[str, Any]) -> dict[str, Any]:
-    """The part of a tokenizer.json that encodes text: it yields no special, and cuts, pads and adds nothing."""
-    specials = {token["content"] for token in document.get("added_tokens") or []}
-    vocabulary = {token: index for token, index in document["model"]["vocab"].items() if token not in specials}
-    nothing: dict[str, Any] = {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
-    return {**document, **nothing, "model": {**document["model"], "vocab": vocabulary}}
-
-
 def _pre_tokenizer(pattern: str) -> Any:
     regex = PATTERNS[pattern]
     if regex is None:
@@ -280,17 +360,8 @@ def _pre_tokenizer(pattern: str) -> Any:
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-@functools.cache
-def _bytes_of_characters() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte -> the byte."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
-
-
 def _pieces(text: str) -> list[str]:
     """The text, in pieces that are encoded apart: of PIECE_LENGTH, and no word of them longer than LONGEST_RUN."""
-    text.encode()  # the Rust side would panic on a lone surrogate
     return [piece for part in split_text(text, PIECE_LENGTH, anywhere=False) for piece in _cut_runs(part)]
 
 
