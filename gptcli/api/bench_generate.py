@@ -9,21 +9,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
-from gptcli.api.open_model import load
+from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.base.report import Report
 from gptcli.base.units import amount, count, duration
 from gptcli.config.generate import GenerateOptions
-from gptcli.config.train import RuntimeConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.machine import read_bytes_per_second
-from gptcli.device.runtime import Runtime, make_runtime, memory_bytes
+from gptcli.device.runtime import Runtime, memory_bytes
 from gptcli.generate.engine import Engine, Request
 from gptcli.generate.kv_cache import cache_bytes
 from gptcli.generate.packed_weights import Quantize, pack
 from gptcli.model.gpt import GPT, Linear
-from gptcli.train.run_directory import find_checkpoint
 
 PROMPT_TOKENS, NEW_TOKENS = 64, 64
 ROUNDS = 3
@@ -85,18 +83,20 @@ def bench_generate(
     run: str | Path,
     *,
     batches: Sequence[int],
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    threads: int | None = None,
     quantize: Quantize | None = None,
     report: Report,
+    **how: Unpack[DeviceOptions],
 ) -> GenerationSpeed:
     """The speed of a run or checkpoint."""
-    runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
-    directory = find_checkpoint(run)
-    model, tokenizer = load(directory, device=runtime.device, dtype=runtime.dtype)
+    opened = open_model(run, **how)
     return writing_speed(
-        model, tokenizer, runtime, name=str(directory), batches=batches, quantize=quantize, report=report
+        opened.model,
+        opened.tokenizer,
+        opened.runtime,
+        name=str(opened.directory),
+        batches=batches,
+        quantize=quantize,
+        report=report,
     )
 
 

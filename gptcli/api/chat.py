@@ -12,20 +12,18 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 from gptcli.api.generate import Item, completion_record, in_order, read_items
-from gptcli.api.open_model import load
+from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.api.score import parse_object
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.ready import Ready, always
 from gptcli.base.report import Report
 from gptcli.config.generate import GenerateOptions
-from gptcli.config.train import RuntimeConfig
 from gptcli.data.conversation import ASSISTANT, SYSTEM, USER, Message, read_messages
 from gptcli.data.rows import read_rows
-from gptcli.device.runtime import make_runtime
 from gptcli.generate.constrain import most_tokens
 from gptcli.generate.engine import Engine, Request
 from gptcli.generate.packed_weights import Quantize, pack
@@ -48,10 +46,8 @@ class Speaker:
         run: str | Path,
         *,
         batch_size: int | None = 1,
-        device: str = "auto",
-        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-        threads: int | None = None,
         quantize: Quantize | None = None,
+        **how: Unpack[DeviceOptions],
     ) -> None:
         directory = find_checkpoint(run)
         conversation = read_metadata(directory).conversation
@@ -60,15 +56,15 @@ class Speaker:
                 f"{shown(str(directory))}: was not trained on conversations; fine-tune it with gptcli finetune and "
                 "task: chat, or continue a text with gptcli generate"
             )
-        runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
-        model, self.tokenizer = load(directory, device=runtime.device, dtype=runtime.dtype)
+        opened = open_model(directory, **how)
+        model, self.tokenizer = opened.model, opened.tokenizer
         if missing := conversation.missing(self.tokenizer):
             raise DataError(
                 f"{shown(str(directory / 'tokenizer.json'))}: no token {shown(missing[0])}, which conversations need; "
                 "the checkpoint is damaged"
             )
         self.directory, self.conversation, self.num_parameters = directory, conversation, model.num_parameters()
-        runtime = pack(model, runtime, quantize=quantize)
+        runtime = pack(model, opened.runtime, quantize=quantize)
         self.engine = Engine(model, self.tokenizer, runtime, slots=batch_size)
         self.stop_ids = frozenset(self.tokenizer.specials[name] for name in conversation.specials)
 

@@ -6,15 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
-from gptcli.api.open_model import load
+from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.base.errors import ConfigError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.units import count
-from gptcli.config.train import RuntimeConfig
-from gptcli.device.runtime import make_runtime
 from gptcli.train.run_directory import find_checkpoint
 
 
@@ -49,10 +47,8 @@ def eval_harness(
     include_path: str | None = None,
     num_fewshot: int | None = None,
     limit: int | None = None,
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    threads: int | None = None,
     report: Report,
+    **how: Unpack[DeviceOptions],
 ) -> HarnessResult:
     """Run lm-eval's tasks, its own by name or those of YAML files below `include_path`, on a model.
 
@@ -70,7 +66,6 @@ def eval_harness(
     if include_path is not None and not Path(include_path).is_dir():
         raise ConfigError(f"--include-path: {shown(include_path)}: no such directory")
     directory = find_checkpoint(run)
-    runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
     manager = TaskManager(include_path=include_path)
     known = set(manager.all_tasks)
     for name in tasks:
@@ -78,7 +73,8 @@ def eval_harness(
             raise ConfigError(
                 f"--tasks: lm-eval knows no task '{shown(name)}'; see lm-eval ls tasks, or --include-path"
             )
-    model = HarnessModel(*load(directory, device=runtime.device, dtype=runtime.dtype), runtime)
+    opened = open_model(directory, **how)
+    model = HarnessModel(opened.model, opened.tokenizer, opened.runtime)
     found = lm_eval.simple_evaluate(
         model=model, tasks=list(tasks), num_fewshot=num_fewshot, limit=limit, task_manager=manager, log_samples=False
     )

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
-from gptcli.api.open_model import load
+from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.api.tokens import documents_of, encode
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
-from gptcli.config.train import RuntimeConfig
 from gptcli.data.text import Piece, TextOptions, decompressed_bytes, find_sources, read_pieces
-from gptcli.device.runtime import make_runtime
 from gptcli.evaluate.perplexity import TextScore, score_documents
 from gptcli.generate.packed_weights import Quantize, pack
-from gptcli.train.run_directory import find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -64,16 +61,13 @@ def evaluate(
     field: str = "text",
     encoding: str = "utf-8",
     errors: Literal["strict", "replace", "ignore"] = "strict",
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    threads: int | None = None,
     quantize: Quantize | None = None,
     report: Report,
+    **how: Unpack[DeviceOptions],
 ) -> Evaluation:
     """Score every byte of the inputs once. DataError where they hold no text."""
-    directory = find_checkpoint(run)
-    runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
-    model, tokenizer = load(directory, device=runtime.device, dtype=runtime.dtype)
+    opened = open_model(run, **how)
+    model, tokenizer, runtime = opened.model, opened.tokenizer, opened.runtime
     if quantize:
         runtime = pack(model, runtime, quantize=quantize)
     context_length = model.config.context_length
@@ -103,7 +97,7 @@ def evaluate(
     report.progress("evaluate", done_bytes, done_bytes, unit="B")
     if not tokens:
         raise DataError(f"{shown(', '.join(inputs))}: no text to evaluate")
-    return Evaluation(str(directory), TextScore(nats, tokens, text_bytes), count, context_length, stride)
+    return Evaluation(str(opened.directory), TextScore(nats, tokens, text_bytes), count, context_length, stride)
 
 
 def _pieces(inputs: Sequence[str], options: TextOptions) -> tuple[Iterator[Piece], int | None]:

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
-from gptcli.api.classify import common_labels
-from gptcli.api.open_model import load
+from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.units import count
-from gptcli.config.train import RuntimeConfig
 from gptcli.data.rows import load_rows
 from gptcli.data.text import TextOptions
-from gptcli.device.runtime import Runtime, make_runtime
 from gptcli.evaluate.bootstrap import Difference, Estimate, Resampling, differences, estimates
-from gptcli.evaluate.classification_head import classify_by_head
+from gptcli.evaluate.classification_head import Ensemble, classify_by_head, common_labels
 from gptcli.evaluate.few_shot import Shots
 from gptcli.evaluate.generative import write
 from gptcli.evaluate.items import Item, names_field, read_item
 from gptcli.evaluate.loglikelihood import choose, classify_by_words
 from gptcli.evaluate.options import RowOptions
-from gptcli.evaluate.result import Loaded, Outcome
+from gptcli.evaluate.result import Outcome
 from gptcli.generate.packed_weights import Quantize, pack
+from gptcli.train.loaded_model import LoadedModel
 from gptcli.train.metadata import read_metadata
 from gptcli.train.run_directory import find_checkpoint
 
@@ -108,11 +107,9 @@ def evaluate_rows(
     records: str | Path | None = None,
     force: bool = False,
     text: TextOptions | None = None,
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    threads: int | None = None,
     quantize: Quantize | None = None,
     report: Report,
+    **how: Unpack[DeviceOptions],
 ) -> RowEvaluation:
     """Ask the model, and the one to compare it with, every row; write what they said of each to `records`.
 
@@ -133,12 +130,9 @@ def evaluate_rows(
     shots = None
     if options.shots_file is not None:
         shots = Shots(_read([options.shots_file], options, text), options.shots, options.seed)
-    runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
     asked = [[path] for path in directories]
     asked[0] += members
-    outcomes = [
-        _ask([_load(path, runtime, quantize) for path in paths], items, options, shots, report) for paths in asked
-    ]
+    outcomes = [_ask([_open(path, quantize, how) for path in paths], items, options, shots, report) for paths in asked]
     resampling = Resampling(options.resamples, options.seed)
     measured = [
         Measured(
@@ -168,13 +162,11 @@ def _read(inputs: Sequence[str], options: RowOptions, text: TextOptions | None) 
     return rows.items
 
 
-def _load(directory: Path, runtime: Runtime, quantize: Quantize | None) -> Loaded:
-    model, tokenizer = load(directory, device=runtime.device, dtype=runtime.dtype)
+def _open(directory: Path, quantize: Quantize | None, how: DeviceOptions) -> LoadedModel:
+    opened = open_model(directory, **how)
     if quantize:
-        runtime = pack(model, runtime, quantize=quantize)
-    metadata = read_metadata(directory)
-    what_for = (metadata.labels, metadata.conversation, metadata.pooling)
-    return Loaded(str(directory), model, tokenizer, runtime, *what_for)
+        return dataclasses.replace(opened, runtime=pack(opened.model, opened.runtime, quantize=quantize))
+    return opened
 
 
 def _by_words(options: RowOptions) -> bool:
@@ -187,15 +179,17 @@ def _members(first: Path, also: Sequence[str | Path], options: RowOptions) -> li
         raise ConfigError("--with: averages what classification heads say; leave it out")
     directories = [find_checkpoint(path) for path in also]
     if also:
-        common_labels([first, *directories])
+        common_labels([(path, read_metadata(path).labels) for path in (first, *directories)])
     return directories
 
 
-def _ask(members: list[Loaded], items: list[Item], options: RowOptions, shots: Shots | None, report: Report) -> Outcome:
+def _ask(
+    members: list[LoadedModel], items: list[Item], options: RowOptions, shots: Shots | None, report: Report
+) -> Outcome:
     loaded = members[0]
     match options.task:
-        case "classify" if loaded.labels and not _by_words(options):
-            outcome = classify_by_head(members, items, report)
+        case "classify" if loaded.metadata.labels and not _by_words(options):
+            outcome = classify_by_head(Ensemble(members), items, report)
         case "classify":
             outcome = classify_by_words(loaded, items, _label_words(items, options, shots), options, shots, report)
         case "choice":

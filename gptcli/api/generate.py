@@ -8,18 +8,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar, Unpack
 
-from gptcli.api.open_model import load
+from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.api.score import parse_record
 from gptcli.base.errors import ConfigError, DataError, GptcliError
 from gptcli.base.escape import shown
 from gptcli.base.ready import Ready, always
 from gptcli.base.units import count
 from gptcli.config.generate import GenerateOptions
-from gptcli.config.train import RuntimeConfig
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.device.runtime import make_runtime
 from gptcli.generate.constrain import check_pattern, matches, most_tokens
 from gptcli.generate.engine import Completion, Engine, Request
 from gptcli.generate.packed_weights import Quantize, pack
@@ -51,15 +49,13 @@ class Writer:
         *,
         batch_size: int | None = None,
         most: int | None = None,
-        device: str = "auto",
-        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-        threads: int | None = None,
         quantize: Quantize | None = None,
+        **how: Unpack[DeviceOptions],
     ) -> None:
-        runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
-        model, self.tokenizer = load(run, device=runtime.device, dtype=runtime.dtype)
-        runtime = pack(model, runtime, quantize=quantize)
-        self.engine = Engine(model, self.tokenizer, runtime, slots=batch_size, most=most)
+        opened = open_model(run, **how)
+        self.tokenizer = opened.tokenizer
+        runtime = pack(opened.model, opened.runtime, quantize=quantize)
+        self.engine = Engine(opened.model, self.tokenizer, runtime, slots=batch_size, most=most)
 
     def stream(self, prompt: str, options: GenerateOptions) -> Iterator[str]:
         """The text of one sample, piece by piece, whole characters only; at its end as check_match."""

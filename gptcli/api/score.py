@@ -6,14 +6,12 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
-from gptcli.api.open_model import load
+from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
 from gptcli.base.ready import Ready, always, blocks
-from gptcli.config.train import RuntimeConfig
-from gptcli.device.runtime import make_runtime
 from gptcli.evaluate.perplexity import TextScore, score_documents
 
 LINES_AT_ONCE = 64
@@ -26,13 +24,11 @@ def score(
     ready: Ready = always,
     jsonl: bool = False,
     field: str = "text",
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    threads: int | None = None,
+    **how: Unpack[DeviceOptions],
 ) -> Iterator[dict[str, Any]]:
     """Score each line by itself, in order; DataError names a line that is not UTF-8, or not a record with the field."""
-    runtime = make_runtime(RuntimeConfig(device=device, dtype=dtype, threads=threads), inference=True)
-    model, tokenizer = load(run, device=runtime.device, dtype=runtime.dtype)
+    opened = open_model(run, **how)
+    model, tokenizer, runtime = opened.model, opened.tokenizer, opened.runtime
     records = read_records(lines, jsonl=jsonl, field=field)
     for block in blocks(records, LINES_AT_ONCE, ready):
         ids = [tokenizer.encode(record[field]) for record in block]

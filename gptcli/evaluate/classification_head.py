@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,59 @@ from gptcli.base.errors import DataError, NumericalError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.config.finetune import Pooling
-from gptcli.data.example import label_ids
+from gptcli.data.example import label_text
 from gptcli.data.packing import group_by_tokens
 from gptcli.device.runtime import Runtime
+from gptcli.evaluate.bootstrap import Floats
 from gptcli.evaluate.items import Item
-from gptcli.evaluate.result import Cuts, Loaded, Outcome, classified
+from gptcli.evaluate.result import Cuts, Outcome, classified
 from gptcli.evaluate.scoring import batch_tokens
 from gptcli.model.attention import Packed
 from gptcli.model.gpt import GPT
+from gptcli.train.loaded_model import LoadedModel
 
 ROWS_AT_ONCE = 256
 
 
-def classify_by_head(members: Sequence[Loaded], items: Sequence[Item], report: Report) -> Outcome:
-    """Labels by the classification head, the mean over the models' where there are several of the same labels; as in
-    its training, a text that is too long loses its end."""
-    labels = members[0].labels
+class Ensemble:
+    """One classifier, or several of the same labels whose probabilities are averaged (Lakshminarayanan et al. 2017)."""
+
+    def __init__(self, members: Sequence[LoadedModel]) -> None:
+        """DataError where a member names no labels, or others than the first."""
+        self.members = members
+        self.labels = common_labels([(member.directory, member.metadata.labels) for member in members])
+
+    def probabilities(self, texts: Sequence[str]) -> tuple[Floats, set[int]]:
+        """Return probabilities (texts, labels) float64, and the numbers of the texts that were cut to a context."""
+        total, cut = np.zeros((len(texts), len(self.labels))), set[int]()
+        for member in self.members:
+            model, tokenizer = member.model, member.tokenizer
+            room = model.config.context_length
+            encoded = tokenizer.encode_batch([label_text(text) for text in texts])
+            sequences = [[*tokenizer.first, *ids] for ids in encoded]
+            cut |= {number for number, ids in enumerate(sequences) if len(ids) > room}
+            sequences = [ids[:room] for ids in sequences]
+            total += label_probabilities(model, sequences, member.runtime, pooling=member.metadata.pooling).numpy()
+        return total / len(self.members), cut
+
+
+def common_labels(named: Sequence[tuple[Path, tuple[str, ...]]]) -> tuple[str, ...]:
+    """Return the labels of checkpoints, given with their directories; DataError where one has none, or others."""
+    (first_directory, first), *_ = named
+    for directory, labels in named:
+        if not labels:
+            raise DataError(f"{shown(str(directory))}: names no labels; make a classifier with gptcli finetune")
+        if labels != first:
+            raise DataError(
+                f"{shown(str(directory))}: its labels are {shown(', '.join(labels))}, "
+                f"those of {shown(str(first_directory))} {shown(', '.join(first))}; take models of the same labels"
+            )
+    return first
+
+
+def classify_by_head(ensemble: Ensemble, items: Sequence[Item], report: Report) -> Outcome:
+    """Label items by classification heads; as in training, a text that is too long loses its end."""
+    labels = ensemble.labels
     for item in items:
         if item.answers[0] not in labels:
             known = ", ".join(labels)
@@ -36,20 +74,14 @@ def classify_by_head(members: Sequence[Loaded], items: Sequence[Item], report: R
             raise DataError(f"{item.place}: {what}; mend or drop the row")
     cuts, found = Cuts(), np.zeros((len(items), len(labels)))
     for start in range(0, len(items), ROWS_AT_ONCE):
-        block = slice(start, start + ROWS_AT_ONCE)
-        cut = set()
-        for loaded in members:
-            sequences = [label_ids(item.text, loaded.tokenizer) for item in items[block]]
-            room = loaded.model.config.context_length
-            cut |= {number for number, ids in enumerate(sequences) if len(ids) > room}
-            sequences = [ids[:room] for ids in sequences]
-            found[block] += label_probabilities(loaded.model, sequences, loaded.runtime, pooling=loaded.pooling).numpy()
+        texts = [item.text for item in items[start : start + ROWS_AT_ONCE]]
+        found[start : start + len(texts)], cut = ensemble.probabilities(texts)
         cuts.rows_truncated += len(cut)
-        report.progress("evaluate", min(start + ROWS_AT_ONCE, len(items)), len(items))
+        report.progress("evaluate", start + len(texts), len(items))
     method: dict[str, Any] = {"method": "classification head"}
-    if len(members) > 1:
-        method["members"] = [loaded.checkpoint for loaded in members]
-    return classified(items, labels, found / len(members), method, cuts)
+    if len(ensemble.members) > 1:
+        method["members"] = [str(member.directory) for member in ensemble.members]
+    return classified(items, labels, found, method, cuts)
 
 
 @torch.inference_mode()

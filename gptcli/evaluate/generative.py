@@ -15,18 +15,21 @@ from gptcli.evaluate import answers
 from gptcli.evaluate.few_shot import SEPARATOR, Shots, join
 from gptcli.evaluate.items import Item
 from gptcli.evaluate.options import RowOptions
-from gptcli.evaluate.result import Cuts, Loaded, Outcome, means
+from gptcli.evaluate.result import Cuts, Outcome, means
 from gptcli.generate.engine import Engine, Request
+from gptcli.train.loaded_model import LoadedModel
 
 
-def write(loaded: Loaded, items: Sequence[Item], options: RowOptions, shots: Shots | None, report: Report) -> Outcome:
+def write(
+    loaded: LoadedModel, items: Sequence[Item], options: RowOptions, shots: Shots | None, report: Report
+) -> Outcome:
     """Answers in the model's words; in the form of its conversations where it was tuned to converse."""
     cuts, records = Cuts(), list[dict[str, Any]]()
     stop = options.stop or ((SEPARATOR,) if shots else ())
     drawing = GenerateOptions(max_tokens=options.max_tokens, temperature=options.temperature, stop=stop,
                               seed=options.seed, truncate=options.truncate)  # fmt: skip
     engine = Engine(loaded.model, loaded.tokenizer, loaded.runtime)
-    form = loaded.conversation
+    form = loaded.metadata.conversation
     ends = frozenset() if form is None else frozenset({form.end_id(loaded.tokenizer)})
 
     def encode(text: str) -> list[int]:

@@ -13,15 +13,20 @@ from gptcli.evaluate import multiple_choice
 from gptcli.evaluate.few_shot import Shots, join
 from gptcli.evaluate.items import Item, continuation
 from gptcli.evaluate.options import RowOptions
-from gptcli.evaluate.result import Cuts, Loaded, Outcome, classified, means
+from gptcli.evaluate.result import Cuts, Outcome, classified, means
 from gptcli.evaluate.scoring import Sequence as Scorable
 from gptcli.evaluate.scoring import encode_pair, score_sequences
+from gptcli.train.loaded_model import LoadedModel
 
 
 def classify_by_words(
-    loaded: Loaded, items: Sequence[Item], words: dict[str, str], options: RowOptions, shots: Shots | None,
+    loaded: LoadedModel,
+    items: Sequence[Item],
+    words: dict[str, str],
+    options: RowOptions,
+    shots: Shots | None,
     report: Report,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """Labels by the log-probability of the words that stand for them after the prompt."""
     cuts, found = Cuts(), []
     for scored in score_answers(loaded, items, [tuple(words.values())] * len(items), options, shots, cuts):
@@ -31,7 +36,9 @@ def classify_by_words(
     return classified(items, tuple(words), np.array(found), details, cuts)
 
 
-def choose(loaded: Loaded, items: Sequence[Item], options: RowOptions, shots: Shots | None, report: Report) -> Outcome:
+def choose(
+    loaded: LoadedModel, items: Sequence[Item], options: RowOptions, shots: Shots | None, report: Report
+) -> Outcome:
     """The choice with the greatest log-probability, raw and for its length."""
     cuts, records = Cuts(), list[dict[str, Any]]()
     right: dict[str, list[float]] = {name: [] for name in multiple_choice.NORMALISATIONS}
@@ -58,9 +65,13 @@ def choose(loaded: Loaded, items: Sequence[Item], options: RowOptions, shots: Sh
 
 
 def score_answers(
-    loaded: Loaded, items: Sequence[Item], choices: Sequence[Sequence[str]], options: RowOptions, shots: Shots | None,
+    loaded: LoadedModel,
+    items: Sequence[Item],
+    choices: Sequence[Sequence[str]],
+    options: RowOptions,
+    shots: Shots | None,
     cuts: Cuts,
-) -> Iterator[list[tuple[float, int]]]:  # fmt: skip
+) -> Iterator[list[tuple[float, int]]]:
     """For each row, (log-probability, tokens) of each of its choices after its prompt."""
 
     def sequences() -> Iterator[Scorable]:
@@ -74,7 +85,7 @@ def score_answers(
 
 
 def _sequences(
-    loaded: Loaded, item: Item, texts: Sequence[str], options: RowOptions, before: list[str], cuts: Cuts
+    loaded: LoadedModel, item: Item, texts: Sequence[str], options: RowOptions, before: list[str], cuts: Cuts
 ) -> list[Scorable]:
     """A row's choices behind its context. The last token of a choice is not fed, so it takes no room."""
     encode, first = loaded.tokenizer.encode, loaded.tokenizer.first

@@ -6,33 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptcli.config.finetune import Pooling
-from gptcli.data.conversation import Conversation
-from gptcli.data.tokenizer import Tokenizer
-from gptcli.device.runtime import Runtime
 from gptcli.evaluate.bootstrap import Floats, Metrics, Tally
 from gptcli.evaluate.classification import CALIBRATION_BINS, Labelled, label_numbers
 from gptcli.evaluate.few_shot import Context
 from gptcli.evaluate.items import Item
-from gptcli.model.gpt import GPT
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model ready to be asked."""
-
-    checkpoint: str
-    model: GPT
-    tokenizer: Tokenizer
-    runtime: Runtime
-    labels: tuple[str, ...]  # of its classification head, if it has one
-    conversation: Conversation | None
-    pooling: Pooling = "last"  # which tokens name a label
-
-    @property
-    def room(self) -> int:
-        """Tokens of text that can be fed beside what every window begins with."""
-        return self.model.config.context_length - len(self.tokenizer.first)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ def main() -> None:
 
     texts = given.lines.read_text().splitlines()
     classifier = Classifier(given.run)
-    tokens = sum(map(len, classifier.tokenizer.encode_batch(texts))) + len(texts)
+    member = classifier.ensemble.members[0]
+    tokens = sum(map(len, member.tokenizer.encode_batch(texts))) + len(texts)
     label = {"gptcli": lambda: sum(1 for _ in classifier.records(({"text": text} for text in texts), "text"))}
     label |= _pipelines(classifier, sorted(texts, key=len), given.batch)
     speeds: dict[str, list[float]] = {name: [] for name in label}
@@ -58,7 +59,7 @@ def main() -> None:
             if number:
                 speeds[name].append(len(texts) / (time.perf_counter() - started))
     found = {name: harness.spread(values) for name, values in speeds.items()}
-    flops = classifier.model.train_flops_per_token(0) / 3 * tokens / len(texts)  # a line's, forward
+    flops = member.model.train_flops_per_token(0) / 3 * tokens / len(texts)  # a line's, forward
     share = statistics.median(speeds["gptcli"]) * flops / max(peaks)
     if given.json:
         json.dump(
@@ -66,7 +67,7 @@ def main() -> None:
         )
         print()
         return
-    print(f"{len(texts):,} lines of {tokens / len(texts):.1f} tokens; {classifier.model.num_parameters():,} parameters")
+    print(f"{len(texts):,} lines of {tokens / len(texts):.1f} tokens; {member.model.num_parameters():,} parameters")
     for name, spread in found.items():
         print(f"{name:<28} {spread['median']:>8,.0f} lines/s ({spread['min']:,.0f}..{spread['max']:,.0f})")
     print(f"gptcli's matrix products take {share:.0%} of the matmul peak, {max(peaks) / 1e9:.0f} GFLOP/s")
@@ -79,18 +80,19 @@ def _pipelines(classifier, texts: list[str], batches: list[int]) -> dict[str, Ca
     except ImportError:
         return {}
     transformers.logging.set_verbosity_error()
-    ours = classifier.model.config
+    member = classifier.ensemble.members[0]
+    ours = member.model.config
     config = transformers.GPT2Config(
         vocab_size=ours.vocab_size,
         n_positions=ours.context_length,
         n_embd=ours.hidden_size,
         n_layer=ours.num_layers,
         n_head=ours.num_heads,
-        num_labels=len(classifier.labels),
+        num_labels=len(classifier.ensemble.labels),
         pad_token_id=0,
     )
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer.from_str(classifier.tokenizer.content.decode())
+        tokenizer_object=tokenizers.Tokenizer.from_str(member.tokenizer.content.decode())
     )
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
     model = transformers.GPT2ForSequenceClassification(config).eval()
