@@ -167,6 +167,7 @@ def _round(engine: Engine, prompt_tokens: int, new_tokens: int, seed: int) -> tu
     start = last = time.perf_counter()
     first: list[float] = []
     for completion in engine.steps(requests, capacity=prompt_tokens + new_tokens):
+        completion.check()
         last = time.perf_counter()
         if len(completion.ids) == 1:
             first.append(last)

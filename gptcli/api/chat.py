@@ -197,6 +197,7 @@ class Chat:
     def _answer(self, turn: Turn, ids: list[int], stop: Callable[[], bool]) -> Iterator[str]:
         request = Request(ids, self.options, turn.attempt, self.speaker.stop_ids)
         for completion in self.speaker.engine.steps([request]):
+            completion.check()
             new = completion.text[len(turn.answer) :]
             turn.answer, turn.finish_reason = completion.text, completion.finish_reason
             if new:

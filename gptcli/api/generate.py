@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, Unpack
@@ -98,7 +98,8 @@ class Writer:
 
 
 def check_match(completion: Completion) -> None:
-    """GptcliError where a text was cut before it matched its pattern."""
+    """Raise the error of a text that could not be written, or that was cut before its pattern matched."""
+    completion.check()
     options = completion.request.options
     if completion.finish_reason == "length" and not matches(options, completion.text):
         raise GptcliError(
@@ -133,7 +134,7 @@ def in_order(
                 ahead -= 1
                 yield request
 
-    for completion in engine.run(all_requests(), ready=lambda: ahead > 0 or ready()):
+    for completion in engine.run(all_requests(), ready=lambda: ahead > 0 or ready(), keep_failed=True):
         item = owners.popleft()
         yield item, None if completion.request.void else completion
 
@@ -146,18 +147,33 @@ def completion_record(completion: Completion, tokenizer: Tokenizer) -> dict[str,
         record["sample"] = completion.request.sample
     record |= {
         "finish_reason": completion.finish_reason,
+        **({} if completion.error is None else {"error": str(completion.error)}),
         "prompt_tokens": len(completion.request.prompt),
         "tokens": len(completion.ids),
     }
+    if options.prompt_logprobs:
+        record["prompt_logprobs"] = _token_records(
+            tokenizer, completion.request.prompt, completion.prompt_logprobs, completion.prompt_alternatives
+        )
     if options.logprobs:
-        chosen = zip(completion.ids, completion.logprobs, strict=True)
-        record["logprobs"] = [_token_record(tokenizer, index, value) for index, value in chosen]
-        for token, likeliest in zip(record["logprobs"], completion.alternatives, strict=False):  # none for logprobs=1
-            token["top"] = [_token_record(tokenizer, index, value) for index, value in likeliest]
+        record["logprobs"] = _token_records(tokenizer, completion.ids, completion.logprobs, completion.alternatives)
     return record
 
 
-def _token_record(tokenizer: Tokenizer, index: int, logprob: float) -> dict[str, Any]:
+def _token_records(
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    logprobs: Sequence[float | None],
+    alternatives: Sequence[Sequence[tuple[int, float]]],
+) -> list[dict[str, Any]]:
+    """Tokens as JSON, each with the likeliest at its place where there are such."""
+    records = [_token_record(tokenizer, index, value) for index, value in zip(ids, logprobs, strict=False)]
+    for record, likeliest in zip(records, alternatives, strict=False):
+        record["top"] = [_token_record(tokenizer, index, value) for index, value in likeliest]
+    return records
+
+
+def _token_record(tokenizer: Tokenizer, index: int, logprob: float | None) -> dict[str, Any]:
     return {"id": index, "token": tokenizer.decode([index]), "logprob": logprob}
 
 

@@ -8,12 +8,15 @@ from typing import Literal
 
 from gptcli.config.schema import Section, number, value
 
+MAX_BIASED_TOKENS = 300
+MAX_BIAS = 100.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateOptions(Section):
     """How text is drawn from a model; the flags of `generate` and the per-record options of its JSONL input."""
 
-    max_tokens: int = number(200, "new tokens at most", ge=1, le=1 << 31)
+    max_tokens: int = number(200, "new tokens at most", ge=0, le=1 << 31)
     temperature: float = number(0.8, "divides the logits; 0 takes the most likely token", ge=0, le=100)
     top_k: int | None = number(None, "only the k most likely tokens", ge=1)
     top_p: float = number(1.0, "only the fewest tokens whose probabilities reach p (nucleus)", gt=0, le=1)
@@ -21,11 +24,17 @@ class GenerateOptions(Section):
     repetition_penalty: float = number(
         1.0, "divides positive logits of tokens already seen (Keskar et al. 2019)", ge=0.01, le=100
     )
+    presence_penalty: float = number(0.0, "subtracted from the logits of new tokens already written", ge=-2, le=2)
+    frequency_penalty: float = number(
+        0.0, "subtracted from a token's logit once for each time it was written", ge=-2, le=2
+    )
+    logit_bias: tuple[tuple[float, ...], ...] = value((), "added to the logits of tokens: pairs of an id and a bias")
     seed: int = number(0, "same seed, same text, alone or in any batch", ge=0, lt=1 << 63)
     n: int = number(1, "samples per prompt", ge=1, le=1 << 20)
     stop: tuple[str, ...] = value((), "end before the first of these strings")
     truncate: Literal["error", "left"] = value("error", "a prompt longer than the context: refuse it, or keep its end")
-    logprobs: int = number(0, "give the log-probability of every new token, and from 2 on of so many likeliest", ge=0)
+    logprobs: int = number(0, "0: none; 1: log-probability of each new token; K >= 2: also of the K likeliest", ge=0)
+    prompt_logprobs: int = number(0, "the same for the tokens of the prompt, each given those before it", ge=0)
     min_tokens: int = number(0, "new tokens at least, before one may end the text", ge=0)
     stop_at_eos: bool = value(True, "<|endoftext|> ends the text; else it is never drawn")
     choices: tuple[str, ...] = value((), "the text is one of these, whole, whatever max_tokens")
@@ -43,3 +52,12 @@ class GenerateOptions(Section):
             yield "choices", "an empty choice; leave it out"
         if self.min_tokens > self.max_tokens:
             yield "min_tokens", f"{self.min_tokens} is more than max_tokens {self.max_tokens}"
+        if self.max_tokens == 0 and not self.prompt_logprobs:
+            yield "max_tokens", "must be >= 1, got 0; 0 is for prompt_logprobs alone"
+        if len(self.logit_bias) > MAX_BIASED_TOKENS:
+            yield "logit_bias", f"{len(self.logit_bias)} tokens, more than {MAX_BIASED_TOKENS}"
+        for pair in self.logit_bias:
+            if len(pair) != 2 or not float(pair[0]).is_integer() or pair[0] < 0:
+                yield "logit_bias", f"want pairs of a token's id and a bias, got {pair}"
+            elif not -MAX_BIAS <= pair[1] <= MAX_BIAS:
+                yield "logit_bias", f"the bias of token {pair[0]:.0f} must be from -100 to 100, got {pair[1]}"

@@ -13,7 +13,8 @@ from gptcli.data.tokenizer import Tokenizer
 from gptcli.generate.dfa import DEAD, Automaton
 from gptcli.generate.regex import literal
 
-CACHED_MASKS = 256  # of one pattern
+CACHED_PATTERNS = 8
+CACHED_MASKS = 256  # of one pattern, each of the vocabulary's size
 
 
 class TokenTable:
@@ -48,6 +49,29 @@ class Constraint:
             rows = np.array([self.automaton.row(int(found)) for found in met])
             states[alive] = rows[which, table.bytes[alive, place]]
         return torch.from_numpy(states == DEAD)
+
+
+class Constraints:
+    """The constraints of a vocabulary that came up lately, by their patterns."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.table: TokenTable | None = None
+        self.made: dict[str, Constraint] = {}
+
+    def of(self, options: GenerateOptions) -> Constraint | None:
+        """Return the constraint that the options ask for, if any; ConfigError where its pattern cannot be used."""
+        pattern = pattern_of(options)
+        if pattern is None:
+            return None
+        if self.table is None:
+            self.table = TokenTable(self.tokenizer)
+        if pattern not in self.made:
+            constraint = Constraint(pattern, self.table)
+            if len(self.made) >= CACHED_PATTERNS:
+                del self.made[next(iter(self.made))]
+            self.made[pattern] = constraint
+        return self.made[pattern]
 
 
 def pattern_of(options: GenerateOptions) -> str | None:

@@ -1,86 +1,61 @@
 """Text generation: requests in, completions out, over one KV cache with a row for each text in the making.
 
-A row that ends is given to the next request at once. Prompts are computed together, laid end to end, and each only
-from where it parts from what some row already holds.
+    add(request)    queue a text
+    step()          compute a chunk of the waiting prompts, then the next token of every text in the making
+    cancel(text)    give it up
+
+A row whose text ends is given to the next request. Prompts are computed together, laid end to end, each from where it
+parts from what some row already holds, and in chunks, so that texts in the making wait for one chunk at most. `steps`
+and `run` are loops over these three.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gptcli.base.errors import DataError, NumericalError
+from gptcli.base.errors import DataError, GptcliError, NumericalError, is_out_of_memory
 from gptcli.base.ready import Ready, always
 from gptcli.config.generate import GenerateOptions
 from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.machine import device_memory_bytes
 from gptcli.device.runtime import Runtime
-from gptcli.generate.constrain import Constraint, TokenTable, most_tokens, pattern_of
+from gptcli.generate.constrain import Constraints, most_tokens
 from gptcli.generate.kv_cache import QUERY_BLOCK, Decode, Prefill, cache_bytes
-from gptcli.generate.multi_step import STEPS, Ahead
-from gptcli.generate.prefix_cache import Slots, common_length
+from gptcli.generate.multi_step import STEPS, MultiStepDecoder
+from gptcli.generate.prefix_cache import PrefixCache, common_length
 from gptcli.generate.sampling import draw
-from gptcli.generate.sequence import Completion, FinishReason, Request, Row, TextBuffer
+from gptcli.generate.sequence import ActiveSequence, Completion, FinishReason, Request, TextBuffer
 from gptcli.model.gpt import GPT, Layout
 
 __all__ = ["Completion", "Engine", "FinishReason", "Request", "TextBuffer"]
 
-CACHED_PATTERNS = 8  # each with up to CACHED_MASKS of the vocabulary's size
-# Where nobody says how many rows: 64 prompts of GPT-2 124M took 8.0 s with 16, 7.3 with 32, 6.9 with 64.
-MOST_SLOTS, CACHE_SHARE = 64, 0.25
-PREFILL_TOKENS = 1024  # of prompts in one pass, beside a single longer one: the matrices need no more to be busy
+MAX_ROWS, CACHE_SHARE = 64, 0.25  # the default number of rows, and the share of the memory that they may take
+CHUNK_TOKENS = 256  # of prompts between two decoding steps; a multiple of QUERY_BLOCK, so that the bits stay
+PREFILL_TOKENS = 1024  # of prompts in one pass while no text waits for it: the matrices need no more to be busy
+LOGPROB_ROWS = 64  # of the vocabulary's size, at once
 # Else a call with an argument that is not a tensor (a dtype, a packed weight) looks for its __torch_function__, and the
 # exception that ends the search takes 1 to 6 microseconds: of the time of one text 4 %, in int8 8 %.
 _NO_OVERRIDES = torch._C.DisableTorchFunctionSubclass
 
 
-def _default_slots(config: ModelConfig, runtime: Runtime) -> int:
+def _default_rows(config: ModelConfig, runtime: Runtime) -> int:
     row = cache_bytes(config, 1, config.context_length, activation_size=runtime.cache_dtype.itemsize)
     room = device_memory_bytes(runtime.device) * CACHE_SHARE
-    return max(1, min(MOST_SLOTS, int(room / row)))
-
-
-@dataclass
-class _Queue:
-    """Requests that wait, and completions in the order of the requests."""
-
-    waiting: Iterator[Request]
-    ready: Ready
-    ahead: Request | None = None  # read and not yet begun
-    begun: int = 0
-    unfinished: deque[Completion] = field(default_factory=deque)
-
-    def peek(self, *, wait: bool) -> Request | None:
-        """The next request, None at the end and, unless `wait`, where it is not there yet."""
-        if self.ahead is None and (wait or self.ready()):
-            self.ahead = next(self.waiting, None)
-        return self.ahead
-
-    def begin(self) -> Completion:
-        assert self.ahead is not None
-        completion = Completion(self.ahead, self.begun)
-        self.ahead = None
-        self.begun += 1
-        self.unfinished.append(completion)
-        return completion
-
-    def drop_finished(self) -> None:
-        """Of those that nobody before them keeps waiting."""
-        while self.unfinished and self.unfinished[0].finish_reason is not None:
-            self.unfinished.popleft()
+    return max(1, min(MAX_ROWS, int(room / row)))
 
 
 class Engine:
-    """A model ready to write. `slots` texts are in the making at once, which bounds memory.
+    """A model ready to write, `count` texts at once, which bounds memory. To be used by one thread at a time.
 
-    What the slots hold stays from one run to the next: a prompt that goes on from an earlier text, as a conversation
-    does, costs its new tokens only. One run at a time.
+    What the rows of the cache hold stays from one run to the next: a prompt that goes on from an earlier text, as a
+    conversation does, costs its new tokens only.
     """
 
     def __init__(
@@ -93,22 +68,29 @@ class Engine:
         most: int | None = None,
         ahead: int | None = None,
     ) -> None:
-        """`slots`: default 64, or as many as have room for whole contexts in a quarter of the memory, and no more than
-        `most` texts; `ahead`: steps that are computed in one go where rows allow it, default what pays on the device.
+        """`slots`: texts at once, default 64, or as many as have room for whole contexts in a quarter of the memory,
+        and no more than `most`; `ahead`: steps that are computed in one go where rows allow it, default what pays on
+        the device.
         """
         self.model, self.tokenizer, self.runtime = model, tokenizer, runtime
         self.context_length = model.config.context_length
         self.first = tokenizer.first
-        self.count = slots or min(most or MOST_SLOTS, _default_slots(model.config, runtime))
-        self.slots = Slots(model.config, self.count, dtype=runtime.cache_dtype, device=runtime.device)
+        self.count = slots or min(most or MAX_ROWS, _default_rows(model.config, runtime))
+        self.prefixes = PrefixCache(model.config, self.count, dtype=runtime.cache_dtype, device=runtime.device)
         self.steps_ahead = ahead if ahead is not None else STEPS if runtime.device.type == "cuda" else 0
-        self.ahead: Ahead | None = None
-        self.rows: list[Row] = []
-        self.token_table: TokenTable | None = None
-        self.constraints: dict[str, Constraint] = {}
+        self.multi_step: MultiStepDecoder | None = None
+        self.constraints = Constraints(tokenizer)
+        self.begin_run()
 
     def fit(self, prompt: list[int], options: GenerateOptions) -> list[int]:
-        """The prompt as far as it fits beside one new token; DataError unless options.truncate allows a cut."""
+        """Return the prompt as far as it fits beside one new token.
+
+        DataError where it does not fit unless options.truncate allows a cut, where there is nothing to begin with, or
+        where options name a token that the vocabulary does not have.
+        """
+        for index, _ in options.logit_bias:
+            if index >= self.tokenizer.vocab_size:
+                raise DataError(f"logit_bias: no token {index:.0f}; the vocabulary has {self.tokenizer.vocab_size}")
         room = self.context_length - len(self.first)
         if options.choices:  # which come whole; the last token of a text is never fed
             room -= most_tokens(options) - 1
@@ -122,152 +104,273 @@ class Engine:
             )
         return prompt[len(prompt) - min(room, len(prompt)) :]
 
-    @torch.inference_mode()
+    # --------------------------------------------------------------------------------------------- loops over steps
+
     def run(
-        self, requests: Iterable[Request], *, capacity: int | None = None, ready: Ready = always
+        self,
+        requests: Iterable[Request],
+        *,
+        capacity: int | None = None,
+        ready: Ready = always,
+        keep_failed: bool = False,
     ) -> Iterator[Completion]:
-        """Completions, finished, in the order of the requests, each as soon as those before it are done."""
+        """Yield completions, finished, in the order of the requests, each as soon as those before it are done.
+
+        Raises the error of a text that could not be written; with `keep_failed` it is a completion like the others.
+        """
         finished: dict[int, Completion] = {}
-        next_number = 0
-        for completion in self.steps(requests, capacity=capacity, ready=ready):
+        read = next_number = 0
+
+        def counted() -> Iterator[Request]:
+            nonlocal read
+            for request in requests:
+                read += 1
+                yield request
+
+        def in_reach() -> bool:
+            """No request is read far ahead of the oldest unfinished one: results wait for their turn in memory."""
+            return read - next_number < 8 * self.count and ready()
+
+        for completion in self.steps(counted(), capacity=capacity, ready=in_reach):
             if completion.finish_reason is not None:
                 finished[completion.number] = completion
             while next_number in finished:
-                yield finished.pop(next_number)
+                done = finished.pop(next_number)
+                if not keep_failed:
+                    done.check()
                 next_number += 1
+                yield done
 
-    @torch.inference_mode()
     def steps(
         self, requests: Iterable[Request], *, capacity: int | None = None, ready: Ready = always
     ) -> Iterator[Completion]:
-        """Every completion after every token it got. `capacity`: tokens a row must hold, default the context;
-        `ready`: whether the next request is there, which is not waited for while there is something to write."""
-        queue = _Queue(iter(requests), ready)
-        self.slots.begin_run(min((capacity or self.context_length) + self.steps_ahead, self.context_length))
-        self.rows = []
-        tokens: list[int] = []  # the last of each row, which the cache does not hold yet
+        """Yield every completion whenever it got new tokens, in a run of its own, which ends any other.
+
+        `capacity`: tokens a row must hold, default the context; `ready`: whether the next request is there, which is
+        not waited for while there is something to write.
+        """
+        self.begin_run(capacity)
+        incoming = iter(requests)
         while True:
-            # No request far ahead of the oldest unfinished one: results wait for their turn, and memory is bounded.
-            while (
-                len(self.rows) < self.count
-                and len(queue.unfinished) < 8 * self.count
-                and (request := queue.peek(wait=not self.rows))
-            ):
-                if request.void:
-                    completion = queue.begin()
-                    completion.finish_reason = "stop"
-                    yield completion
-                    queue.drop_finished()
-                    continue
-                begun = len(self.rows)
-                tokens += self._begin(queue)
-                yield from (row.completion for row in self.rows[begun:])
-                self._drop_finished(tokens)
-                queue.drop_finished()
-            if not self.rows:
+            while len(self.waiting) < self.free_rows and (not self.busy or ready()):
+                request = next(incoming, None)
+                if request is None:
+                    break
+                self.add(request)
+            if not self.busy:
                 return
-            yield from self._go_ahead(tokens) if self._can_go_ahead() else self._step(tokens)
-            self._drop_finished(tokens)
-            queue.drop_finished()
+            yield from self.step(prompts_first=True)
 
-    def _begin(self, queue: _Queue) -> list[int]:
-        """Give free rows to the next requests, as many as one pass computes -> the first token of each."""
-        windows: list[list[int]] = []
-        known: list[Tensor | None] = []
-        counts: list[int] = []
-        first = len(self.rows)
-        while len(self.rows) < self.count and (request := queue.peek(wait=False)) and not request.void:
+    # ------------------------------------------------------------------------------------------- add, cancel, step
+
+    def begin_run(self, capacity: int | None = None) -> None:
+        """Drop all texts in the making and number new ones from 0. `capacity`: tokens that a row must hold at least,
+        default the context."""
+        self.waiting: deque[ActiveSequence] = deque()
+        self.active: list[ActiveSequence] = []  # in the first rows of the cache
+        self.prefilling: ActiveSequence | None = None  # in the row after those: a part of its prompt is computed
+        self.settled: list[Completion] = []  # without a step, to be told by the next
+        self.added = 0
+        self.capacity = capacity or self.context_length
+        self.prefixes.begin_run()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do."""
+        return bool(self.waiting or self.active or self.prefilling or self.settled)
+
+    @property
+    def free_rows(self) -> int:
+        """Texts that may begin at once beside those in the making."""
+        return self.count - len(self.active) - (self.prefilling is not None)
+
+    def add(self, request: Request) -> Completion:
+        """Queue a text, whose prompt must `fit`; ConfigError where its pattern cannot be used."""
+        completion = Completion(request, self.added)
+        if request.void:
+            completion.finish_reason = "stop"
+            self.settled.append(completion)
+        else:
             window = self.first + request.prompt
-            if counts and (
-                sum(counts) + len(window) > PREFILL_TOKENS
-                or any(common_length(other, window) >= min(QUERY_BLOCK, len(window)) for other in windows)
-            ):
-                break  # it may begin with what this pass computes
-            share, logits = self.slots.place(window, len(self.rows))
-            windows.append(window)
-            known.append(logits)
-            counts.append(len(window) - share)
-            completion = queue.begin()
-            constraint = self._constraint(request.options)
-            self.rows.append(Row(completion, self.tokenizer, self.context_length - len(window) + 1, constraint))
-        places = [index for index, count in enumerate(counts) if count]
-        if places:
-            layout = Prefill(self.slots.cache, [first + place for place in places], [counts[place] for place in places])
-            new = [token for place in places for token in windows[place][-counts[place] :]]
-            hidden = self._hidden([new], layout)
-            for place, logits in zip(places, self._logits(hidden[0, layout.last]), strict=True):
-                known[place] = logits
-                self.slots.filled(first + place, windows[place], logits)
-        return self._draw(torch.stack([logits for logits in known if logits is not None]), self.rows[first:])
+            room = self.context_length - len(window) + 1
+            constraint = self.constraints.of(request.options)
+            self.waiting.append(ActiveSequence(completion, self.tokenizer, window, room, constraint))
+        self.added += 1
+        return completion
 
-    def _step(self, tokens: list[int]) -> Iterator[Completion]:
-        """One more token of every row, and more where a guess was right; `tokens`, the last of each, are replaced.
+    @torch.inference_mode()
+    def cancel(self, completion: Completion, reason: FinishReason = "cancelled") -> None:
+        """Give up a text, waiting or in the making, and free its row; one that is finished stays as it is."""
+        if completion.finish_reason is not None:
+            return
+        for sequence in (*self.waiting, *self.active, *([self.prefilling] if self.prefilling else [])):
+            if sequence.completion is completion:
+                sequence.finish(reason)
+        self.waiting = deque(sequence for sequence in self.waiting if not sequence.finished)
+        self._free_rows()
+
+    @torch.inference_mode()
+    def step(self, *, prompts_first: bool = False) -> list[Completion]:
+        """Compute a chunk of the prompts, then a token of every text in the making -> the completions that changed.
+
+        With `prompts_first`, for those who wait for all texts and not for the next token of one, no token is drawn
+        until every row has its prompt.
+        """
+        changed, self.settled = self.settled, []
+        begun = self._prefill(PREFILL_TOKENS if prompts_first or not self.active else CHUNK_TOKENS)
+        changed += begun
+        if self.active and not (prompts_first and (begun or self.prefilling)):
+            written = [sequence.completion for sequence in self.active]
+            if self._can_go_ahead():
+                self._go_ahead()
+            else:
+                self._decode()
+            changed += (completion for completion in written if completion not in begun)
+            self._free_rows()
+        return changed
+
+    # ------------------------------------------------------------------------------------------------------ prompts
+
+    def _prefill(self, budget: int) -> list[Completion]:
+        """Compute up to `budget` tokens of prompts in one pass -> the completions that have their first token."""
+        chunks: list[_Chunk] = []
+        row = len(self.active)
+        while budget >= QUERY_BLOCK and row < self.count and (chunk := self._next_chunk(row, budget, chunks)):
+            chunks.append(chunk)
+            budget -= chunk.end - chunk.start
+            row += 1
+        try:
+            self._compute([chunk for chunk in chunks if chunk.end > chunk.start])
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            for chunk in chunks:
+                chunk.sequence.fail(GptcliError("out of memory while reading the prompt; write fewer texts at once"))
+        begun = []
+        for chunk in chunks:
+            if chunk.is_last or chunk.sequence.finished:
+                begun.append(chunk.sequence)
+            else:
+                self.prefilling = chunk.sequence
+        self.active += begun
+        to_draw = [chunk for chunk in chunks if chunk.is_last and not chunk.sequence.finished]
+        if to_draw:
+            logits = torch.stack([chunk.logits for chunk in to_draw if chunk.logits is not None])
+            self._draw(logits, [chunk.sequence for chunk in to_draw])
+        self._free_rows()
+        return [sequence.completion for sequence in begun]
+
+    def _next_chunk(self, row: int, budget: int, others: Sequence[_Chunk]) -> _Chunk | None:
+        """Return what of a prompt is computed in a row: the rest of one that was begun, else the beginning of another,
+        which has to wait where it begins with what the same pass computes."""
+        logits = None
+        if self.prefilling is not None:
+            sequence, self.prefilling = self.prefilling, None
+        else:
+            if not self.waiting or any(_share_a_block(self.waiting[0], other.sequence) for other in others):
+                return None
+            sequence = self.waiting.popleft()
+            request, window = sequence.completion.request, sequence.window
+            longest = max(self.capacity, len(window) + sequence.room)
+            self.prefixes.grow(min(longest + self.steps_ahead, self.context_length))
+            share = not request.options.prompt_logprobs
+            known, logits = self.prefixes.place(window, row, owner=request.owner, share=share)
+            sequence.completion.cached_tokens = max(0, known - len(self.first))
+        start, end = self.prefixes.cache.lengths[row], len(sequence.window)
+        if end - start > budget:
+            end = (start + budget) // QUERY_BLOCK * QUERY_BLOCK
+        return _Chunk(sequence, row, start, end, logits)
+
+    def _compute(self, chunks: Sequence[_Chunk]) -> None:
+        """Compute chunks of prompts, laid end to end, with the logits after those that end one."""
+        if not chunks:
+            return
+        counts = [chunk.end - chunk.start for chunk in chunks]
+        layout = Prefill(self.prefixes.cache, [chunk.row for chunk in chunks], counts)
+        ids = [token for chunk in chunks for token in chunk.sequence.window[chunk.start : chunk.end]]
+        hidden = self._hidden([ids], layout)[0]  # (N, C)
+        last = [number for number, chunk in enumerate(chunks) if chunk.is_last]
+        if last:
+            for number, logits in zip(last, self._logits(hidden[layout.last[last]]), strict=True):
+                chunks[number].logits = logits
+        for chunk, piece in zip(chunks, torch.split(hidden, counts), strict=True):
+            self.prefixes.extend(chunk.row, chunk.sequence.window[chunk.start : chunk.end], chunk.logits)
+            if chunk.sequence.options.prompt_logprobs:
+                self._score_prompt(chunk, piece)
+
+    def _score_prompt(self, chunk: _Chunk, hidden: Tensor) -> None:
+        """Give a sequence the log-probabilities of the tokens of its prompt that come after hidden (N, C)."""
+        for number, rows in enumerate(torch.split(hidden, LOGPROB_ROWS)):
+            start, logits = chunk.start + number * LOGPROB_ROWS, self._logits(rows)
+            if not math.isfinite(logits.sum()):
+                chunk.sequence.fail(_not_finite(start))
+                return
+            chunk.sequence.take_prompt(logits.double().log_softmax(-1), start)
+
+    # ----------------------------------------------------------------------------------------------------- decoding
+
+    def _decode(self) -> None:
+        """Draw one more token of every text, and more where a guess was right.
 
         A guess is computed as if it had been drawn, and then drawn for: so nothing but the speed changes.
         """
-        guesses = [row.guess() for row in self.rows]
-        held = self.slots.cache.lengths[: len(tokens)]
-        width = 1 + min(max(map(len, guesses)), self.slots.cache.capacity - max(held) - 1)
-        fed = [([token, *guess] + [token] * width)[:width] for token, guess in zip(tokens, guesses, strict=True)]
-        layout = Decode(self.slots.cache, len(tokens), width)
-        hidden = self._hidden(fed, layout)  # (B, width, C)
-        going = list(range(len(tokens)))
+        sequences, cache = list(self.active), self.prefixes.cache
+        guesses = [sequence.guess() for sequence in sequences]
+        held = cache.lengths[: len(sequences)]
+        width = 1 + min(max(map(len, guesses)), cache.capacity - max(held) - 1)
+        fed = [
+            ([sequence.last_token, *guess] + [sequence.last_token] * width)[:width]
+            for sequence, guess in zip(sequences, guesses, strict=True)
+        ]
+        hidden = self._hidden(fed, Decode(cache, len(sequences), width))  # (B, width, C)
+        going = list(range(len(sequences)))
         for place in range(width):
-            every = len(going) == len(tokens)
-            drawn = self._draw(
-                self._logits(hidden[:, place] if every else hidden[going, place]), [self.rows[i] for i in going]
-            )
-            for index, token in zip(going, drawn, strict=True):
-                tokens[index] = token
-                self.slots.advance(index, fed[index][place], held[index] + place + 1)
-                yield self.rows[index].completion
+            at_place = hidden[:, place] if len(going) == len(sequences) else hidden[going, place]
+            self._draw(self._logits(at_place), [sequences[index] for index in going])
+            for index in going:
+                self.prefixes.advance(index, fed[index][place], held[index] + place + 1)
             going = [
                 index
                 for index in going
-                if place + 1 < width and not self.rows[index].finished and fed[index][place + 1] == tokens[index]
+                if place + 1 < width
+                and not sequences[index].finished
+                and fed[index][place + 1] == sequences[index].last_token
             ]
             if not going:
-                return
+                break
+        if width > 1 and not math.isfinite(hidden.sum()):  # what was guessed wrongly lies behind what a row holds
+            for index in range(len(sequences)):
+                cache.erase_stale(index)
 
     def _can_go_ahead(self) -> bool:
-        """Whether the next tokens of all rows can be drawn in one go."""
-        if not self.steps_ahead:
+        """Whether the next tokens of all texts can be drawn in one go."""
+        if not self.steps_ahead or self.prefilling:
             return False
-        if self.ahead is None or self.ahead.cache is not self.slots.cache:
-            self.ahead = Ahead(
-                self.model, self.slots.cache, count=self.steps_ahead, vocab_size=self.tokenizer.vocab_size
+        if self.multi_step is None or self.multi_step.cache is not self.prefixes.cache:
+            self.multi_step = MultiStepDecoder(
+                self.model, self.prefixes.cache, count=self.steps_ahead, vocab_size=self.tokenizer.vocab_size
             )
-        return self.ahead.fits(self.rows)
+        return self.multi_step.fits(self.active)
 
-    def _go_ahead(self, tokens: list[int]) -> Iterator[Completion]:
-        """As _step, several times over; what comes after the end of a row is dropped."""
-        assert self.ahead is not None
-        for free in range(len(tokens), self.ahead.batch(len(tokens))):
-            self.slots.make_room(free, self.steps_ahead)
-        held = self.slots.cache.lengths[: len(tokens)]
-        drawn, finite = self.ahead.run(self.rows, tokens)
-        for place in range(self.steps_ahead):
-            for index, row in enumerate(self.rows):
-                if row.finished:
-                    continue
+    def _go_ahead(self) -> None:
+        """As _decode, several times over; what comes after the end of a text is dropped."""
+        assert self.multi_step is not None
+        sequences = self.active
+        for free in range(len(sequences), self.multi_step.batch(len(sequences))):
+            self.prefixes.make_room(free, self.steps_ahead)
+        held = self.prefixes.cache.lengths[: len(sequences)]
+        drawn, finite = self.multi_step.run(sequences)
+        for index, sequence in enumerate(sequences):
+            for place in range(self.steps_ahead):
                 if not finite[index][place]:
-                    raise _not_finite(row)
-                self.slots.advance(index, tokens[index], held[index] + place + 1)
-                tokens[index] = drawn[index][place]
-                row.take(tokens[index], None)
-                yield row.completion
-
-    def _constraint(self, options: GenerateOptions) -> Constraint | None:
-        pattern = pattern_of(options)
-        if pattern is None:
-            return None
-        if self.token_table is None:
-            self.token_table = TokenTable(self.tokenizer)
-        if pattern not in self.constraints:
-            if len(self.constraints) >= CACHED_PATTERNS:
-                del self.constraints[next(iter(self.constraints))]
-            self.constraints[pattern] = Constraint(pattern, self.token_table)
-        return self.constraints[pattern]
+                    sequence.fail(_not_finite(sequence.length))
+                    break
+                self.prefixes.advance(index, sequence.last_token, held[index] + place + 1)
+                sequence.take(drawn[index][place], None)
+                if sequence.finished:
+                    break
+            if not all(finite[index]):
+                self.prefixes.cache.erase_stale(index)
 
     def _hidden(self, ids: list[list[int]], layout: Layout) -> Tensor:
         """Ids (B, T) -> the head's input (B, T, C)."""
@@ -281,31 +384,61 @@ class Engine:
             logits = self.model.logits(hidden).cpu()
         return logits[:, : self.tokenizer.vocab_size]  # rows of the embedding beyond the tokenizer are padding
 
-    def _draw(self, logits: Tensor, rows: list[Row]) -> list[int]:
-        """The next token of each row, from logits (B, V), and its completion brought up to date."""
-        tokens = []
-        for row, scores, total in zip(rows, logits, logits.sum(-1).tolist(), strict=True):
+    def _draw(self, logits: Tensor, sequences: Sequence[ActiveSequence]) -> None:
+        """Draw the next token of each sequence from logits (B, V); one that cannot be drawn fails alone."""
+        for sequence, scores, total in zip(sequences, logits, logits.sum(-1).tolist(), strict=True):
             if not math.isfinite(total):
-                raise _not_finite(row)
-            logprobs = scores.double().log_softmax(-1) if row.options.logprobs else None
-            row.adjust(scores)
-            uniform = row.random.random() if row.options.temperature else 0.0
-            tokens.append(draw(scores.numpy(), row.options, uniform))
-            row.take(tokens[-1], logprobs)
-        return tokens
+                sequence.fail(_not_finite(sequence.length))
+                continue
+            if not sequence.room:  # max_tokens is 0
+                sequence.finish("length")
+                continue
+            try:
+                logprobs = scores.double().log_softmax(-1) if sequence.options.logprobs else None
+                sequence.adjust(scores)
+                uniform = sequence.random.random() if sequence.options.temperature else 0.0
+                sequence.take(draw(scores.numpy(), sequence.options, uniform), logprobs)
+            except GptcliError as error:  # the automaton of a pattern grows too large
+                sequence.fail(error)
 
-    def _drop_finished(self, tokens: list[int]) -> None:
-        """Free the rows that are done: the last in use takes the place of each."""
-        for index in reversed(range(len(self.rows))):
-            if self.rows[index].finished:
-                last = len(self.rows) - 1
-                self.slots.release(index)
-                self.slots.swap(index, last)
-                self.rows[index], tokens[index] = self.rows[last], tokens[last]
-                self.rows.pop()
-                tokens.pop()
+    def _free_rows(self) -> None:
+        """Free the rows of finished texts: the last one in use takes the place of each."""
+        if self.prefilling is not None and self.prefilling.finished:
+            self.prefixes.release(len(self.active))
+            self.prefilling = None
+        for index in reversed(range(len(self.active))):
+            if not self.active[index].finished:
+                continue
+            if self.active[index].completion.error is not None:
+                self.prefixes.erase(index)
+            last = len(self.active) - 1
+            self.prefixes.release(index)
+            self.prefixes.swap(index, last)
+            self.active[index] = self.active[last]
+            self.active.pop()
+            if self.prefilling is not None:
+                self.prefixes.swap(last, last + 1)
 
 
-def _not_finite(row: Row) -> NumericalError:
-    place = len(row.completion.request.prompt) + len(row.completion.ids)
-    return NumericalError(f"non-finite logits at position {place}; the checkpoint is damaged or was trained to NaN")
+@dataclass
+class _Chunk:
+    """The tokens start..end of a prompt, which one pass computes in a row of the cache."""
+
+    sequence: ActiveSequence
+    row: int
+    start: int
+    end: int
+    logits: Tensor | None  # (V,), after the last token of the prompt
+
+    @property
+    def is_last(self) -> bool:
+        return self.end == len(self.sequence.window)
+
+
+def _share_a_block(one: ActiveSequence, other: ActiveSequence) -> bool:
+    """Whether two prompts begin alike, so far that the second is better computed after the first."""
+    return common_length(one.window, other.window) >= min(QUERY_BLOCK, len(one.window))
+
+
+def _not_finite(position: int) -> NumericalError:
+    return NumericalError(f"non-finite logits at position {position}; the checkpoint is damaged or was trained to NaN")

@@ -71,6 +71,11 @@ class KVCache:
             larger.lengths[row] = tokens
         return larger
 
+    def erase_stale(self, row: int) -> None:
+        """Put zeros behind what a row holds, where numbers may not be finite."""
+        for held in (self.keys, self.values):
+            held[:, row, :, self.lengths[row] :] = 0
+
     def check(self, row: int, tokens: int) -> None:
         """ValueError unless the row has room for so many more tokens."""
         if self.lengths[row] + tokens > self.capacity:

@@ -23,7 +23,7 @@ from gptcli.config.generate import GenerateOptions
 from gptcli.device.cuda_graphs import Record, Work, record, recorded
 from gptcli.generate.kv_cache import KVCache
 from gptcli.generate.sampling import draw_on_device
-from gptcli.generate.sequence import Row
+from gptcli.generate.sequence import ActiveSequence
 from gptcli.model.gpt import GPT
 
 STEPS = 8
@@ -84,7 +84,7 @@ def _kept(steps: _Steps, record: Record) -> Work:
     return replay
 
 
-class Ahead:
+class MultiStepDecoder:
     """The steps of all buckets that came up, for one cache."""
 
     def __init__(self, model: GPT, cache: KVCache, *, count: int, vocab_size: int) -> None:
@@ -93,21 +93,21 @@ class Ahead:
         self.pool = torch.cuda.graph_pool_handle() if self.capture else None
         self.made: dict[Any, tuple[_Steps, Work]] = {}
 
-    def fits(self, rows: Sequence[Row]) -> bool:
+    def fits(self, rows: Sequence[ActiveSequence]) -> bool:
         """Whether tokens of these rows can be drawn without a look at what came before, and there is room."""
         context = self.model.config.context_length
         longest = max(self.cache.lengths[: len(rows)])
         return (
             longest + self.count <= min(context, self.cache.capacity)
-            and all(row.plain for row in rows)
-            and len({row.how_drawn for row in rows}) == 1
+            and all(row.needs_no_processors for row in rows)
+            and len({row.sampling_key for row in rows}) == 1
         )
 
     def batch(self, rows: int) -> int:
         """The bucket of so many rows: the next power of two, or all rows of the cache."""
         return min(1 << (rows - 1).bit_length(), len(self.cache.lengths))
 
-    def run(self, rows: Sequence[Row], tokens: Sequence[int]) -> tuple[list[list[int]], list[list[bool]]]:
+    def run(self, rows: Sequence[ActiveSequence]) -> tuple[list[list[int]], list[list[bool]]]:
         """From the last token of each row -> the next `count` of each, and whether their logits were finite.
 
         Rows of the cache beyond these, up to the bucket's, are written to behind what they hold.
@@ -117,7 +117,7 @@ class Ahead:
         N = self.cache.keys.shape[3]
         longest = max(self.cache.lengths[: len(rows)]) + count
         end = min(-(-longest // CONTEXT_BUCKET) * CONTEXT_BUCKET, N)
-        key = (batch, end, rows[0].how_drawn)
+        key = (batch, end, rows[0].sampling_key)
         if key not in self.made:
             if len(self.made) >= MOST_GRAPHS:
                 del self.made[next(iter(self.made))]
@@ -128,7 +128,7 @@ class Ahead:
         steps, replay = self.made[key]
         others = batch - len(rows)
         uniforms = [[row.random.random() for _ in range(count)] for row in rows] if options.temperature else []
-        steps.ids.copy_(torch.tensor([*tokens, *[0] * others])[:, None])
+        steps.ids.copy_(torch.tensor([*(row.last_token for row in rows), *[0] * others])[:, None])
         steps.positions.copy_(torch.tensor(self.cache.lengths[:batch])[:, None])
         if uniforms:
             steps.uniforms[: len(rows)] = torch.tensor(uniforms, dtype=torch.float64)

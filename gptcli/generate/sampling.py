@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,6 +22,18 @@ def penalize(logits: Tensor, seen: Tensor, penalty: float) -> None:
     """Divide positive and multiply negative logits (V,) of the ids in `seen`, in place (Keskar et al. 2019)."""
     chosen = logits[seen]
     logits[seen] = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
+
+
+def subtract_penalties(logits: Tensor, written: Mapping[int, int], presence: float, frequency: float) -> None:
+    """Subtract presence + frequency * count from the logits (V,) of tokens by how often each was written, in place."""
+    ids, counts = torch.tensor(list(written)), torch.tensor(list(written.values()), dtype=logits.dtype)
+    logits[ids] -= counts * frequency + presence
+
+
+def add_biases(logits: Tensor, biases: Sequence[tuple[float, ...]]) -> None:
+    """Add to the logits (V,) of some ids the bias of each, in place."""
+    for index, bias in biases:
+        logits[int(index)] += bias
 
 
 def candidates(logits: Logits, options: GenerateOptions) -> tuple[Ids | None, Weights]:

@@ -11,14 +11,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gptcli.base.errors import GptcliError
 from gptcli.config.generate import GenerateOptions
 from gptcli.data.batches import derived_seed
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.generate.constrain import Constraint, most_tokens
 from gptcli.generate.prompt_lookup import Lookup
-from gptcli.generate.sampling import penalize
+from gptcli.generate.sampling import add_biases, penalize, subtract_penalties
 
-FinishReason = Literal["stop", "length"]
+# stop: an end token, a stop string or the end of a pattern; length: max_tokens or the context; error: see
+# Completion.error; cancelled and timeout: Engine.cancel.
+FinishReason = Literal["stop", "length", "error", "cancelled", "timeout"]
+Likeliest = list[tuple[int, float]]  # ids with their log-probabilities, likeliest first
 
 
 @dataclass(frozen=True)
@@ -29,20 +33,34 @@ class Request:
     options: GenerateOptions
     sample: int = 0
     stop_ids: frozenset[int] = frozenset()  # control tokens that end the text, beside <|endoftext|>
+    owner: str = ""  # only prompts of the same owner share what was computed of their common beginning
     void: bool = False  # nothing is written: it keeps its place among the others
 
 
-@dataclass
+@dataclass(eq=False)
 class Completion:
-    """What was written so far; `text` never ends inside of a UTF-8 character or of a stop string that may come."""
+    """The text written so far for a request; it never ends inside of a UTF-8 character or of a possible stop string.
+
+    `logprobs` and `alternatives` have an entry for each of `ids`, `prompt_logprobs` and `prompt_alternatives` for each
+    token of the prompt (None where nothing comes before it), as far as the options ask for them.
+    """
 
     request: Request
     number: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    alternatives: list[list[tuple[int, float]]] = field(default_factory=list)  # the likeliest ids at each place
+    alternatives: list[Likeliest] = field(default_factory=list)
+    prompt_logprobs: list[float | None] = field(default_factory=list)
+    prompt_alternatives: list[Likeliest] = field(default_factory=list)
+    cached_tokens: int = 0  # of the prompt, taken from an earlier text
     text: str = ""
     finish_reason: FinishReason | None = None
+    error: GptcliError | None = None  # why it could not be written, where finish_reason is "error"
+
+    def check(self) -> None:
+        """Raise the error of a completion that could not be written."""
+        if self.error is not None:
+            raise self.error
 
 
 class TextBuffer:
@@ -71,7 +89,7 @@ class TextBuffer:
         self.decoder.reset()
 
     def _undecided(self) -> int:
-        """Length of the longest end of the text that is the beginning of a stop string."""
+        """Return the length of the longest end of the text that is the beginning of a stop string."""
         longest = max((len(stop) - 1 for stop in self.stops), default=0)
         for length in range(min(longest, len(self.waiting)), 0, -1):
             if any(stop.startswith(self.waiting[-length:]) for stop in self.stops):
@@ -79,15 +97,16 @@ class TextBuffer:
         return 0
 
 
-class Row:
+class ActiveSequence:
     """A completion in the making, and what drawing its next token needs."""
 
     def __init__(
-        self, completion: Completion, tokenizer: Tokenizer, room_tokens: int, constraint: Constraint | None
+        self, completion: Completion, tokenizer: Tokenizer, window: list[int], room: int, constraint: Constraint | None
     ) -> None:
-        """`room_tokens`: new tokens for which the context has room."""
+        """`window`: the prompt with what begins every window; `room`: new tokens for which the context has room."""
         request = completion.request
-        self.completion, self.options = completion, request.options
+        self.completion, self.options, self.window = completion, request.options, window
+        self.last_token = -1  # drawn, but not yet in the cache
         self.buffer = TextBuffer(self.options.stop)
         self.random = random.Random(derived_seed(self.options.seed, request.sample))
         self.token_bytes = tokenizer.token_bytes
@@ -95,10 +114,13 @@ class Row:
         self.ends = request.stop_ids | (end_of_text if self.options.stop_at_eos else set())
         self.end_ids = torch.tensor(sorted(self.ends), dtype=torch.long)
         self.never = end_of_text - self.ends
-        self.room = min(most_tokens(self.options), room_tokens)
+        self.room = min(most_tokens(self.options), room)
         self.seen: Tensor | None = None
         if self.options.repetition_penalty != 1.0:
             self.seen = torch.tensor(request.prompt, dtype=torch.long)
+        self.written: dict[int, int] | None = None  # how often each new token was written
+        if self.options.presence_penalty or self.options.frequency_penalty:
+            self.written = {}
         self.constraint, self.state = constraint, 0
         self.lookup = Lookup(request.prompt) if self.options.lookup else None
 
@@ -107,11 +129,18 @@ class Row:
         return self.completion.finish_reason is not None
 
     @property
-    def plain(self) -> bool:
+    def length(self) -> int:
+        """Tokens of the prompt and of the text so far."""
+        return len(self.completion.request.prompt) + len(self.completion.ids)
+
+    @property
+    def needs_no_processors(self) -> bool:
         """Whether the next tokens are drawn from the model's logits as they are, whatever they turn out to be."""
         options = self.options
         return (
             self.seen is None
+            and self.written is None
+            and not options.logit_bias
             and self.constraint is None
             and self.lookup is None
             and not options.logprobs
@@ -120,15 +149,19 @@ class Row:
         )
 
     @property
-    def how_drawn(self) -> tuple[float, int | None, float, float]:
-        """What rows that are drawn together have in common."""
+    def sampling_key(self) -> tuple[float, int | None, float, float]:
+        """The options that sequences drawn in one batch must have in common."""
         options = self.options
         return options.temperature, options.top_k, options.top_p, options.min_p
 
     def adjust(self, logits: Tensor) -> None:
-        """Change the row's logits (V,), in place, by what its options say of single tokens."""
+        """Change the logits (V,) of the next token, in place, by what the options say of single tokens."""
         if self.seen is not None:
             penalize(logits, self.seen, self.options.repetition_penalty)
+        if self.written:
+            subtract_penalties(logits, self.written, self.options.presence_penalty, self.options.frequency_penalty)
+        if self.options.logit_bias:
+            add_biases(logits, self.options.logit_bias)
         for token in self.never:
             logits[token] = -math.inf
         may_end = len(self.completion.ids) >= self.options.min_tokens
@@ -141,23 +174,36 @@ class Row:
             logits[self.end_ids] = -math.inf
 
     def guess(self) -> list[int]:
-        """Tokens that may come next, where guesses are asked for."""
+        """Return tokens that may come next, where the options ask for guesses."""
         return [] if self.lookup is None else self.lookup.guess(min(self.options.lookup, self.room))
+
+    def take_prompt(self, logprobs: Tensor, start: int) -> None:
+        """Record log-probabilities (N, V) of the tokens at start + 1... of the window."""
+        completion, skipped = self.completion, len(self.window) - len(self.completion.request.prompt)
+        if start == 0 and not skipped:  # the first token has none
+            completion.prompt_logprobs.append(None)
+            completion.prompt_alternatives.append([])
+        for place, given in enumerate(logprobs, start + 1):
+            if skipped <= place < len(self.window):
+                completion.prompt_logprobs.append(float(given[self.window[place]]))
+                if self.options.prompt_logprobs > 1:
+                    completion.prompt_alternatives.append(likeliest(given, self.options.prompt_logprobs))
 
     def take(self, token: int, logprobs: Tensor | None) -> None:
         """Bring the completion up to date with its next token; logprobs (V,) where they are asked for."""
-        completion = self.completion
+        completion, self.last_token = self.completion, token
         if token in self.ends:
-            self._finish("stop")
+            self.finish("stop")
             return
         completion.ids.append(token)
         if self.seen is not None:
             self.seen = torch.cat((self.seen, torch.tensor([token])))
+        if self.written is not None:
+            self.written[token] = self.written.get(token, 0) + 1
         if logprobs is not None:
             completion.logprobs.append(float(logprobs[token]))
             if self.options.logprobs > 1:
-                best = logprobs.topk(min(self.options.logprobs, len(logprobs)))
-                completion.alternatives.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+                completion.alternatives.append(likeliest(logprobs, self.options.logprobs))
         if self.lookup is not None:
             self.lookup.add(token)
         text, stopped = self.buffer.add(self.token_bytes[token])
@@ -167,13 +213,25 @@ class Row:
         if stopped:
             completion.finish_reason = "stop"
         elif self.constraint is not None and self.constraint.automaton.ended(self.state):
-            self._finish("stop")
+            self.finish("stop")
         elif len(completion.ids) >= self.room:
-            self._finish("length")
+            self.finish("length")
 
-    def _finish(self, reason: FinishReason) -> None:
-        if reason == "length":
+    def finish(self, reason: FinishReason) -> None:
+        """End the text, with what was held back of it."""
+        if reason != "stop":
             self.buffer.drop_half_a_character()
         text, stopped = self.buffer.add(b"", final=True)
         self.completion.text += text
-        self.completion.finish_reason = "stop" if stopped else reason
+        self.completion.finish_reason = "stop" if stopped and reason == "length" else reason
+
+    def fail(self, error: GptcliError) -> None:
+        """End the text with an error."""
+        self.finish("error")
+        self.completion.error = error
+
+
+def likeliest(logprobs: Tensor, count: int) -> Likeliest:
+    """Return the `count` likeliest ids of (V,) with their log-probabilities."""
+    best = logprobs.topk(min(count, len(logprobs)))
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))

@@ -67,8 +67,8 @@ def test_steps_in_one_go_write_the_same_text(preset: str, options: dict[str, Any
     engine = Engine(model, tokenizer, CPU, slots=5, ahead=4)
     for _ in range(2):  # the second time over what the first left behind
         assert [outcome(c) for c in engine.run(asked)] == wanted
-    assert engine.ahead is not None
-    assert engine.ahead.made
+    assert engine.multi_step is not None
+    assert engine.multi_step.made
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_recording_leaves_the_cache_as_it_is(tokenizer: Tokenizer) -> None:
     model = make_model("llama", tokenizer)
     engine = Engine(model, tokenizer, CPU, slots=4, ahead=4)
     list(engine.run([Request([5 + n], GenerateOptions(max_tokens=9)) for n in range(4)]))
-    cache = engine.slots.cache
+    cache = engine.prefixes.cache
     keys, values = cache.keys.clone(), cache.values.clone()
     steps = _Steps(
         model, cache, GenerateOptions(), batch=4, end=cache.keys.shape[3], count=4, vocab_size=tokenizer.vocab_size
@@ -122,8 +122,8 @@ def test_few_buckets_are_kept(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPa
     engine = Engine(model, tokenizer, CPU, slots=1, ahead=4)
     found = [outcome(c) for c in engine.run(asked)]
     assert found == [outcome(c) for c in Engine(model, tokenizer, CPU, slots=1, ahead=0).run(asked)]
-    assert engine.ahead is not None
-    assert len(engine.ahead.made) == 2
+    assert engine.multi_step is not None
+    assert len(engine.multi_step.made) == 2
 
 
 @pytest.mark.parametrize("options", OPTIONS)
