@@ -78,10 +78,8 @@ class Fault:
         return result
 
     def _record(self, name: str, arguments: tuple[Any, ...], result: Any) -> None:
-        if name == "create" and isinstance(result, tuple):
-            arguments = (Path(result[1]),)
-        if name == "mkdir" and isinstance(result, str):
-            arguments = (Path(result),)
+        if name in ("create", "mkdir") and isinstance(result, tuple):  # at a name that was not known before
+            arguments = (result[1],)
         if name == "write":
             arguments = (arguments[0], bytes(arguments[1][:result]))
         with open(self.log, "ab") as file:

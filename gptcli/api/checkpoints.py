@@ -55,7 +55,7 @@ def verify_checkpoints(directory: str | Path, report: Report) -> Iterator[Listed
 
 
 def _found(directory: str | Path) -> list[Path]:
-    path = Path(directory)
+    path = fsio.follow(Path(directory))
     if not path.is_dir():
         raise ConfigError(f"{shown(str(path))}: no such directory; want a run or a checkpoint")
     if any((path / name).is_file() for name in ("config.json", "model.safetensors", fsio.MANIFEST)):
@@ -67,7 +67,7 @@ def _found(directory: str | Path) -> list[Path]:
 
 def _listed(path: Path, problem: str | None) -> Listed:
     run_dir = path.parent.parent
-    links = {name: run_dir / name for name in ("latest", "best")}
+    links = {name: fsio.follow(run_dir / name) for name in ("latest", "best")}
     names = tuple(name for name, link in links.items() if link.is_dir() and link.samefile(path))
     size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     try:

@@ -48,7 +48,7 @@ def prepare(
 
 
 def _check_replaceable(output: Path, *, force: bool) -> None:
-    fsio.check_writable(output, force=force)
+    fsio.check_replaceable(output, force=force)
     if output.is_dir() and not is_prepared(output) and any(output.iterdir()):
         raise RefusedError(f"{shown(str(output))}: holds other files than prepared ones; name another output")
 

@@ -23,6 +23,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.signals import interruptible
@@ -96,9 +97,9 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """From a tokenizer.json, or a directory that holds one: of a run, of a checkpoint, of prepared data."""
-        path = Path(path)
+        path = fsio.follow(Path(path))
         if path.is_dir():
-            places = [path / part / "tokenizer.json" for part in ("", "best", "latest")]
+            places = [fsio.follow(path / part) / "tokenizer.json" for part in ("", "best", "latest")]
             path = next(filter(Path.is_file, places), places[0])
         if not path.exists():
             raise ConfigError(f"{shown(str(path))}: no such file; make one with gptcli train-tokenizer")

@@ -3,7 +3,6 @@ longer than it takes to look."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
-from gptcli.base.fsio.locks import LOCK
+from gptcli.base.fsio.locks import LOCK, is_held
 from gptcli.base.units import amount, count, duration
 
 State = Literal["running", "finished", "interrupted", "failed", "empty"]
@@ -179,14 +178,10 @@ def _flat(section: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _state(run_dir: Path, step: int, *, finished: bool) -> State:
     """A run that stops in good order empties its lock file; one that fails or is killed leaves its name there."""
+    if is_held(run_dir):
+        return "running"
     try:
-        with (run_dir / LOCK).open("rb") as file:
-            left = bool(file.read(1))
-            if left:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except OSError:
-                    return "running"
+        left = (run_dir / LOCK).stat().st_size > 0
     except OSError:
         left = False
     if finished:

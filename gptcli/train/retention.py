@@ -30,13 +30,19 @@ def newest_verified(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def keep(run_dir: Path, state: TrainState, count: int) -> None:
-    """Point latest and best at their checkpoints, and delete those that are neither best nor among the newest.
+    """Verify the checkpoint of `state.step`, which was written last, and tidy."""
+    fsio.verify(step_directory(run_dir, state.step))
+    tidy(run_dir, state, count)
 
-    Nothing is deleted before the newest has been verified. Checkpoints of later steps are damaged ones that a resumed
-    run fell back from: they go too.
+
+def tidy(run_dir: Path, state: TrainState, count: int) -> None:
+    """Point latest and best at their checkpoints, and delete those that are neither best nor among the `count` newest.
+
+    The caller has verified that of `state.step`, the newest. Checkpoints of later steps are damaged ones that a
+    resumed run fell back from: they go too. A run calls this when it is resumed as well, before it publishes anything,
+    so that crashes in a row do not add up.
     """
     newest = step_directory(run_dir, state.step)
-    fsio.verify(newest)
     fsio.point(run_dir / "latest", f"checkpoints/{newest.name}")
     best = None if state.best_step is None else step_directory(run_dir, state.best_step)
     if best is not None and best.is_dir():
@@ -46,5 +52,5 @@ def keep(run_dir: Path, state: TrainState, count: int) -> None:
     for path in later + found[len(later) + count :]:
         if path != best:
             fsio.delete(path)
-    if not (run_dir / "best").exists():
+    if not fsio.follow(run_dir / "best").is_dir():
         fsio.remove_file(run_dir / "best")

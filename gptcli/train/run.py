@@ -37,7 +37,7 @@ from gptcli.train import checkpoint
 from gptcli.train.deadline import Deadline
 from gptcli.train.loop import Hooks, Record, micro_batch_rows, train
 from gptcli.train.metadata import ModelMetadata
-from gptcli.train.retention import keep, newest_verified
+from gptcli.train.retention import keep, newest_verified, tidy
 from gptcli.train.run_directory import FREE_TO_CHANGE, differences, trim_metrics
 from gptcli.train.state import TrainState
 from gptcli.train.step import Objective
@@ -131,6 +131,8 @@ class Training:
                 self._writer(metrics, lambda _: None, state)({"kind": "end", "step": state.step})
             self.report.message(f"already done at step {state.step}; raise train.steps or train.epochs to go on")
             return Outcome(self.run_dir, state.step, True, 0, None)
+        if found is not None:
+            tidy(self.run_dir, state, job.train.keep_checkpoints)
         again = f"gptcli {job.command} {self.run_dir / 'run.yaml'} --resume"
 
         def announce() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from gptcli.data.shards import is_prepared
 from gptcli.train import checkpoint
 from gptcli.train.checkpoint import checkpoints
 from gptcli.train.state import TrainState
+
+POINTERS = ("best", "latest")
 
 # What may differ between a run and its resumption without making it another run.
 FREE_TO_CHANGE = {
@@ -38,13 +42,18 @@ FREE_TO_CHANGE = {
 
 
 def check_vacant(run_dir: Path, *, resume: bool, force: bool) -> None:
-    """A directory with checkpoints is gone on with or begun again only when the user says which."""
+    """Check that a run may begin, go on or begin again in a directory that is held locked, and sweep it.
+
+    RefusedError where it holds checkpoints and the user has not said whether to resume or to replace them, or files
+    that gptcli did not make where the run would put its own.
+    """
     if resume and force:
         raise ConfigError("--resume goes on and --force begins again; pass one of them")
     fsio.sweep(run_dir)
     if (run_dir / "checkpoints").is_dir():
         fsio.sweep(run_dir / "checkpoints")
     found = checkpoint.checkpoints(run_dir)
+    _check_own(run_dir, new=not found)
     if resume or not found:
         return
     if not force:
@@ -52,14 +61,49 @@ def check_vacant(run_dir: Path, *, resume: bool, force: bool) -> None:
             f"{shown(str(run_dir))}: holds a run ({found[0].name}); pass --resume to go on with it, "
             "--force to begin again, or name another run_dir"
         )
+    for path in found:
+        if reason := fsio.foreign(path):
+            raise RefusedError(
+                f"{shown(str(path))}: {reason}, so that --force does not delete it; remove it or name another run_dir"
+            )
+
+
+def _check_own(run_dir: Path, *, new: bool) -> None:
+    """RefusedError where a run would replace a file that gptcli did not make."""
+    found = [name for name in POINTERS if os.path.lexists(run_dir / name) and not _is_pointer(run_dir / name)]
+    if new and not _is_metrics(run_dir / "metrics.jsonl"):
+        found.append("metrics.jsonl")
+    if found:
+        raise RefusedError(f"{shown(str(run_dir))}: holds {found[0]}, which gptcli did not make; name another run_dir")
+
+
+def _is_pointer(path: Path) -> bool:
+    target = fsio.pointed(path)
+    return target is not None and re.fullmatch(r"checkpoints/step-\d{6,}", target) is not None
+
+
+def _is_metrics(path: Path) -> bool:
+    """Return whether a file is missing, or begins as a metrics.jsonl of gptcli's does."""
+    if not os.path.lexists(path):
+        return True
+    with path.open("rb") as file:
+        line = file.readline(1 << 20)
+    if not line.endswith(b"\n"):  # nothing, or what a kill left of the first line
+        return not line or line.startswith(b'{"kind": ')
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and {"kind", "step"} <= record.keys()
 
 
 def clear(run_dir: Path) -> None:
-    """Make room for a run that begins again; only when it is known that it can begin."""
-    if (run_dir / "checkpoints").exists():
-        fsio.delete(run_dir / "checkpoints")
-    for link in ("latest", "best"):
-        fsio.remove_file(run_dir / link)
+    """Delete the checkpoints of a run that begins again, once it is known that it can begin. The oldest goes first, so
+    that a crash on the way leaves a run that can be resumed."""
+    for path in reversed(checkpoint.checkpoints(run_dir)):
+        fsio.delete(path)
+    for name in POINTERS:
+        fsio.remove_file(run_dir / name)
 
 
 def trim_metrics(path: Path, state: TrainState) -> None:
@@ -96,11 +140,11 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, str]:
 
 def find_checkpoint(path: str | Path) -> Path:
     """Find the checkpoint that a user means by a run directory (its best, else its newest) or by its own directory."""
-    path = Path(path)
+    path = fsio.follow(Path(path))
     if not path.is_dir():
         what = "is a file" if path.is_file() else "no such directory"
         raise ConfigError(f"{shown(str(path))}: {what}; want the directory of a run or of a checkpoint")
-    candidates = [path, path / "best", path / "latest", *checkpoints(path)]
+    candidates = [path, *(fsio.follow(path / name) for name in POINTERS), *checkpoints(path)]
     for candidate in candidates:
         if (candidate / "config.json").is_file():
             return candidate

@@ -8,8 +8,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from gptcli.base import fsio
 from gptcli.base.errors import DataError, RefusedError
+from gptcli.base.fsio import operations
 
 FEW = settings(max_examples=80, deadline=None)
 
@@ -132,14 +135,14 @@ main()
 def test_an_error_of_the_last_flush_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    real = tempfile.mkstemp
 
-    def on_full_disk(**options: object) -> tuple[int, str]:
-        descriptor, name = real(**options)  # type: ignore[call-overload]
-        os.close(descriptor)
-        return os.open("/dev/full", os.O_WRONLY), name
+    def on_full_disk(name: str, arguments: tuple[Any, ...], act: Callable[[], Any]) -> Any:  # noqa: ARG001
+        result = act()
+        if name == "create":
+            os.dup2(os.open("/dev/full", os.O_WRONLY), result[0])
+        return result
 
-    monkeypatch.setattr(tempfile, "mkstemp", on_full_disk)
+    monkeypatch.setattr(operations, "perform", on_full_disk)
     with pytest.raises(OSError, match="No space left"):
         fsio.write_file(path, "new")
     assert path.read_text() == "old"
@@ -321,10 +324,11 @@ def test_a_holder_who_has_only_begun_is_given_the_time_to_tell_its_name(tmp_path
 def test_one_who_waits_for_a_lock_is_told_of_the_holder_and_gets_it_in_the_end(tmp_path: Path) -> None:
     process = start(HOLD, tmp_path)
     told: list[str] = []
-    threading.Timer(0.3, process.kill).start()
     started = time.monotonic()
+    killer = threading.Timer(1.5, process.kill)
+    killer.start()
     with fsio.locked(tmp_path, wait=told.append):
-        assert time.monotonic() - started > 0.2
+        assert time.monotonic() - started > 1.4
     process.communicate()
     assert len(told) == 1
     assert f"pid {process.pid} " in told[0]

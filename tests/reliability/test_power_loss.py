@@ -69,6 +69,8 @@ class Disk:
                 self.waiting.remove(change)
         elif name == "rename":
             self._change("move", *arguments)
+        elif name == "exchange":
+            self._change("swap", *arguments)
         elif name == "link":
             self._change("add", arguments[1], Node("link", target=arguments[0]))
         elif name in ("unlink", "remove"):
@@ -100,6 +102,11 @@ def apply(names: dict[Path, Node], kind: str, arguments: tuple[Any, ...]) -> Non
     path = arguments[0]
     if kind == "add":
         names[path] = arguments[1]
+        return
+    if kind == "swap":
+        aside = path.parent / f"{path.name} aside"
+        for change in ((path, aside), (arguments[1], path), (aside, arguments[1])):
+            apply(names, "move", change)
         return
     moved = {old: node for old, node in names.items() if old == path or path in old.parents}
     for old in moved:

@@ -1,7 +1,8 @@
 """Every write that must survive a crash: temporary file, fsync, rename; a manifest for directories; one writer.
 
-What is being written has a name that begins with `.tmp-`, what is being deleted one that begins with `.trash-`. Both
-are swept by the next writer of the same output, or by the next one that holds the directory's lock.
+What is being written has a name that begins with `.tmp-`, what is being deleted one that begins with `.trash-`, what is
+being replaced, for a moment, one that begins with `.old-`. The next writer of the same output, or the next one that
+holds the directory's lock, sweeps the first two and gives the third its name back.
 
     operations   what changes the file system, an operation a function: where tests crash, fail and record
     files        a file that appears whole or not at all; a file that grows by whole lines
@@ -13,6 +14,7 @@ from gptcli.base.fsio.directories import (
     MANIFEST,
     check_replaceable,
     delete,
+    foreign,
     new_directory,
     publish,
     sweep,
@@ -23,8 +25,10 @@ from gptcli.base.fsio.files import (
     appending,
     check_apart,
     check_writable,
+    follow,
     new_file,
     point,
+    pointed,
     read_json,
     remove_file,
     replacing,
@@ -35,8 +39,8 @@ from gptcli.base.fsio.files import (
     write_new_file,
     write_new_json,
 )
-from gptcli.base.fsio.locks import LOCK, locked
-from gptcli.base.fsio.operations import make_directory
+from gptcli.base.fsio.locks import LOCK, is_held, locked
+from gptcli.base.fsio.operations import make_directory, take_warnings
 
 __all__ = [
     "LOCK",
@@ -46,11 +50,15 @@ __all__ = [
     "check_replaceable",
     "check_writable",
     "delete",
+    "follow",
+    "foreign",
+    "is_held",
     "locked",
     "make_directory",
     "new_directory",
     "new_file",
     "point",
+    "pointed",
     "publish",
     "read_json",
     "remove_file",
@@ -59,6 +67,7 @@ __all__ = [
     "sweep",
     "sweep_abandoned",
     "sync_file",
+    "take_warnings",
     "verify",
     "write_file",
     "write_json",

@@ -1,4 +1,9 @@
-"""Directories that appear whole or not at all, with a manifest that finds any damage."""
+"""Directories that appear whole or not at all, with a manifest that finds any damage and tells who made them.
+
+A directory that takes the place of another is swapped with it in one step. Where the file system cannot do that, the
+old one is called `.old-NAME-TIME` for the moment: it gets its name back where the new one cannot be put in place, and
+where the process ended in between the next writer gives it back.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +13,30 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from gptcli.base.errors import DataError, RefusedError
 from gptcli.base.escape import shown
 from gptcli.base.fsio import operations
 from gptcli.base.fsio.files import check_writable, read_json, sha256, write_json
-from gptcli.base.fsio.locks import LOCK, locked
+from gptcli.base.fsio.locks import LOCK, locked, locked_if_left
 
 MANIFEST = "manifest.json"
+FORMAT, VERSION = "gptcli-manifest", 1
+MANIFEST_BYTES = 64 << 20  # of 300,000 files
+LOCK_BYTES = 512
+MAKER = b"gptcli"
+NAMING_FILES = ("config.json", "index.json", "README.md")  # of a checkpoint, prepared text, an export
 
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill that becomes `path`, with a manifest, when the block ends well.
+    """Make a directory to fill that becomes `path`, with a manifest, when the block ends well.
 
-    An existing `path` is moved away first: the caller has decided that it may be replaced.
+    It takes the place of an existing `path`: the caller has decided that it may be replaced.
     """
     operations.make_directory(path.parent)
+    restore(path)
     prefix = f".tmp-{path.name}-"
     sweep_abandoned(path.parent, f"{glob.escape(prefix)}*", seconds=0)
     temporary = operations.make_temporary_directory(path.parent, prefix)
@@ -38,43 +50,123 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def check_replaceable(path: Path, *, force: bool) -> None:
-    """Before any work: check_writable, and RefusedError where `path` is a file or a directory of others' files."""
+    """Check before any work that a directory may be made at `path`, or replace what is there.
+
+    RefusedError where it exists without `force`, is a file, or holds anything that gptcli did not make; else as
+    check_writable. What a writer that was killed had hidden of `path` is brought back first.
+    """
+    restore(path)
     check_writable(path, force=force)
     if path.is_file():
         raise RefusedError(f"{shown(str(path))}: is a file, and the output a directory; name another output")
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
-        raise RefusedError(f"{shown(str(path))}: holds other files than gptcli makes there; name another output")
+    if path.is_dir() and any(path.iterdir()) and (reason := foreign(path)):
+        raise RefusedError(
+            f"{shown(str(path))}: {reason}, so that --force does not replace it; name another output or remove it"
+        )
+
+
+def foreign(directory: Path) -> str | None:
+    """Return what speaks against gptcli having made all of a directory, None where it has.
+
+    Its own directories hold a manifest with its mark that names every file in them. Before there was a mark, manifests
+    held nothing but names, sizes and hashes: such a directory is taken for its own where all of these are right and
+    one of its files names gptcli.
+    """
+    try:
+        if (directory / MANIFEST).stat().st_size > MANIFEST_BYTES:
+            return f"its {MANIFEST} is none of gptcli's"
+        manifest = read_json(directory / MANIFEST)
+    except FileNotFoundError:
+        return f"holds no {MANIFEST} of gptcli's"
+    except (DataError, OSError):
+        return f"its {MANIFEST} is none of gptcli's"
+    files = _files_of(manifest)
+    if files is None:
+        return f"its {MANIFEST} is none of gptcli's"
+    for entry in sorted(directory.iterdir()):
+        made = entry.name in (MANIFEST, *files) or (entry.name == LOCK and _is_lock(entry))
+        if not made or entry.is_symlink() or not entry.is_file():
+            return f"holds {shown(entry.name)}, which gptcli did not make"
+    if "format" in manifest:
+        return None
+    try:
+        verify(directory)
+    except (DataError, OSError):
+        return f"its {MANIFEST} is none of gptcli's, or its files have changed"
+    named = (directory / name for name in NAMING_FILES if name in files)
+    return None if any(MAKER in file.read_bytes() for file in named) else "none of its files names gptcli"
+
+
+def _is_lock(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size > LOCK_BYTES:
+        return False
+    content = path.read_bytes()
+    return not content or content.startswith(b"pid ")
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Sync every file, write the manifest last, and rename the directory to `path`; its lock, if any, goes with it."""
+    """Sync every file, write the manifest last, and make the directory `path`; its lock, if any, goes with it."""
     described = _describe(temporary)
     for name in described:
         with (temporary / name).open("rb") as opened:
             operations.sync(temporary / name, opened.fileno())
-    write_json(temporary / MANIFEST, {"files": described})
-    operations.grant(temporary, 0o777)
+    write_json(temporary / MANIFEST, {"format": FORMAT, "version": VERSION, "files": described})
     operations.sync_directory(temporary)
-    if os.path.lexists(path):
-        _hide(path)
-    operations.rename(temporary, path)
+    old = _put(temporary, path)
     operations.sync_directory(path.parent)
     if temporary.parent != path.parent:
         operations.sync_directory(temporary.parent)
     operations.unlink(path / LOCK)
+    if old is not None:
+        operations.remove_tree(_hide(old, path))
     _empty_trash(path)
 
 
-def verify(directory: Path) -> set[str]:
-    """Check every file against the manifest; DataError names the first that is missing, cut or changed.
+def _put(temporary: Path, path: Path) -> Path | None:
+    """Make a directory `path`. Return where the one that had this name is now."""
+    if not os.path.lexists(path):
+        operations.rename(temporary, path)
+        return None
+    if operations.exchange(temporary, path):
+        return temporary
+    old = path.parent / f".old-{path.name}-{time.time_ns()}"
+    try:
+        operations.rename(path, old)
+        operations.rename(temporary, path)
+    except BaseException:
+        if not os.path.lexists(path):
+            with suppress(OSError):
+                operations.rename(old, path)
+        raise
+    return old
 
-    -> the names of the files that the manifest describes.
+
+def restore(path: Path) -> None:
+    """Give back to `path` what a writer that was killed had renamed to replace it; remove that where the new one was
+    put in place."""
+    prefix = f".old-{path.name}-"
+    for old in path.parent.glob(f"{glob.escape(prefix)}*"):
+        if old.name.removeprefix(prefix).isdigit():
+            _settle(old, path)
+
+
+def _settle(old: Path, path: Path) -> None:
+    if os.path.lexists(path):
+        operations.remove_tree(_hide(old, path))
+    else:
+        operations.rename(old, path)
+        operations.sync_directory(path.parent)
+
+
+def verify(directory: Path) -> set[str]:
+    """Check every file against the manifest. Return the names of the files that it describes.
+
+    DataError names the first that is missing, cut or changed.
     """
     if not (directory / MANIFEST).is_file():
         raise DataError(f"{shown(str(directory))}: no {MANIFEST}; it is not complete")
-    manifest = read_json(directory / MANIFEST)
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict):
+    files = _files_of(read_json(directory / MANIFEST))
+    if files is None:
         raise DataError(f"{shown(str(directory / MANIFEST))}: not a manifest; the file is damaged")
     for name, wanted in files.items():
         file = directory / name
@@ -89,6 +181,14 @@ def verify(directory: Path) -> set[str]:
     return set(files)
 
 
+def _files_of(manifest: Any) -> dict[str, Any] | None:
+    """Return the names in a manifest, with or without the mark, and what it says of each; None where it is none."""
+    match manifest:
+        case {"files": dict(files), **rest} if rest in ({}, {"format": FORMAT, "version": VERSION}):
+            return files
+    return None
+
+
 def _describe(directory: Path) -> dict[str, dict[str, int | str]]:
     return {
         file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
@@ -99,13 +199,13 @@ def _describe(directory: Path) -> dict[str, dict[str, int | str]]:
 
 def delete(path: Path) -> None:
     """Remove a file or directory that may hold much: out of sight at once by a rename, then for good."""
-    operations.remove_tree(_hide(path))
+    operations.remove_tree(_hide(path, path))
 
 
-def _hide(path: Path) -> Path:
-    """Rename to a name that says it may be removed."""
-    _empty_trash(path)
-    trash = path.parent / f".trash-{path.name}-{os.getpid()}-{time.monotonic_ns()}"
+def _hide(path: Path, owner: Path) -> Path:
+    """Rename to a name beside `owner` that says that it may be removed."""
+    _empty_trash(owner)
+    trash = owner.parent / f".trash-{owner.name}-{os.getpid()}-{time.monotonic_ns()}"
     operations.rename(path, trash)
     return trash
 
@@ -117,20 +217,25 @@ def _empty_trash(path: Path) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what a killed writer left; only while holding the directory's lock."""
-    for path in directory.iterdir():
+    """Clean up after a killed writer; only while holding the directory's lock."""
+    for path in list(directory.iterdir()):
         if path.name.startswith((".tmp-", ".trash-")):
             operations.remove_tree(path)
+        elif path.name.startswith(".old-"):
+            name, _, number = path.name.removeprefix(".old-").rpartition("-")
+            if name and number.isdigit():
+                _settle(path, directory / name)
 
 
 def sweep_abandoned(directory: Path, pattern: str, *, seconds: float) -> None:
     """Remove what matches `pattern`, has not changed for `seconds`, and is not a directory that a process holds."""
     for path in directory.glob(pattern):
-        with suppress(OSError, RefusedError):
+        with suppress(OSError):
             if time.time() - path.lstat().st_mtime < seconds:
                 continue
             if path.is_dir() and not path.is_symlink():
-                with locked(path):
-                    operations.remove_tree(path)
+                with locked_if_left(path) as left:
+                    if left:
+                        operations.remove_tree(path)
             else:
                 operations.unlink(path)

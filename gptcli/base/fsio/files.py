@@ -16,13 +16,13 @@ from gptcli.base.errors import ConfigError, DataError, RefusedError
 from gptcli.base.escape import shown
 from gptcli.base.fsio import operations
 
+POINTER_BYTES = 4096  # the longest path
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` when the block ends well, and leaves no trace when it does not.
-
-    Of a link, the file that it names is replaced. What killed writers of the same path left is removed.
-    """
+    """Open a file to write that takes the place of `path` when the block ends well, and leaves no trace when it does
+    not. Where `path` is a link, the file that it names is replaced. What killed writers of `path` left is removed."""
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     prefix = f".tmp-{path.name}-"
     _sweep_unlocked(path.parent, prefix)
@@ -32,7 +32,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             operations.sync(temporary, file.fileno())
-            operations.grant(temporary, 0o666)
             operations.rename(temporary, path)
     except BaseException:
         with suppress(OSError):
@@ -42,7 +41,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _create_locked(directory: Path, prefix: str) -> tuple[BinaryIO, Path]:
-    """A temporary file whose lock says that its writer lives."""
+    """Create a temporary file whose lock says that its writer lives."""
     while True:
         file, temporary = operations.create_temporary(directory, prefix)
         with suppress(OSError):  # a file system without locks: nothing is swept there either
@@ -57,7 +56,7 @@ def _sweep_unlocked(directory: Path, prefix: str) -> None:
     with os.scandir(directory) as entries:
         left = [entry.path for entry in entries if entry.name.startswith(prefix) and entry.is_file()]
     for name in left:
-        with suppress(OSError), open(name, "rb") as file:
+        with suppress(OSError), open(name, "r+b") as file:  # NFS locks only what may be written
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             operations.unlink(Path(name))
 
@@ -69,23 +68,25 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
+    """Replace `path` by a document as strict JSON, whole or not at all."""
     write_file(path, _strict_json(document))
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write inside of a new_directory, which makes it durable and whole."""
+    """Open a new file inside of a new_directory, which makes it durable and whole."""
     with operations.create(path) as file:
         yield file
 
 
 def write_new_file(path: Path, content: bytes | str) -> None:
-    """The same for a content that is there already."""
+    """Write a new file inside of a new_directory."""
     with new_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_new_json(path: Path, document: Any) -> None:
+    """Write a new file inside of a new_directory, the document as strict JSON."""
     write_new_file(path, _strict_json(document))
 
 
@@ -95,7 +96,8 @@ def _strict_json(document: Any) -> str:
 
 @contextmanager
 def appending(path: Path) -> Iterator[BinaryIO]:
-    """A file to add to, made where it is not there; flush after every line, `sync_file` where it must last."""
+    """Open a file to add to, and create it where it is missing. Flush after every line; `sync_file` where it must
+    last."""
     is_new = not path.exists()
     with operations.open_to_append(path) as file:
         if is_new:
@@ -104,13 +106,13 @@ def appending(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync_file(path: Path) -> None:
-    """Make what was written to a file durable."""
+    """Make the content of a file durable."""
     with path.open("rb") as file:
         operations.sync(path, file.fileno())
 
 
 def read_json(path: Path) -> Any:
-    """The document in `path`; DataError where it is not strict JSON."""
+    """Read the JSON document in `path`. DataError where it is not JSON."""
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -122,27 +124,51 @@ def remove_file(path: Path) -> None:
     operations.unlink(path)
 
 
-def point(link: Path, target: str) -> None:
-    """Make the symbolic link `link` name `target`, in one step."""
-    temporary = link.parent / f".tmp-{link.name}-{os.getpid()}"
+def point(pointer: Path, target: str) -> None:
+    """Make `pointer` name `target`, a path relative to its own directory, in one step: a symbolic link or, where the
+    file system has none, a small file that holds the name."""
+    temporary = pointer.parent / f".tmp-{pointer.name}-{os.getpid()}"
     operations.unlink(temporary)
-    operations.link(target, temporary)
     try:
-        operations.rename(temporary, link)
+        if not operations.link(target, temporary):
+            with operations.create(temporary) as file:
+                file.write(os.fsencode(target) + b"\n")
+                file.flush()
+                operations.sync(temporary, file.fileno())
+        operations.rename(temporary, pointer)
     except BaseException:
         with suppress(OSError):
             operations.unlink(temporary)
         raise
-    operations.sync_directory(link.parent)
+    operations.sync_directory(pointer.parent)
+
+
+def pointed(pointer: Path) -> str | None:
+    """Return what a link, or a small file made by `point`, names; None where `pointer` is neither."""
+    if pointer.is_symlink():
+        return os.readlink(pointer)
+    if not pointer.is_file() or pointer.stat().st_size > POINTER_BYTES:
+        return None
+    name = os.fsdecode(pointer.read_bytes().removesuffix(b"\n"))
+    return None if not name or "\0" in name or "\n" in name or os.path.isabs(name) else name
+
+
+def follow(path: Path) -> Path:
+    """Return the directory that a small file made by `point` names, `path` itself where it is no such file. The system
+    follows links by itself."""
+    name = None if path.is_symlink() else pointed(path)
+    # os.path's isdir is False for what cannot be a name at all, such as the content of some other small file.
+    return path.parent / name if name is not None and os.path.isdir(path.parent / name) else path
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_apart(path: Path, inputs: Iterable[Path | None]) -> None:
-    """RefusedError where `path` is one of the inputs, or a directory that holds one: to replace it would take that."""
+    """Refuse an output that is one of the inputs, or a directory that holds one: replacing it would take that."""
     whole = path.resolve()
     for given in inputs:
         if given is not None and (whole == given.resolve() or whole in given.resolve().parents):
@@ -150,7 +176,7 @@ def check_apart(path: Path, inputs: Iterable[Path | None]) -> None:
 
 
 def check_writable(path: Path, *, force: bool) -> None:
-    """Before any work: the output may be made or replaced, and its directory takes files.
+    """Check before any work that an output may be made or replaced, and that its directory takes files.
 
     RefusedError where `path` exists without `force`, ConfigError where it is a device or the like, OSError where the
     directory does not take files.

@@ -1,10 +1,15 @@
-"""One writer a directory."""
+"""One writer a directory: a file named `lock` that says who writes, under the kernel's lock (flock).
+
+Where the file system has no locks the file alone says it: nothing keeps a second writer out there, which is told, and
+whether the one that it names still lives is known on the same machine only.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +19,12 @@ from typing import IO
 
 from gptcli.base.errors import RefusedError
 from gptcli.base.escape import shown
-from gptcli.base.fsio.operations import make_directory
+from gptcli.base.fsio import operations
 
 LOCK = "lock"
+HELD = {errno.EWOULDBLOCK, errno.EACCES}
 NAMING_SECONDS = 1.0  # within which a holder has written who it is
+LOOKING_SECONDS = 0.5  # is_held keeps the lock for microseconds: whoever has it longer writes
 
 
 @contextmanager
@@ -34,28 +41,42 @@ def locked(directory: Path, *, wait: Callable[[str], None] | None = None) -> Ite
         file.truncate(0)
 
 
+def is_held(directory: Path) -> bool:
+    """Return whether a process writes to `directory`. Looking never makes a writer fail, which tries again."""
+    try:
+        with (directory / LOCK).open("rb") as file:
+            holder = file.read(200).decode(errors="replace")
+            if not holder:  # a writer that has ended, or has only just begun
+                return False
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return error.errno in HELD or _lives_here(holder)
+    except OSError:
+        pass
+    return False
+
+
+def _lives_here(holder: str) -> bool:
+    """Return whether the process that a lock file names is one of this machine and there."""
+    match = re.match(r"pid (\d{1,9}) on (\S+) since ", holder)
+    if not match or match[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(match[1]), 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
 def _take_lock(directory: Path, wait: Callable[[str], None] | None) -> IO[str]:
-    named_by = time.monotonic() + NAMING_SECONDS
     while True:
-        make_directory(directory)
+        operations.make_directory(directory)
         file = open(directory / LOCK, "a+")  # noqa: SIM115
         try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise
-                file.seek(0)
-                holder = shown(file.read(200).strip())
-                if not holder and time.monotonic() < named_by:  # it has just begun, or is about to end
-                    file.close()
-                    time.sleep(0.01)
-                    continue
-                holder = holder or "another process"
-                if wait is None:
-                    raise RefusedError(f"{shown(str(directory))}: busy: {holder}; wait for it or stop it") from None
-                wait(f"{shown(str(directory))}: busy: {holder}; waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file, directory, wait)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(directory / LOCK)):
                     return file
@@ -63,3 +84,46 @@ def _take_lock(directory: Path, wait: Callable[[str], None] | None) -> IO[str]:
             file.close()
             raise
         file.close()  # its directory was published or removed meanwhile
+
+
+def _lock(file: IO[str], directory: Path, wait: Callable[[str], None] | None) -> None:
+    """Lock an open file, or go without where the file system has no locks."""
+    started = time.monotonic()
+    while not _try_to_lock(file, directory):
+        file.seek(0)
+        holder = shown(file.read(200).strip())
+        # One that has only begun, or is about to end, has no name there yet; one who only looks never has.
+        if time.monotonic() - started < (LOOKING_SECONDS if holder else NAMING_SECONDS):
+            time.sleep(0.01)
+            continue
+        holder = holder or "another process"
+        if wait is None:
+            raise RefusedError(f"{shown(str(directory))}: busy: {holder}; wait for it or stop it")
+        wait(f"{shown(str(directory))}: busy: {holder}; waiting for it")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return
+
+
+def _try_to_lock(file: IO[str], directory: Path) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in HELD:
+            return False
+        if error.errno not in operations.UNSUPPORTED:
+            raise OSError(error.errno, error.strerror, str(directory / LOCK)) from None
+        operations.do_without("locks", directory, error, "nothing keeps a second writer out")
+    return True
+
+
+@contextmanager
+def locked_if_left(directory: Path) -> Iterator[bool]:
+    """Hold a directory that its writer may have left; the block gets False where that cannot be known: it is held, or
+    the file system has no locks."""
+    with open(directory / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
