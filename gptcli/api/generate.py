@@ -18,7 +18,7 @@ from gptcli.base.ready import Ready, always
 from gptcli.base.units import count
 from gptcli.config.generate import GenerateOptions
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.generate.constrain import check_pattern, matches, most_tokens
+from gptcli.generate.constrain import automaton_of, matches, most_tokens
 from gptcli.generate.engine import Completion, Engine, Request
 from gptcli.generate.packed_weights import Quantize, pack
 
@@ -101,9 +101,10 @@ def check_match(completion: Completion) -> None:
     """Raise the error of a text that could not be written, or that was cut before its pattern matched."""
     completion.check()
     options = completion.request.options
+    wanted = "--regex" if options.json_schema is None else "--json-schema"
     if completion.finish_reason == "length" and not matches(options, completion.text):
         raise GptcliError(
-            f"the text is cut after {count(len(completion.ids), 'token')}, before it matches --regex; "
+            f"the text is cut after {count(len(completion.ids), 'token')}, before it matches {wanted}; "
             "raise --max-tokens or shorten the prompt"
         )
 
@@ -228,7 +229,7 @@ def options_of(defaults: GenerateOptions, given: dict[str, Any], place: str) -> 
             fits = isinstance(value, tuple) and all(isinstance(stop, str) for stop in value)
         elif name == "top_k":
             fits = value is None or type(value) is int
-        elif name == "regex":
+        elif name in ("regex", "json_schema"):
             fits = value is None or isinstance(value, str)
         elif name == "logprobs":  # true is 1
             fits = type(value) in (bool, int)
@@ -242,7 +243,7 @@ def options_of(defaults: GenerateOptions, given: dict[str, Any], place: str) -> 
         changes[name] = value
     try:
         chosen = dataclasses.replace(defaults, **changes)
-        check_pattern(chosen)
+        automaton_of(chosen)
         return chosen
     except ConfigError as error:
         raise DataError(*(f"{place}: {problem}" for problem in error.problems)) from None

@@ -39,13 +39,15 @@ class GenerateOptions(Section):
     stop_at_eos: bool = value(True, "<|endoftext|> ends the text; else it is never drawn")
     choices: tuple[str, ...] = value((), "the text is one of these, whole, whatever max_tokens")
     regex: str | None = value(None, "the whole text matches this pattern")
+    json_schema: str | None = value(None, "the text is JSON that this JSON Schema describes; the schema as JSON")
     lookup: int = number(0, "guess so many tokens from the text so far; changes the speed only", ge=0, le=64)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.choices and self.regex is not None:
-            yield "regex", "choices say what the text may be; leave out one of the two"
-        if self.min_tokens and (self.choices or self.regex is not None):
-            yield "min_tokens", "choices or a pattern say where the text may end; leave it out"
+        bound = [name for name in ("choices", "regex", "json_schema") if getattr(self, name) not in ((), None)]
+        if len(bound) > 1:
+            yield bound[1], f"{bound[0]} says what the text may be; leave out one of the two"
+        if self.min_tokens and bound:
+            yield "min_tokens", f"{bound[0]} says where the text may end; leave it out"
         if "" in self.stop:
             yield "stop", "an empty text; leave it out"
         if "" in self.choices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from gptcli.config.generate import GenerateOptions
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.generate.dfa import DEAD, Automaton
+from gptcli.generate.json_schema import MAX_STATES as MAX_SCHEMA_STATES
+from gptcli.generate.json_schema import parse_schema
 from gptcli.generate.regex import literal
 
 CACHED_PATTERNS = 8
@@ -30,10 +33,10 @@ class TokenTable:
 
 
 class Constraint:
-    """A pattern over a vocabulary: which tokens may come next in each state of its automaton."""
+    """An automaton over a vocabulary: which tokens may come next in each of its states."""
 
-    def __init__(self, pattern: str, table: TokenTable) -> None:
-        self.automaton, self.table = Automaton(pattern), table
+    def __init__(self, automaton: Automaton, table: TokenTable) -> None:
+        self.automaton, self.table = automaton, table
         self.forbidden = functools.lru_cache(CACHED_MASKS)(self._forbidden)
 
     def _forbidden(self, state: int) -> Tensor:
@@ -52,52 +55,52 @@ class Constraint:
 
 
 class Constraints:
-    """The constraints of a vocabulary that came up lately, by their patterns."""
+    """The constraints of a vocabulary that came up lately."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.table: TokenTable | None = None
-        self.made: dict[str, Constraint] = {}
+        self.made: dict[Any, Constraint] = {}
 
     def of(self, options: GenerateOptions) -> Constraint | None:
-        """Return the constraint that the options ask for, if any; ConfigError where its pattern cannot be used."""
-        pattern = pattern_of(options)
-        if pattern is None:
+        """Return the constraint that the options ask for, if any; ConfigError where it cannot be used."""
+        key = options.choices, options.regex, options.json_schema
+        if key in self.made:
+            return self.made[key]
+        automaton = automaton_of(options)
+        if automaton is None:
             return None
         if self.table is None:
             self.table = TokenTable(self.tokenizer)
-        if pattern not in self.made:
-            constraint = Constraint(pattern, self.table)
-            if len(self.made) >= CACHED_PATTERNS:
-                del self.made[next(iter(self.made))]
-            self.made[pattern] = constraint
-        return self.made[pattern]
+        if len(self.made) >= CACHED_PATTERNS:
+            del self.made[next(iter(self.made))]
+        return self.made.setdefault(key, Constraint(automaton, self.table))
 
 
-def pattern_of(options: GenerateOptions) -> str | None:
-    """The pattern that the whole text must match, if any."""
+def automaton_of(options: GenerateOptions) -> Automaton | None:
+    """Return the automaton of all texts that the options allow, None where that is any text.
+
+    ConfigError where a pattern or schema cannot be used.
+    """
     if options.choices:
-        return "|".join(map(literal, options.choices))
-    return options.regex
+        return Automaton("|".join(map(literal, options.choices)))
+    if options.regex is not None:
+        return Automaton(options.regex)
+    if options.json_schema is not None:
+        return Automaton(options.json_schema, parse_schema, what="JSON schema", max_states=MAX_SCHEMA_STATES)
+    return None
 
 
 def most_tokens(options: GenerateOptions) -> int:
-    """New tokens at most. A choice comes whole, whatever max_tokens: a token has at least a byte of it."""
+    """Return the largest number of new tokens. A choice comes whole, whatever max_tokens: a token has at least a byte
+    of it."""
     return max(len(choice.encode()) for choice in options.choices) if options.choices else options.max_tokens
 
 
 def matches(options: GenerateOptions, text: str) -> bool:
-    """Whether a text is one that the options ask for."""
-    pattern = pattern_of(options)
-    if pattern is None:
+    """Return whether a text is one that the options ask for."""
+    automaton = automaton_of(options)
+    if automaton is None:
         return True
-    automaton = Automaton(pattern)
     state = automaton.after(0, text.encode())
     return state != DEAD and automaton.accepts(state)
-
-
-def check_pattern(options: GenerateOptions) -> None:
-    """ConfigError where the options have a pattern that cannot be used."""
-    pattern = pattern_of(options)
-    if pattern is not None:
-        Automaton(pattern)

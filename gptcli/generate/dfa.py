@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from gptcli.base.errors import ConfigError
 from gptcli.base.escape import shown
-from gptcli.generate.regex import parse
+from gptcli.generate.regex import Nodes, Part, parse
 
 MAX_STATES = 4_000  # that are met on the way
 MAX_WORK = 20_000_000  # steps taken to build them, some seconds
@@ -17,9 +17,17 @@ DEAD = -1
 class Automaton:
     """The deterministic automaton of a pattern, built as far as it is asked for. State 0 is the start."""
 
-    def __init__(self, pattern: str) -> None:
-        """As `parse`."""
-        self.pattern, self.work = pattern, 0
+    def __init__(
+        self,
+        pattern: str,
+        parse: Callable[[str], tuple[Nodes, Part]] = parse,
+        *,
+        what: str = "pattern",
+        max_states: int | None = None,
+    ) -> None:
+        """`parse` makes the automaton over bytes of a pattern, which messages call `what`; ConfigError as it raises."""
+        self.pattern, self.work, self.what = pattern, 0, what
+        self.max_states = max_states or MAX_STATES
         self.nodes, (first, self.final) = parse(pattern)
         self.states: dict[frozenset[int], int] = {}
         self.members: list[frozenset[int]] = []
@@ -71,8 +79,10 @@ class Automaton:
         self._spend(len(found))
         members = frozenset(found)
         if members not in self.states:
-            if len(self.members) >= MAX_STATES:
-                raise ConfigError(f"pattern {shown(self.pattern)}: it needs more than {MAX_STATES} states; simplify it")
+            if len(self.members) >= self.max_states:
+                raise ConfigError(
+                    f"{self.what} {shown(self.pattern)}: it needs more than {self.max_states} states; simplify it"
+                )
             self.states[members] = len(self.members)
             self.members.append(members)
             self.rows.append(None)
@@ -81,4 +91,4 @@ class Automaton:
     def _spend(self, steps: int) -> None:
         self.work += steps
         if self.work > MAX_WORK:
-            raise ConfigError(f"pattern {shown(self.pattern)}: it takes too much work; simplify it")
+            raise ConfigError(f"{self.what} {shown(self.pattern)}: it takes too much work; simplify it")

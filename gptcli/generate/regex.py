@@ -8,8 +8,9 @@ lazy quantifiers. Characters are those of Unicode, and the automaton reads their
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gptcli.base.errors import ConfigError
@@ -62,38 +63,101 @@ def _same_length(low: int, high: int) -> Iterator[list[tuple[int, int]]]:
     yield list(zip(chr(low).encode(), chr(high).encode(), strict=True))
 
 
+Part = tuple[int, int]  # first and last node
+
+
 @dataclass
 class Nodes:
-    """A non-deterministic automaton (Thompson 1968); every node lies on a way to the end."""
+    """A non-deterministic automaton over bytes (Thompson 1968); every node lies on a way to the end."""
 
+    most: int = MAX_NODES
     empty: list[list[int]] = field(default_factory=list)  # moves that read nothing
     moves: list[list[tuple[int, int, int]]] = field(default_factory=list)  # (lowest byte, highest, node)
 
     def add(self) -> int:
-        if len(self.empty) >= MAX_NODES:
-            raise ConfigError(f"the pattern is too large: more than {MAX_NODES} nodes; repeat less")
+        """Add a node; ConfigError where there are too many."""
+        if len(self.empty) >= self.most:
+            raise ConfigError(f"the pattern is too large: more than {self.most} nodes; repeat less")
         self.empty.append([])
         self.moves.append([])
         return len(self.empty) - 1
 
+    def nothing(self) -> Part:
+        """Add what matches the empty text."""
+        node = self.add()
+        return node, node
 
-Part = tuple[int, int]  # first and last node
+    def ranges(self, sequences: Iterable[Sequence[tuple[int, int]]]) -> Part:
+        """Add what matches any of some sequences of byte ranges."""
+        first, last = self.add(), self.add()
+        for sequence in sequences:
+            node = first
+            for number, (lowest, highest) in enumerate(sequence, 1):
+                following = last if number == len(sequence) else self.add()
+                self.moves[node].append((lowest, highest, following))
+                node = following
+        return first, last
+
+    def characters(self, ranges: Ranges) -> Part:
+        """Add what matches one character of some ranges of code points."""
+        return self.ranges(sequence for low, high in ranges for sequence in utf8_sequences(low, high))
+
+    def text(self, content: bytes) -> Part:
+        """Add what matches these bytes only."""
+        return self.ranges([[(byte, byte) for byte in content]]) if content else self.nothing()
+
+    def either(self, parts: Sequence[Part]) -> Part:
+        """Add what matches any of the parts."""
+        if len(parts) == 1:
+            return parts[0]
+        first, last = self.add(), self.add()
+        for begin, end in parts:
+            self.empty[first].append(begin)
+            self.empty[end].append(last)
+        return first, last
+
+    def sequence(self, *parts: Part) -> Part:
+        """Add what matches the parts one after another."""
+        for (_, end), (begin, _) in itertools.pairwise(parts):
+            self.empty[end].append(begin)
+        return parts[0][0], parts[-1][1]
+
+    def optional(self, part: Part) -> Part:
+        """Add what matches the part or nothing."""
+        return self.either([part, self.nothing()])
+
+    def repeated(self, part: Part, separator: Part) -> Part:
+        """Add what matches the part once or more, with the separator between."""
+        first, last = self.add(), self.add()
+        self.empty[first].append(part[0])
+        self.empty[part[1]] += [last, separator[0]]
+        self.empty[separator[1]].append(part[0])
+        return first, last
 
 
 def parse(pattern: str) -> tuple[Nodes, Part]:
-    """The automaton of a pattern with its first and last node; ConfigError where it is not understood or too large."""
-    parser = _Parser(pattern, Nodes())
+    """Return the automaton of a pattern with its first and last node.
+
+    ConfigError where the pattern is not understood or too large.
+    """
+    nodes = Nodes()
+    return nodes, add_pattern(pattern, nodes, nodes.characters)
+
+
+def add_pattern(pattern: str, nodes: Nodes, characters: Callable[[Ranges], Part]) -> Part:
+    """Add what matches a pattern; `characters` adds what matches one character of some ranges."""
+    parser = _Parser(pattern, nodes, characters)
     part = parser.alternatives()
     if parser.place < len(pattern):
         raise parser.fail("a ) that closes nothing")
-    return parser.nodes, part
+    return part
 
 
 class _Parser:
     """A pattern, read from left to right; each method adds a part to the automaton and returns its ends."""
 
-    def __init__(self, pattern: str, nodes: Nodes) -> None:
-        self.pattern, self.nodes = pattern, nodes
+    def __init__(self, pattern: str, nodes: Nodes, characters: Callable[[Ranges], Part]) -> None:
+        self.pattern, self.nodes, self.add_characters = pattern, nodes, characters
         self.place = self.depth = 0
 
     def fail(self, what: str) -> ConfigError:
@@ -118,16 +182,7 @@ class _Parser:
             self.place += 1
             parts.append(self.sequence())
         self.depth -= 1
-        return self.either(parts)
-
-    def either(self, parts: list[Part]) -> Part:
-        if len(parts) == 1:
-            return parts[0]
-        first, last = self.nodes.add(), self.nodes.add()
-        for begin, end in parts:
-            self.nodes.empty[first].append(begin)
-            self.nodes.empty[end].append(last)
-        return first, last
+        return self.nodes.either(parts)
 
     def sequence(self) -> Part:
         first = last = self.nodes.add()
@@ -211,9 +266,9 @@ class _Parser:
                 self.place -= 1
                 raise self.fail("nothing to repeat")
             case "^" if self.place == 1:
-                return (node := self.nodes.add()), node
+                return self.nodes.nothing()
             case "$" if self.place == len(self.pattern):
-                return (node := self.nodes.add()), node
+                return self.nodes.nothing()
             case "^" | "$":
                 raise self.fail(f"{character} inside of a pattern; the text's is \\{character}")
             case _:
@@ -258,17 +313,9 @@ class _Parser:
         return self.escape() if character == "\\" else [(ord(character), ord(character))]
 
     def characters(self, ranges: Ranges) -> Part:
-        first, last = self.nodes.add(), self.nodes.add()
-        for low, high in ranges:
-            for sequence in utf8_sequences(low, high):
-                node = first
-                for number, (lowest, highest) in enumerate(sequence, 1):
-                    following = last if number == len(sequence) else self.nodes.add()
-                    self.nodes.moves[node].append((lowest, highest, following))
-                    node = following
-        if not self.nodes.moves[first]:
+        if not any(True for low, high in ranges for _ in utf8_sequences(low, high)):
             raise self.fail("no character at all is meant")
-        return first, last
+        return self.add_characters(ranges)
 
 
 def literal(text: str) -> str:

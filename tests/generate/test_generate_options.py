@@ -14,6 +14,7 @@ from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer, learn_merges
 from gptcli.device.runtime import Runtime
 from gptcli.generate.constrain import Constraint, TokenTable
+from gptcli.generate.dfa import Automaton
 from gptcli.generate.engine import Completion, Engine, Request
 from gptcli.generate.packed_weights import pack
 from gptcli.generate.prompt_lookup import Lookup
@@ -88,7 +89,7 @@ def test_rows_under_a_pattern_leave_others_alone(engine: Engine, tokenizer: Toke
 
 
 def test_the_tokens_allowed_are_those_that_leave_a_way_to_a_match(tokenizer: Tokenizer) -> None:
-    constraint = Constraint("(the|this) [cd]at", TokenTable(tokenizer))
+    constraint = Constraint(Automaton("(the|this) [cd]at"), TokenTable(tokenizer))
     words = ["the cat", "the dat", "this cat", "this dat"]
     allowed = {index for index, no in enumerate(constraint.forbidden(0).tolist()) if not no}
     wanted = {
