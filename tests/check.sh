@@ -6,4 +6,4 @@ bin=${1:-$(dirname "$(command -v python3)")}
 "$bin/ruff" format --check .
 "$bin/ruff" check .
 "$bin/mypy"
-"$bin/python" -m pytest -n auto --maxprocesses 4
+"$bin/python" -m pytest -n auto --maxprocesses 4 -rs
