@@ -23,6 +23,7 @@ STDOUT_CLOSED, INTERNAL = 141, 70
 
 COMMANDS = {
     "quickstart": "quickstart.quickstart",
+    "corpus": "corpus.corpus",
     "train-tokenizer": "train_tokenizer.train_tokenizer",
     "encode": "tokens.encode",
     "decode": "tokens.decode",

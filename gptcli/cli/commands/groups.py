@@ -7,8 +7,15 @@ from typing import Any
 import click
 
 
-class DefaultGroup(click.Group):
-    """A group in the order of its commands, of which one, `default`, need not be named: `bench RUN.yaml` is
+class Ordered(click.Group):
+    """A group in the order of its commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.commands)
+
+
+class DefaultGroup(Ordered):
+    """A group of which one, `default`, need not be named: `bench RUN.yaml` is
     `bench all RUN.yaml`. `bare` says whether the group's name alone means the default, too."""
 
     def __init__(self, *arguments: Any, default: str, bare: bool = False, **options: Any) -> None:
@@ -19,6 +26,3 @@ class DefaultGroup(click.Group):
         if self.bare if not args else args[0] not in {*self.commands, *ctx.help_option_names}:
             args = [self.default, *args]
         return super().parse_args(ctx, args)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(self.commands)

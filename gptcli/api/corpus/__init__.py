@@ -1,0 +1,1 @@
+"""Work on corpora before training, a verb a module."""

@@ -1,0 +1,146 @@
+"""gptcli corpus dedup"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gptcli.base.errors import ConfigError
+from gptcli.cli.commands import corpus_options, options
+
+
+@click.command()
+@corpus_options.inputs
+@corpus_options.output
+@click.option(
+    "--documents",
+    type=click.Choice(["near", "exact", "off"]),
+    default="near",
+    show_default=True,
+    help="Drop documents that are alike, that are the same, or none.",
+)
+@click.option(
+    "--similarity",
+    type=options.FiniteRange(0.3, 1),
+    default=0.7,
+    show_default=True,
+    help="From which documents are alike: Jaccard's, of 5-word shingles.",
+)
+@click.option(
+    "--lines",
+    type=click.IntRange(min=1),
+    help="A line of 4 words or more that is in more than N documents stays in the first.",
+)
+@click.option(
+    "--passages", type=click.IntRange(min=8), metavar="WORDS", help="Cut passages of so many words that came before."
+)
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="INPUT",
+    help="Drop what is in these inputs, too; with --group a sketch. Repeatable.",
+)
+@click.option(
+    "--keep",
+    type=click.Choice(["first", "longest"]),
+    default="first",
+    show_default=True,
+    help="Which of those that are alike.",
+)
+@click.option(
+    "--dropped",
+    type=options.Output(path_type=Path),
+    help="A file for what was dropped: id, kept id, similarity, reason.",
+)
+@click.option(
+    "--most-dropped",
+    type=corpus_options.share,
+    default=0.5,
+    show_default=True,
+    help="End with an error where a greater share of documents would go.",
+)
+@click.option(
+    "--memory",
+    type=corpus_options.Bytes(),
+    default="1G",
+    show_default=True,
+    help="What comparing may take; less makes more passes.",
+)
+@click.option(
+    "--work",
+    type=options.Output(path_type=Path),
+    help="A directory for sketches: a command that was killed goes on with them.",
+)
+@click.option("--sign", is_flag=True, help="In shards, 1: INPUTS of one shard -> a sketch, -o DIR.")
+@click.option("--group", is_flag=True, help="In shards, 2: SKETCHES -> a drop list for each, -o DIR.")
+@click.option(
+    "--apply",
+    type=click.Path(path_type=Path),
+    metavar="LIST",
+    help="In shards, 3: INPUTS of one shard, without what its drop list names.",
+)
+@corpus_options.reading
+@options.force
+@options.quiet
+def dedup(inputs: tuple[str, ...], output: Path | None, force: bool, quiet: bool, **how: Any) -> None:
+    """Drop documents that repeat others, and cut lines and passages that do.
+
+    A document goes only for one that stays and that it was itself compared with; the first one stays. The result is
+    the same for any number of shards, workers and passes.
+
+    \b
+    Example:
+      gptcli corpus dedup raw/*.jsonl -o clean.jsonl --passages 50 --dropped dropped.jsonl
+    \b
+    In shards:
+      for part in 1 2 3; do gptcli corpus dedup --sign raw-$part.jsonl -o sketch-$part; done
+      gptcli corpus dedup --group sketch-* -o drops
+      gptcli corpus dedup --apply drops/sketch-1.jsonl raw-1.jsonl -o clean-1.jsonl
+    """
+    from gptcli.api.corpus import dedup as verb
+    from gptcli.cli import console
+    from gptcli.data.filters.group import GroupOptions
+    from gptcli.data.filters.sketch import SketchOptions
+
+    report = console.ConsoleReport("corpus", quiet=quiet)
+    how_read = corpus_options.take_reading(how)
+    stages = [name for name in ("sign", "group", "apply") if how[name]]
+    if len(stages) > 1:
+        raise ConfigError(f"--{stages[0]} and --{stages[1]}: one step at a time")
+    sketching = SketchOptions(how["documents"], how["lines"] is not None, how["passages"])
+    grouping = GroupOptions(how["similarity"], how["keep"], how["lines"], how["memory"], how["most_dropped"])
+    try:
+        match stages:
+            case ["sign"]:
+                verb.sign(corpus_options.given_inputs(inputs), _directory(output, force), sketching, how_read, report)
+            case ["group"]:
+                against = [Path(given) for given in how["against"]]
+                paths = [Path(given) for given in inputs]
+                found = verb.group_sketches(paths, _directory(output, force), grouping, report, against=against)
+                console.write_facts(found.facts())
+            case ["apply"]:
+                inputs = corpus_options.given_inputs(inputs)
+                with corpus_options.destination(inputs, output, force=force) as file:
+                    verb.apply(inputs, how["apply"], file, how_read)
+            case _:
+                inputs = corpus_options.given_inputs(inputs)
+                with corpus_options.destination(
+                    (*inputs, *how["against"]), output, how["dropped"], force=force
+                ) as file:
+                    rest = {name: how[name] for name in ("against", "dropped", "work")}
+                    found = verb.dedup(inputs, file, sketching, grouping, how_read, report, **rest)
+                    report.message("; ".join(f"{name}: {value}" for name, value in found.facts()))
+    finally:
+        report.close()
+
+
+def _directory(output: Path | None, force: bool) -> Path:
+    """The directory to make, checked."""
+    from gptcli.base import fsio
+
+    if output is None:
+        raise ConfigError("name the directory to make, -o DIR")
+    fsio.check_replaceable(output, force=force)
+    return output

@@ -1,0 +1,83 @@
+"""Options that the commands of gptcli corpus share."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import click
+
+from gptcli.base.errors import ConfigError
+from gptcli.cli.commands import options
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
+    """A size: 500M, 1G, 1000000."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,12})\s*([kMGT]?)B?", str(value).strip())
+        if not match or not int(match[1]):
+            self.fail(f"{value!r} is not a size; write 500M or 1G", param, ctx)
+        return int(match[1]) * 1000 ** ("kMGT".find(match[2] or "-") + 1)
+
+
+inputs = click.argument("inputs", nargs=-1, metavar="[INPUT]...")
+output = click.option("-o", "--output", type=options.Output(path_type=Path), help="A file (.gz: packed), else stdout.")
+workers = click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes.")
+share = options.FiniteRange(0, 1)
+
+
+def reading(command: F) -> F:
+    """How inputs become documents."""
+    split = click.option(
+        "--split",
+        type=click.Choice(["file", "paragraph", "line"]),
+        default="file",
+        show_default=True,
+        help="What a document of a text file is.",
+    )
+    command = split(command)
+    return workers(options.text_input(command))
+
+
+def take_reading(how: dict[str, Any]) -> Any:
+    """The options of reading, taken out of those that a command was given."""
+    from gptcli.api.corpus.reading import Reading
+    from gptcli.data.text import TextOptions
+
+    text = TextOptions(**{name: how.pop(name) for name in ("field", "encoding", "errors")})
+    return Reading(text, how.pop("split"), how.pop("workers"))
+
+
+def given_inputs(inputs: tuple[str, ...]) -> tuple[str, ...]:
+    """The inputs, or standard input where none is named and nobody types there."""
+    from gptcli.cli import console
+
+    if inputs:
+        return inputs
+    if console.stdin_is_terminal():
+        raise ConfigError("no input; name files, or pipe JSONL in")
+    return ("-",)
+
+
+@contextmanager
+def destination(
+    inputs: tuple[str, ...], output: Path | None, *others: Path | None, force: bool
+) -> Iterator[Path | BinaryIO]:
+    """The output, checked with other files that will be written; stdout where it is not named."""
+    from gptcli.api.corpus.output import check_outputs
+
+    check_outputs(inputs, [output, *others], force=force)
+    yield output if output is not None else sys.stdout.buffer
+    if output is None:
+        sys.stdout.buffer.flush()
