@@ -15,6 +15,7 @@ from conftest import GPTCLI, Result, RunCli, Tiny, english, environment
 
 COMMANDS = [
     "quickstart",
+    "corpus",
     "train-tokenizer",
     "encode",
     "decode",
@@ -40,6 +41,7 @@ COMMANDS = [
     "bench",
 ]
 SUBCOMMANDS = [
+    "corpus dedup",
     "config show",
     "config keys",
     "config check",
