@@ -22,8 +22,8 @@ from gptcli.interop.peft import AdapterWeights
 from gptcli.model.gpt import GPT
 from gptcli.model.lora import WEIGHTS, add_adapters
 from gptcli.observe.tensorboard import check_installed, recording
-from gptcli.tasks.dataset import read_examples
-from gptcli.tasks.tuning import rows_job, text_job
+from gptcli.tasks.dataset import read_examples, rows_job
+from gptcli.tasks.text import text_job
 from gptcli.train import checkpoint
 from gptcli.train.loop import make_optimizers
 from gptcli.train.metadata import Adapter, ModelMetadata, read_metadata
@@ -76,7 +76,7 @@ def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, r
     examples = read_examples(config, tokenizer, metadata, model.config)
     for line in examples.notes():
         report.message(line)
-    return rows_job(config, examples, dataclasses.replace(examples.metadata, adapter=adapter), identity, runtime)
+    return rows_job(config, examples, dataclasses.replace(examples.task.metadata, adapter=adapter), identity, runtime)
 
 
 def _identity(base: Path) -> list[str]:

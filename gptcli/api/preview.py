@@ -53,5 +53,5 @@ def preview(config: FinetuneConfig, *, rows: int, report: Report) -> Iterator[Pr
     for line in examples.notes():
         report.message(line)
     for example in itertools.islice(examples.train, rows):
-        label = None if example.label is None else examples.metadata.labels[example.label]
-        yield PreviewRow(example, tuple(examples.tokenizer.decode([index]) for index in example.ids), label)
+        label = None if example.label is None else examples.task.metadata.labels[example.label]
+        yield PreviewRow(example, tuple(examples.task.tokenizer.decode([index]) for index in example.ids), label)

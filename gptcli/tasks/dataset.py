@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gptcli.base.errors import ConfigError, DataError
@@ -12,35 +11,43 @@ from gptcli.base.units import count
 from gptcli.config.finetune import FinetuneConfig, RowsConfig
 from gptcli.config.model import ModelConfig
 from gptcli.data.batches import derived_seed
-from gptcli.data.conversation import Conversation
-from gptcli.data.example import Example, Reader, chat_reader, classify_reader, instruct_reader, label_of
+from gptcli.data.example import Example
+from gptcli.data.packing import ExampleBatches
 from gptcli.data.rows import load_rows
 from gptcli.data.text import TextOptions, file_sha256, find_sources
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.runtime import Runtime
+from gptcli.model.gpt import GPT
+from gptcli.tasks.chat import chat
+from gptcli.tasks.classify import classify
+from gptcli.tasks.instruct import instruct
+from gptcli.tasks.job import train_config, tuning_job
+from gptcli.tasks.task import Task
+from gptcli.tasks.text import write_sample
 from gptcli.train.metadata import ModelMetadata
+from gptcli.train.run import Job, Validation
 
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """The examples of a run, the tokenizer they are made with and what the tuned model is for."""
+    """The examples of a run and the task that they are for."""
 
     train: list[Example]
     validation: list[Example]
-    tokenizer: Tokenizer
-    metadata: ModelMetadata
+    task: Task
     bad_lines: tuple[str, ...]
     unlearnable: int  # rows left out, since a cut took all that there was to learn
     sha256: list[str]  # of the inputs
 
     def notes(self) -> list[str]:
         """What a person should know before training."""
-        train, validation = self.train, self.validation
+        train, validation, labels_of_model = self.train, self.validation, self.task.metadata.labels
         repeated = len(train) - len({key(row) for row in train})
         shared = len({key(row) for row in train} & {key(row) for row in validation})
         truncated = sum(row.truncated for row in (*train, *validation))
-        counts = Counter(self.metadata.labels[row.label] for row in train if row.label is not None)
+        counts = Counter(labels_of_model[row.label] for row in train if row.label is not None)
         labels = ", ".join(f"{shown(name, 40)} {count:,}" for name, count in sorted(counts.items()))
-        lost = [shown(name, 40) for name in self.metadata.labels if counts and name not in counts]
+        lost = [shown(name, 40) for name in labels_of_model if counts and name not in counts]
         tokens = sum(len(row.ids) for row in train)
         return [
             f"{count(len(train), 'row')} to train on ({count(tokens, 'token')}), {len(validation):,} held out",
@@ -73,17 +80,9 @@ def read_examples(
     """All examples of a run file for a base with this tokenizer; DataError names the first row that is wrong."""
     data, names = config.data, shown(", ".join(config.data.train))
     sha256 = _hashes(data)
-    form = metadata.conversation or Conversation()
-    if config.task == "chat":
-        tokenizer = tokenizer.with_specials(form.specials)
-    labels: tuple[str, ...] = ()
-    if config.task == "classify":
-        rows = load_rows(data.train, lambda row: label_of(row, data.label_field), on_bad_line=data.on_bad_line)
-        labels = tuple(sorted(set(rows.items)))
-        if len(labels) < 2:
-            raise DataError(f"{names}: every row has the label {shown(repr(labels[0]))}; give two labels or more")
     max_tokens = min(data.max_tokens or model.context_length, model.context_length)
-    reader = _reader(config, tokenizer, labels, form, max_tokens)
+    task = make_task(config, tokenizer, metadata, max_tokens)
+    reader = task.read_row
     found = load_rows(data.train, reader, on_bad_line=data.on_bad_line)
     train, validation, bad = found.items, list[Example](), found.bad_lines
     if data.validation:
@@ -99,7 +98,7 @@ def read_examples(
             "should teach; shorten the rows, raise data.max_tokens, or take a base with a longer context"
         )
     validation = [row for row in validation if not row.unlearnable]
-    return ExampleSet(train, validation, tokenizer, _metadata(config, labels, form, metadata), bad, unlearnable, sha256)
+    return ExampleSet(train, validation, task, bad, unlearnable, sha256)
 
 
 def _hashes(data: RowsConfig) -> list[str]:
@@ -112,24 +111,15 @@ def _refuse_stream() -> str:
     raise ConfigError("data.train: rows are read more than once; save them to a file")
 
 
-def _metadata(
-    config: FinetuneConfig, labels: tuple[str, ...], form: Conversation, base: ModelMetadata
-) -> ModelMetadata:
-    """What the tuned model is for: its new task, beside a form of conversation that the base has."""
-    conversation = form if config.task == "chat" else base.conversation
-    return ModelMetadata(labels, conversation, pooling=config.classify.pooling)
-
-
-def _reader(
-    config: FinetuneConfig, tokenizer: Tokenizer, labels: Sequence[str], form: Conversation, max_tokens: int
-) -> Reader:
+def make_task(config: FinetuneConfig, tokenizer: Tokenizer, metadata: ModelMetadata, max_tokens: int) -> Task:
+    """Make the task that a run file names, for a base with this tokenizer and metadata."""
     match config.task:
         case "classify":
-            return classify_reader(config.data, tokenizer, labels, max_tokens)
+            return classify(config, tokenizer, metadata, max_tokens)
         case "instruct":
-            return instruct_reader(config.data, tokenizer, max_tokens)
+            return instruct(config, tokenizer, metadata, max_tokens)
         case "chat":
-            return chat_reader(config.data, tokenizer, form, max_tokens)
+            return chat(config, tokenizer, metadata, max_tokens)
     raise AssertionError(config.task)
 
 
@@ -141,3 +131,34 @@ def _split(examples: list[Example], fraction: float) -> tuple[list[Example], lis
     held_out = {number for number in set(first.values()) if derived_seed("validation", number) < fraction * 2**63}
     train = [example for example in examples if first[key(example)] not in held_out]
     return train, [example for example in examples if first[key(example)] in held_out]
+
+
+def rows_job(
+    config: FinetuneConfig, examples: ExampleSet, metadata: ModelMetadata, identity: list[str], runtime: Runtime
+) -> Job:
+    """Make the job of learning from rows. `identity` are the hashes of the base."""
+    rows, task, tokenizer = examples.train, examples.task, examples.task.tokenizer
+    train = train_config(config, len(rows), samples=task.writes)
+
+    def validate(model: GPT) -> Validation | None:
+        return task.validate(model, examples.validation, runtime) if examples.validation else None
+
+    return tuning_job(
+        config,
+        tokenizer,
+        train,
+        batches=ExampleBatches(
+            rows,
+            batch_size=train.batch_size,
+            micro_batch_tokens=config.train.micro_batch_tokens,
+            seed=config.runtime.seed,
+            token_dropout=task.token_dropout,
+            blank=tokenizer.end_of_text or 0,
+        ),
+        objective=task.objective(rows),
+        validate=validate,
+        data=(count(len(rows), "row"), "row"),
+        content={"base": identity, "tokenizer": tokenizer.sha256, "inputs": examples.sha256},
+        metadata=metadata,
+        sample=lambda model: write_sample(model, tokenizer, runtime, train, seed=config.runtime.seed),
+    )

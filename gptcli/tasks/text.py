@@ -1,15 +1,84 @@
-"""Text as a task: its loss on held-out text, and a sample of what the model writes."""
+"""Text: pretraining, or going on with it, measured by the loss on held-out text and shown by samples."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from gptcli.base.errors import DataError
+from gptcli.base.escape import shown
+from gptcli.base.report import Report
+from gptcli.base.units import count
+from gptcli.config.data import DataConfig, TokenizerConfig
+from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.generate import GenerateOptions
+from gptcli.config.model import ModelConfig
 from gptcli.config.train import TrainConfig
+from gptcli.data.batches import TokenBatches
+from gptcli.data.prepared import prepare_data
+from gptcli.data.shards import TokenArray, near, read_index
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime
 from gptcli.evaluate.perplexity import score_documents
 from gptcli.generate.engine import Engine, Request
 from gptcli.model.gpt import GPT
-from gptcli.train.run import Validation
+from gptcli.tasks.job import train_config, tuning_job
+from gptcli.train.loop import next_token_nats
+from gptcli.train.metadata import ModelMetadata
+from gptcli.train.run import Job, Validation
+
+
+def text_job(
+    config: FinetuneConfig,
+    base: Path,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    metadata: ModelMetadata,
+    identity: list[str],
+    runtime: Runtime,
+    report: Report,
+) -> Job:
+    """Make the job of going on with pretraining on more text; a row is a window."""
+    data = config.data
+    text = DataConfig(
+        train=data.train,
+        validation=data.validation,
+        validation_fraction=data.validation_fraction,
+        field=data.text_field,
+    )
+    given = TokenizerConfig(path=str(base / "tokenizer.json"))
+    _, prepared = prepare_data(text, given, report)
+    if tokenizer.end_of_text is None:
+        raise DataError(f"{shown(str(base))}: its tokenizer has no <|endoftext|>, with which every window begins")
+    tokens, held_out = TokenArray(prepared, "train"), TokenArray(prepared, "validation")
+    window = min(data.max_tokens or model.context_length, model.context_length)
+    rows = max(1, len(tokens) // window - 1)
+    train = train_config(config, rows, samples=True)
+    batches = TokenBatches(
+        near(tokens, runtime.device),
+        context_length=window,
+        batch_size=train.batch_size,
+        micro_batch_size=_divisor(train.batch_size, config.train.micro_batch_tokens // window),
+        first_token=tokenizer.end_of_text,
+        seed=config.runtime.seed,
+    )
+    validation = held_out.read(0, len(held_out)).tolist()
+    return tuning_job(
+        config,
+        tokenizer,
+        train,
+        batches=batches,
+        objective=next_token_nats,
+        validate=lambda model: validate_text(model, tokenizer, validation, runtime),
+        data=(count(len(tokens), "token"), "window"),
+        content={"base": identity, "inputs": [fact["sha256"] for fact in read_index(prepared)["inputs"]]},
+        metadata=metadata,
+        sample=lambda model: write_sample(model, tokenizer, runtime, train, seed=config.runtime.seed),
+    )
+
+
+def _divisor(number: int, most: int) -> int:
+    """Return the largest divisor of `number` that is at most `most`, at least 1."""
+    return max(size for size in range(1, number + 1) if number % size == 0 and size <= max(1, most))
 
 
 def validate_text(model: GPT, tokenizer: Tokenizer, ids: list[int], runtime: Runtime) -> Validation | None:

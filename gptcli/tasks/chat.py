@@ -1,0 +1,32 @@
+"""Conversations: the assistant's turns, learnt after all that was said before them."""
+
+from __future__ import annotations
+
+from gptcli.config.finetune import FinetuneConfig, RowsConfig
+from gptcli.data.conversation import Conversation, read_messages
+from gptcli.data.example import Example, Reader, cut_example
+from gptcli.data.rows import Row
+from gptcli.data.tokenizer import Tokenizer
+from gptcli.tasks.instruct import validate_targets
+from gptcli.tasks.task import Task
+from gptcli.train.loop import next_token_nats
+from gptcli.train.metadata import ModelMetadata
+
+
+def chat(config: FinetuneConfig, tokenizer: Tokenizer, base: ModelMetadata, max_tokens: int) -> Task:
+    """Make the task, in the form of conversation that the base has."""
+    form = base.conversation or Conversation()
+    tokenizer = tokenizer.with_specials(form.specials)
+    reader = _reader(config.data, tokenizer, form, max_tokens)
+    return Task(tokenizer, ModelMetadata(conversation=form), reader, lambda _: next_token_nats, validate_targets)
+
+
+def _reader(data: RowsConfig, tokenizer: Tokenizer, form: Conversation, max_tokens: int) -> Reader:
+    """Read a conversation, of which the assistant's turns are learnt."""
+
+    def read(row: Row) -> Example:
+        ids, learnt = form.example(read_messages(row.fields.get(data.messages_field), row.place), tokenizer)
+        first = tokenizer.first
+        return cut_example(row.place, first + ids, [False] * len(first) + learnt, max_tokens)
+
+    return read

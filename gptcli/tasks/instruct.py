@@ -1,0 +1,59 @@
+"""Instructions: a completion, learnt after the prompt before it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from gptcli.base.errors import DataError
+from gptcli.config.finetune import FinetuneConfig, RowsConfig
+from gptcli.data.batches import IGNORE
+from gptcli.data.example import Example, Reader, cut_example
+from gptcli.data.packing import group_by_tokens, pack
+from gptcli.data.rows import Row
+from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.runtime import Runtime
+from gptcli.evaluate.scoring import batch_tokens
+from gptcli.model.gpt import GPT, evaluating
+from gptcli.tasks.task import Task
+from gptcli.train.loop import next_token_nats
+from gptcli.train.metadata import ModelMetadata
+from gptcli.train.run import Validation
+
+
+def instruct(config: FinetuneConfig, tokenizer: Tokenizer, base: ModelMetadata, max_tokens: int) -> Task:
+    """Make the task."""
+    metadata = ModelMetadata(conversation=base.conversation)
+    reader = _reader(config.data, tokenizer, max_tokens)
+    return Task(tokenizer, metadata, reader, lambda _: next_token_nats, validate_targets)
+
+
+def _reader(data: RowsConfig, tokenizer: Tokenizer, max_tokens: int) -> Reader:
+    """Read a prompt, and the completion that is learnt with the <|endoftext|> that ends it."""
+
+    def read(row: Row) -> Example:
+        prompt, completion = row.text(data.prompt_field), row.text(data.completion_field)
+        if not completion.strip():
+            raise DataError(f"{row.place}: the completion is empty, so nothing to learn; write it or drop the row")
+        before = [*tokenizer.first, *tokenizer.encode(prompt)]
+        after = [*tokenizer.encode(completion), *tokenizer.first]
+        return cut_example(row.place, before + after, [False] * len(before) + [True] * len(after), max_tokens)
+
+    return read
+
+
+@torch.inference_mode()
+def validate_targets(model: GPT, rows: Sequence[Example], runtime: Runtime) -> Validation:
+    """Measure the loss of what is learnt in held-out rows."""
+    nats = targets = 0.0
+    most = batch_tokens(on_cpu=runtime.on_cpu)
+    with evaluating(model):
+        for group in group_by_tokens(rows, most, lambda example: len(example.ids)):
+            batch = pack(group)
+            nats += float(next_token_nats(model, batch, runtime))
+            targets += int((batch.targets != IGNORE).sum())
+    loss = nats / targets
+    record = {"loss_nats": loss, "perplexity": math.exp(min(loss, 700.0))}
+    return Validation(loss, record, f"validation loss {loss:.4f} nats per learnt token", f"validation loss {loss:.3f}")

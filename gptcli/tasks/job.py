@@ -1,0 +1,79 @@
+"""A run file of fine-tuning as a job of the training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gptcli.base.escape import shown
+from gptcli.base.units import count
+from gptcli.config.finetune import FinetuneConfig
+from gptcli.config.train import TrainConfig
+from gptcli.data.batches import Step
+from gptcli.data.tokenizer import Tokenizer
+from gptcli.model.gpt import GPT
+from gptcli.train.metadata import ModelMetadata
+from gptcli.train.run import Job, Validation
+from gptcli.train.step import Objective
+
+
+def train_config(config: FinetuneConfig, rows: int, *, samples: bool) -> TrainConfig:
+    """Return the settings of the loop, with steps in place of epochs."""
+    tune = config.train
+    batch_size = min(tune.batch_size, rows)
+    steps = max(1, math.ceil(tune.epochs * rows / batch_size))
+    often = max(1, round(rows / batch_size / tune.evals_per_epoch))
+    return TrainConfig(
+        steps=steps,
+        batch_size=batch_size,
+        log_every_steps=tune.log_every_steps,
+        eval_every_steps=often,
+        save_every_steps=often,
+        sample_every_steps=often if tune.sample_prompt and samples else 0,
+        keep_checkpoints=tune.keep_checkpoints,
+        sample_prompt=tune.sample_prompt,
+        sample_tokens=tune.sample_tokens,
+        tensorboard=tune.tensorboard,
+    )
+
+
+def tuning_job(
+    config: FinetuneConfig,
+    tokenizer: Tokenizer,
+    train: TrainConfig,
+    *,
+    batches: Callable[[int], Step],
+    objective: Objective,
+    validate: Callable[[GPT], Validation | None],
+    data: tuple[str, str],
+    content: dict[str, Any],
+    metadata: ModelMetadata,
+    sample: Callable[[GPT], str],
+) -> Job:
+    """Make a job of fine-tuning. `data`: how much there is, and what a batch is made of."""
+    amount, unit = data
+    return Job(
+        command="finetune",
+        origin=f"from {shown(config.base)}",
+        config=config,
+        run_file={**dataclasses.asdict(config), "content": content},
+        run_dir=Path(config.run_dir),
+        optim=config.optim,
+        train=train,
+        seed=config.runtime.seed,
+        tokenizer=tokenizer,
+        batches=batches,
+        objective=objective,
+        validate=validate,
+        sample=sample,
+        description=(
+            f"{amount}, {count(train.steps, 'step')} of {count(train.batch_size, unit)} "
+            f"({config.train.epochs:.3g} epochs)"
+        ),
+        metadata=metadata,
+        patience=config.train.patience,
+        less_memory=f"lower train.micro_batch_tokens (it is {config.train.micro_batch_tokens}) or data.max_tokens",
+    )
