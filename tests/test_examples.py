@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.commands.run_file import kind_of_run_file
-from gptcli.config import yaml_file
+from gptcli.config import yaml_file, yaml_write
+from gptcli.config.run_file import kind_of_run_file
 from gptcli.config.train import PretrainConfig
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
@@ -27,8 +27,8 @@ GPT3_TABLE = {
 def test_an_example_loads_and_its_effective_file_loads_again(path: Path) -> None:
     kind = kind_of_run_file(path.read_text())
     loaded = yaml_file.load(kind, path)
-    assert yaml_file.parse(kind, yaml_file.dump(loaded.value), name="dump").value == loaded.value
-    assert yaml_file.parse(kind, yaml_file.show(loaded), name="show").value == loaded.value
+    assert yaml_file.parse(kind, yaml_write.dump(loaded.value), name="dump").value == loaded.value
+    assert yaml_file.parse(kind, yaml_write.show(loaded), name="show").value == loaded.value
 
 
 @pytest.mark.parametrize("size", GPT3_TABLE)

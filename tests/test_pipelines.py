@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import Result, RunCli, environment, tiny_run_file
 
-from gptcli.config import yaml_file
+from gptcli.config import yaml_file, yaml_write
 from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.train import PretrainConfig
 from gptcli.data.conversation import ASSISTANT, USER, read_messages
@@ -31,7 +31,7 @@ def rows(name: str) -> list[dict[str, Any]]:
 def test_the_run_file_of_a_pipeline_loads_and_loads_again(path: Path) -> None:
     kind = FinetuneConfig if path.stem == "finetune" else PretrainConfig
     loaded = yaml_file.load(kind, path)
-    assert yaml_file.parse(kind, yaml_file.dump(loaded.value), name="dump").value == loaded.value
+    assert yaml_file.parse(kind, yaml_write.dump(loaded.value), name="dump").value == loaded.value
 
 
 def test_the_shop_gives_the_same_answer_to_every_question_of_a_topic() -> None:

@@ -27,6 +27,7 @@ from gptcli.tasks.text import text_job
 from gptcli.train import checkpoint
 from gptcli.train.loop import make_optimizers
 from gptcli.train.metadata import Adapter, ModelMetadata, read_metadata
+from gptcli.train.resume import as_it_began
 from gptcli.train.run import Job, Outcome, Training
 from gptcli.train.run_directory import check_vacant, clear, find_checkpoint
 from gptcli.train.state import TrainState
@@ -42,6 +43,8 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
         check_vacant(run_dir, resume=resume, force=force)
         if force:
             fsio.check_apart(run_dir, [base])
+        if resume and (run_dir / "run.yaml").is_file() and checkpoint.checkpoints(run_dir):
+            config = as_it_began(config, run_dir / "run.yaml")
         check_installed(wanted=config.train.tensorboard)
         runtime = make_runtime(config.runtime)
         if runtime.on_cpu:

@@ -40,8 +40,8 @@ def count(number: int, noun: str) -> str:
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-def seconds_of(text: str) -> float:
-    """Of `90`, `90s`, `5m` or `1.5h`. ValueError for anything else and for nothing."""
+def parse_duration(text: str) -> float:
+    """Parse a duration such as 90, 90s, 5m or 1.5h into seconds. Raises ValueError for anything else and for zero."""
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([smh]?)", text.strip())
     if not match or float(match[1]) <= 0:
         raise ValueError(f"{text!r} is not a duration; write 90s, 5m or 1.5h")

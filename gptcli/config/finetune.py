@@ -12,18 +12,22 @@ from gptcli.config.train import OptimConfig, RuntimeConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowsConfig(Section):
-    """What is learnt from: rows with named fields; for task text, text as in pretraining."""
+    """The training rows, with named fields; for task text, text as in pretraining."""
 
-    train: tuple[str, ...] = value(doc="JSONL, CSV or TSV with a header row (.gz too), directories, globs")
-    validation: tuple[str, ...] = value((), "held-out inputs; empty: a part of `train` is held out")
-    validation_fraction: float = number(0.1, "share of the rows held out where `validation` is empty", ge=0, lt=1)
-    text_field: str = value("text", "task classify and text: the text")
-    label_field: str = value("label", "task classify: the label")
-    prompt_field: str = value("prompt", "task instruct: what the model is given")
-    completion_field: str = value("completion", "task instruct: what it shall write")
-    messages_field: str = value("messages", "task chat: a list of {role, content}")
-    max_tokens: int | None = number(None, "a longer row loses its end, null: the model's context", ge=2)
-    on_bad_line: Literal["error", "skip"] = value("error", "a line that is no row of the task: stop, or skip and count")
+    train: tuple[str, ...] = value(
+        doc="JSONL files, CSV or TSV with a header row (.gz too), directories, globs", path=True
+    )
+    validation: tuple[str, ...] = value((), "inputs to validate on; empty: hold out a part of `train`", path=True)
+    validation_fraction: float = number(0.1, "share of the rows to hold out where `validation` is empty", ge=0, lt=1)
+    text_field: str = value("text", "field of the text (tasks classify and text)")
+    label_field: str = value("label", "field of the label (task classify)")
+    prompt_field: str = value("prompt", "field of the prompt (task instruct)")
+    completion_field: str = value("completion", "field of the completion (task instruct)")
+    messages_field: str = value("messages", "field of the conversation, a list of {role, content} (task chat)")
+    max_tokens: int | None = number(None, "truncate longer rows at their end; null: at the model's context", ge=2)
+    on_bad_line: Literal["error", "skip"] = value(
+        "error", "stop at a line that is no row of the task, or skip and count it"
+    )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.train:
@@ -35,27 +39,31 @@ Pooling = Literal["last", "average"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifyConfig(Section):
-    """How labels are learnt (task classify)."""
+    """Classification head and loss (task classify)."""
 
     pooling: Literal["last", "average"] = value(
-        "average", "who names the label: the last token, or the mean of what it says and of what all tokens say"
+        "average", "classify from the last token, or average its probabilities with the mean over all tokens"
     )
-    class_weights: Literal["none", "balanced"] = value("none", "balanced: rare labels count more, each label alike")
-    label_smoothing: float = number(0.1, "share of a target spread over all labels", ge=0, lt=1)
-    token_dropout: float = number(0.3, "share of a text's tokens hidden while training", ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] = value("none", "balanced: weight the loss by inverse label frequency")
+    label_smoothing: float = number(0.1, "share of the target spread evenly over all labels", ge=0, lt=1)
+    token_dropout: float = number(0.3, "share of input tokens to mask while training", ge=0, lt=1)
     every_token_weight: float = number(
-        0.9, "share of the loss that asks each token, not only the last, for the label", ge=0, lt=1
+        0.9, "share of the loss that classifies from every token, not only the last", ge=0, lt=1
     )
-    text_loss_weight: float = number(0.0, "of predicting the text itself; it doubles the time of a small model", ge=0)
+    text_loss_weight: float = number(
+        0.0, "weight of a language-modelling loss on the text; makes a small model's step twice as long", ge=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraConfig(Section):
-    """Low-rank adapters (Hu et al. 2021): the base stays as it is, and a small file is learnt."""
+    """Low-rank adapters (Hu et al. 2021): the base stays frozen and a small file is trained."""
 
-    rank: int = number(8, "of the change to each matrix", ge=1, le=4096)
-    alpha: float = number(16.0, "the change is scaled by alpha / rank", gt=0)
-    targets: tuple[Literal["attention", "mlp"], ...] = value(("attention", "mlp"), "the matrices that are adapted")
+    rank: int = number(8, "rank of the adapters", ge=1, le=4096)
+    alpha: float = number(16.0, "scale the adapters' output by alpha / rank", gt=0)
+    targets: tuple[Literal["attention", "mlp"], ...] = value(
+        ("attention", "mlp"), "matrices to adapt: attention, mlp or both"
+    )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.targets:
@@ -64,28 +72,34 @@ class LoraConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TuneConfig(Section):
-    """How long, in what batches, and what happens on the way. A row is an example; for task text, a window."""
+    """Length, batches, validation and checkpoints of a run. A row is an example; for task text, a window."""
 
-    epochs: float = number(3.0, "times that every row is seen", gt=0, le=1e6)
-    batch_size: int = number(16, "rows in an optimizer step", ge=1, le=1 << 24)
-    micro_batch_tokens: int = number(8192, "tokens in one forward pass, at least one row", ge=1)
-    dropout: float | None = number(None, "on embeddings, attention and sub-layers, null: the base's", ge=0, lt=1)
-    frozen_blocks: int = number(0, "first blocks that stay as they are; with any, the embedding does too", ge=0)
-    log_every_steps: int = number(10, "a metrics line", ge=1)
-    evals_per_epoch: int = number(1, "validations, each with a checkpoint; always after the last step, too", ge=1)
-    patience: int | None = number(None, "stop after so many validations without a better one; null: never", ge=1)
-    keep_checkpoints: int = number(2, "newest checkpoints kept, beside the best", ge=2)
-    sample_prompt: str = value("", "written on after each validation (tasks instruct, chat and text); empty: no sample")
-    sample_tokens: int = number(64, "length of the sample", ge=1)
-    tensorboard: bool = value(False, "also write the metrics as TensorBoard scalars, to run_dir/tensorboard")
+    epochs: float = number(3.0, "passes over the rows", gt=0, le=1e6, may_change=True)
+    batch_size: int = number(16, "rows per optimizer step", ge=1, le=1 << 24)
+    micro_batch_tokens: int = number(8192, "tokens per forward pass, at least one row", ge=1)
+    dropout: float | None = number(
+        None, "dropout rate on embeddings, attention and sub-layers; null: the base's", ge=0, lt=1
+    )
+    frozen_blocks: int = number(0, "freeze this many first blocks, and with any the embedding", ge=0)
+    log_every_steps: int = number(10, "steps between lines of metrics.jsonl", ge=1, may_change=True)
+    evals_per_epoch: int = number(
+        1, "validations per epoch, each with a checkpoint; one always follows the last step", ge=1
+    )
+    patience: int | None = number(None, "stop after this many validations without a better one; null: never", ge=1)
+    keep_checkpoints: int = number(2, "newest checkpoints to keep, besides the best", ge=2, may_change=True)
+    sample_prompt: str = value(
+        "", "prompt of a sample after each validation (tasks instruct, chat, text); empty: none", may_change=True
+    )
+    sample_tokens: int = number(64, "length of a sample in tokens", ge=1, may_change=True)
+    tensorboard: bool = value(False, "also write TensorBoard scalars, to run_dir/tensorboard", may_change=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneConfig(Section):
     """A whole fine-tuning run."""
 
-    run_dir: str = value(doc="directory of the run: run.yaml, metrics.jsonl, checkpoints/")
-    base: str = value(doc="the run or checkpoint to begin with")
+    run_dir: str = value(doc="directory of the run: run.yaml, metrics.jsonl, checkpoints/", path=True, may_change=True)
+    base: str = value(doc="run or checkpoint to start from", path=True)
     task: Literal["classify", "instruct", "chat", "text"] = value(doc="classify, instruct, chat or text")
     data: RowsConfig
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
@@ -97,4 +111,4 @@ class FinetuneConfig(Section):
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from ((name, "must name a directory") for name in ("run_dir", "base") if not is_name(getattr(self, name)))
         if self.runtime.compile:
-            yield "runtime.compile", "is for pretrain, whose steps have one shape; leave it out"
+            yield "runtime.compile", "is for pretrain only, whose steps have one shape; leave it out"

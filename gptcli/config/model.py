@@ -52,33 +52,43 @@ class ModelConfig(Section):
     """Shape and options of the GPT. The defaults are the `modern` preset, representable as NanoChatForCausalLM."""
 
     preset: str = value("modern", "named values for the fields below: modern, gpt2, gpt3-125m..gpt3-175b, llama")
-    num_layers: int = number(4, "transformer blocks", ge=1, le=1000)
-    hidden_size: int = number(128, "width of the residual stream", ge=8, le=65536)
-    num_heads: int = number(4, "query heads", ge=1, le=1024)
-    num_kv_heads: int | None = number(None, "key and value heads, null: as many as query heads", ge=1, le=1024)
-    head_dim: int | None = number(None, "width of a head, null: hidden_size / num_heads", ge=2, le=1024)
+    num_layers: int = number(4, "transformer blocks", ge=1, le=1000, auto="size")
+    hidden_size: int = number(128, "width of the residual stream", ge=8, le=65536, auto="size")
+    num_heads: int = number(4, "attention heads (queries)", ge=1, le=1024, auto="size")
+    num_kv_heads: int | None = number(None, "key/value heads; null: num_heads", ge=1, le=1024)
+    head_dim: int | None = number(None, "width of a head; null: hidden_size / num_heads", ge=2, le=1024, auto="size")
     intermediate_size: int | None = number(
-        None, "hidden width of the MLP, null: 4 x hidden_size (swiglu: 8/3 x, up to a multiple of 64)", ge=1, le=262144
+        None,
+        "hidden width of the MLP; null: 4 x hidden_size (swiglu: 8/3 x, rounded up to a multiple of 64)",
+        ge=1,
+        le=262144,
+        auto="size",
     )
-    context_length: int = number(256, "longest window of tokens the model sees", ge=2, le=1 << 20)
-    vocab_size: int | None = number(None, "rows of the embedding, null: the tokenizer's size", ge=2, le=1 << 22)
-    norm: Literal["rmsnorm", "layernorm"] = value("rmsnorm", "normalisation before each sub-layer and the head")
+    context_length: int = number(256, "longest sequence in tokens", ge=2, le=1 << 20, auto=True)
+    vocab_size: int | None = number(None, "rows of the embedding; null: the tokenizer's vocabulary", ge=2, le=1 << 22)
+    norm: Literal["rmsnorm", "layernorm"] = value("rmsnorm", "normalization before each sub-layer and the head")
     norm_weight: bool = value(False, "learned scale in RMSNorm (LayerNorm always has one)")
-    norm_eps: float = number(1e-6, "epsilon of every normalisation", gt=0, le=0.1)
-    embedding_norm: bool = value(True, "normalise the embeddings before the first block")
-    position: Literal["rope", "learned"] = value("rope", "rotary (Su et al. 2021) or learned absolute positions")
+    norm_eps: float = number(1e-6, "epsilon of every normalization", gt=0, le=0.1)
+    embedding_norm: bool = value(True, "normalize the embeddings before the first block")
+    position: Literal["rope", "learned"] = value(
+        "rope", "rotary (Su et al. 2021) or learned absolute position embeddings"
+    )
     rope_theta: float = number(10000.0, "base of the rotary frequencies", gt=1, le=1e9)
     activation: Literal["relu2", "gelu", "gelu_erf", "swiglu"] = value(
-        "relu2", "MLP: squared ReLU, GELU (tanh form, or exact) or SwiGLU"
+        "relu2", "of the MLP: squared ReLU, GELU (tanh approximation or exact) or SwiGLU"
     )
     bias: bool = value(False, "biases in linear layers and LayerNorm")
-    tie_embeddings: bool = value(False, "the head shares the embedding matrix")
-    qk_norm: bool = value(True, "RMSNorm on queries and keys of each head")
-    qk_norm_weight: bool = value(False, "learned scales in that norm, one for queries and one for keys, as in Qwen3")
-    logit_softcap: float = number(0.0, "logits = cap x tanh(logits / cap); 0 is off", ge=0, le=1000)
-    zero_init_projections: bool = value(True, "projections back into the residual stream start at zero")
-    init_std: float | None = number(None, "std of every initial weight, null: 1/sqrt(fan-in) uniform", gt=0, le=10)
-    dropout: float = number(0.0, "on embeddings, attention weights and sub-layer outputs", ge=0, lt=1)
+    tie_embeddings: bool = value(False, "share the embedding matrix with the output head")
+    qk_norm: bool = value(True, "RMSNorm on the queries and keys of each head")
+    qk_norm_weight: bool = value(False, "learned scales in that norm, as in Qwen3")
+    logit_softcap: float = number(0.0, "logits = cap x tanh(logits / cap); 0: off", ge=0, le=1000)
+    zero_init_projections: bool = value(True, "initialize projections into the residual stream to zero")
+    init_std: float | None = number(
+        None, "standard deviation of initial weights; null: uniform by 1/sqrt(fan-in)", gt=0, le=10
+    )
+    dropout: float = number(
+        0.0, "dropout rate on embeddings, attention weights and sub-layer outputs", ge=0, lt=1, repeated=0.1
+    )
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "modern": {},
@@ -114,8 +124,6 @@ class ModelConfig(Section):
         return -(-self.hidden_size * 8 // 3 // 64) * 64 if self.activation == "swiglu" else 4 * self.hidden_size
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.preset not in self.presets:
-            yield "preset", f"no preset {self.preset!r}; there are {', '.join(self.presets)}"
         if self.head_dim is None and self.hidden_size % self.num_heads:
             yield "num_heads", f"{self.num_heads} heads do not divide hidden_size {self.hidden_size}; set head_dim"
         elif self.position == "rope" and self.head_size % 2:

@@ -1,7 +1,8 @@
 """How a section of a run file is declared and checked. Standard library only.
 
-`number(...)` declares a field with its bounds; `Section.__post_init__` checks type, bounds and relations, so that a
-section made in Python is held to the same rules as one read from a file. `yaml_file` adds file, line and origin.
+`number(...)` and `value(...)` declare a field with its bounds and facts. `Section.__post_init__` checks type, bounds
+and relations, so that a section made in Python is held to the same rules as one read from a file; `yaml_file` adds
+file, line and origin.
 """
 
 from __future__ import annotations
@@ -13,35 +14,124 @@ import operator
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import field
-from typing import Any, ClassVar, Literal
+from dataclasses import MISSING, field
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from gptcli.base.errors import ConfigError
 
+FACTS = frozenset(("may_change", "before", "auto", "repeated", "path", "sampling"))
+
 
 def number(
-    default: Any = dataclasses.MISSING,
+    default: Any = MISSING,
     doc: str = "",
     *,
     gt: float | None = None,
     ge: float | None = None,
     lt: float | None = None,
     le: float | None = None,
+    **facts: Any,
 ) -> Any:
-    """A numeric field with its open (gt, lt) or closed (ge, le) bounds and one line of documentation."""
-    return field(default=default, metadata={"doc": doc, "gt": gt, "ge": ge, "lt": lt, "le": le})
+    """Declare a numeric field with open (gt, lt) or closed (ge, le) bounds, help, and the facts of `value`."""
+    return value(default, doc, gt=gt, ge=ge, lt=lt, le=le, **facts)
 
 
-def value(default: Any = dataclasses.MISSING, doc: str = "") -> Any:
-    """Any other field, with one line of documentation."""
-    return field(default=default, metadata={"doc": doc})
+def value(default: Any = MISSING, doc: str = "", **facts: Any) -> Any:
+    """Declare a field with one line of help. Facts that other code goes by:
+
+    may_change  a resumed run may have another value and is still the same run
+    before      what versions that did not have the field did, where that is not its default
+    auto        pretrain chooses the value where it is left open; "size" for the fields that make the model's size
+    repeated    the value that pretrain gives an open field where the text is seen many times
+    path        names files or a directory: `~` is the home directory
+    sampling    an option of how the next token is drawn: a flag of every command that writes text
+    """
+    assert facts.keys() <= FACTS | {"gt", "ge", "lt", "le"}, f"unknown facts of a field: {facts}"
+    return field(default=default, metadata={"doc": doc, **facts})
 
 
-def bounds_problem(declared: dataclasses.Field[Any], given: Any) -> str | None:
-    """Why a number is out of its field's bounds, or None. A NaN is outside of every bound."""
+class Key(NamedTuple):
+    """A field of a section. `section` is its class where the field is itself a section, or a section or None."""
+
+    declared: dataclasses.Field[Any]
+    types: tuple[Any, ...]  # that a value may have, without None
+    optional: bool  # None is a value, too
+    section: type[Section] | None
+
+    def fact(self, name: str) -> Any:
+        """Return a fact of the field, None where it has none."""
+        return self.declared.metadata.get(name)
+
+    def default(self, base: Section | None) -> Any:
+        """Return what stands where nothing is given: the value in `base`, or the field's default.
+
+        MISSING where there is none, and where it is the section's class itself, whose own fields have defaults.
+        """
+        if base is not None:
+            return getattr(base, self.declared.name)
+        factory: Any = self.declared.default_factory
+        return self.declared.default if factory in (MISSING, self.section) else factory()
+
+    def problem(self, given: Any) -> str | None:
+        """Return why a value does not fit the field's type and bounds, or None where it does."""
+        if given is None and self.optional:
+            return None
+        if not any(_fits(given, kind) for kind in self.types):
+            return _type_problem(self, given)
+        return _bounds_problem(self.declared.metadata, given)
+
+
+def keys_of(section: type[Section]) -> Mapping[str, Key]:
+    """Return the fields of a section by name; `preset` is a choice among the section's presets."""
+    return _keys_of(typing.cast(Any, section))
+
+
+@functools.cache
+def _keys_of(section: Any) -> Mapping[str, Key]:
+    hints = typing.get_type_hints(section)
+    if section.presets:
+        hints["preset"] = Literal[tuple(section.presets)]
+    found = {}
+    for declared in dataclasses.fields(section):
+        hint = hints[declared.name]
+        union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+        kinds = typing.get_args(hint) if union else (hint,)
+        own = tuple(kind for kind in kinds if kind is not types.NoneType)
+        nested = next((kind for kind in own if isinstance(kind, type) and issubclass(kind, Section)), None)
+        found[declared.name] = Key(declared, own, len(own) < len(kinds), nested)
+    return types.MappingProxyType(found)
+
+
+def all_keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Key]]:
+    """Yield every dotted key below a section, sections included."""
+    for name, key in keys_of(section).items():
+        yield prefix + name, key
+        if key.section:
+            yield from all_keys(key.section, f"{prefix}{name}.")
+
+
+def keys_with(section: type[Section], fact: str) -> dict[str, Any]:
+    """Return the dotted keys below a section whose field states a fact, each with what it states."""
+    return {dotted: key.fact(fact) for dotted, key in all_keys(section) if key.fact(fact)}
+
+
+_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+
+
+def _type_problem(key: Key, given: Any) -> str:
+    kind = key.types[0]
+    if typing.get_origin(kind) is Literal:
+        return f"must be one of {', '.join(typing.get_args(kind))}, got {given!r}"
+    names = [_KINDS.get(kind, getattr(kind, "__name__", str(kind))) for kind in key.types]
+    if typing.get_origin(kind) is tuple:
+        names = [f"a list, each item {_KINDS.get(typing.get_args(kind)[0], str(typing.get_args(kind)[0]))}"]
+    return f"must be {' or '.join(names + ['null'] * key.optional)}, got {given!r}"
+
+
+def _bounds_problem(bounds: Mapping[str, Any], given: Any) -> str | None:
+    """Return why a number is out of bounds, or None. A NaN is outside of every bound."""
     if isinstance(given, bool) or not isinstance(given, (int, float)):
         return None
-    meta = declared.metadata
     if isinstance(given, float) and not math.isfinite(given):
         return f"must be a finite number, got {given}"
     comparisons = (
@@ -51,41 +141,21 @@ def bounds_problem(declared: dataclasses.Field[Any], given: Any) -> str | None:
         ("le", "<=", operator.le),
     )
     wanted = [
-        f"{sign} {meta[key]}"
-        for key, sign, holds in comparisons
-        if meta.get(key) is not None and not holds(given, meta[key])
+        f"{sign} {bounds[name]}"
+        for name, sign, holds in comparisons
+        if bounds.get(name) is not None and not holds(given, bounds[name])
     ]
     return f"must be {' and '.join(wanted)}, got {given}" if wanted else None
 
 
-@functools.cache
-def _hints(section: type) -> dict[str, Any]:
-    """The types of a section's fields, those of their unions listed."""
-    hints, unions = typing.get_type_hints(section), (types.UnionType, typing.Union)
-    own = {field.name: hints[field.name] for field in dataclasses.fields(section)}
-    return {name: typing.get_args(h) if typing.get_origin(h) in unions else (h,) for name, h in own.items()}
-
-
-_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}
-
-
-def type_problem(hints: tuple[Any, ...], given: Any) -> str | None:
-    """Why a value has none of a field's types, or None."""
-    if any(_fits(given, hint) for hint in hints):
-        return None
-    if typing.get_origin(hints[0]) is Literal:
-        return f"must be one of {', '.join(typing.get_args(hints[0]))}, got {given!r}"
-    return f"must be {' or '.join(_KINDS.get(hint, str(hint)) for hint in hints)}, got {given!r}"
-
-
-def _fits(given: Any, hint: Any) -> bool:
-    if typing.get_origin(hint) is Literal:
-        return given in typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        return isinstance(given, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in given)
-    if hint in (int, float):
-        return isinstance(given, (int, hint)) and not isinstance(given, bool)
-    return isinstance(given, hint)
+def _fits(given: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is Literal:
+        return isinstance(given, str) and given in typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        return isinstance(given, tuple) and all(_fits(item, typing.get_args(kind)[0]) for item in given)
+    if kind in (int, float):
+        return isinstance(given, (int, kind)) and not isinstance(given, bool)
+    return isinstance(given, kind)
 
 
 class Section:
@@ -98,32 +168,29 @@ class Section:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     __slots__ = ()
 
-    def __init__(self, **values: Any) -> None:
-        """Stated for type checkers only: dataclass makes each section its own."""
-        raise NotImplementedError
+    if typing.TYPE_CHECKING:
+
+        def __init__(self, **values: Any) -> None:
+            """Take the fields by name; dataclass makes each section its own."""
 
     def __post_init__(self) -> None:
-        found = []
-        section: type = type(self)
-        hints = _hints(section)
-        for declared in dataclasses.fields(self):  # type: ignore[arg-type]
-            given = getattr(self, declared.name)
-            if problem := type_problem(hints[declared.name], given) or bounds_problem(declared, given):
-                found.append(f"{declared.name}: {problem}")
+        given = {name: getattr(self, name) for name in keys_of(type(self))}
+        wrong = {name: keys_of(type(self))[name].problem(each) for name, each in given.items()}
+        found = [f"{name}: {problem}" for name, problem in wrong.items() if problem]
         found = found or [f"{name}: {problem}" for name, problem in self.problems()]
         if found:
             raise ConfigError(*found)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Relations between fields that do not hold, as (field name, message)."""
+        """Yield relations between fields that do not hold, as (field name, message)."""
         yield from ()
 
     @classmethod
     def from_preset(cls, preset: str, **changes: Any) -> Any:
-        """The section that `preset: NAME` makes, with explicit changes on top."""
+        """Make the section that `preset: NAME` means, with explicit changes on top."""
         return cls(preset=preset, **{**cls.presets[preset], **changes})
 
 
 def is_name(path: str | None) -> bool:
-    """Whether a file or directory may have this name."""
+    """Return whether a file or directory may have this name."""
     return path is None or ("\0" not in path and bool(path.strip()))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from gptcli.base.units import seconds_of
+from gptcli.base.units import parse_duration
 from gptcli.config.data import DataConfig, TokenizerConfig
 from gptcli.config.model import ModelConfig
 from gptcli.config.schema import Section, is_name, number, value
@@ -17,26 +17,33 @@ class OptimConfig(Section):
     """Optimizer and learning-rate schedule. Rates are peaks; the schedule scales all of them together."""
 
     preset: str = value("modern", "named values for the fields below: modern (Muon + AdamW), classic (AdamW), finetune")
-    name: Literal["muon", "adamw"] = value("muon", "optimizer of the matrices inside the blocks; AdamW has the rest")
-    learning_rate: float = number(6e-3, "peak AdamW rate", gt=0, le=10)
-    embedding_learning_rate: float | None = number(0.3, "peak rate of the embedding, null: learning_rate", gt=0, le=100)
-    muon_learning_rate: float = number(0.02, "peak Muon rate of the matrices", gt=0, le=10)
+    name: Literal["muon", "adamw"] = value(
+        "muon", "optimizer of the matrices inside the blocks; AdamW updates the rest"
+    )
+    learning_rate: float = number(6e-3, "peak learning rate of AdamW", gt=0, le=10)
+    embedding_learning_rate: float | None = number(
+        0.3, "peak learning rate of the embedding; null: learning_rate", gt=0, le=100
+    )
+    muon_learning_rate: float = number(0.02, "peak learning rate of Muon", gt=0, le=10)
     muon_momentum: float = number(0.95, "Nesterov momentum of Muon", ge=0, lt=1)
     muon_overhead: float = number(
         0.1,
-        "FLOPs of Muon relative to the model's in a step, at most: in parts of matrices where whole ones cost more",
+        "most FLOPs that Muon may add to a step, relative to the model's; matrices are split into tiles to keep to it",
         gt=0,
         le=1e9,
+        before=1e9,
     )
-    beta1: float = number(0.9, "AdamW", ge=0, lt=1)
-    beta2: float = number(0.99, "AdamW", ge=0, lt=1)
-    eps: float = number(1e-10, "AdamW", gt=0, le=1)
-    weight_decay: float = number(0.0, "decoupled decay of matrices (vectors and embeddings have none)", ge=0, le=10)
-    grad_clip_norm: float = number(0.0, "clip the gradient's global L2 norm; 0 is off", ge=0, le=1e9)
-    schedule: Literal["linear", "cosine", "constant"] = value("linear", "form of the decay after warm-up")
-    warmup_steps: int = number(0, "linear rise from zero", ge=0)
-    decay_fraction: float = number(0.7, "last part of the run in which the rate decays", ge=0, le=1)
-    final_learning_rate_fraction: float = number(0.0, "rate at the end, relative to the peak", ge=0, le=1)
+    beta1: float = number(0.9, "AdamW's decay rate of the first moment", ge=0, lt=1)
+    beta2: float = number(0.99, "AdamW's decay rate of the second moment", ge=0, lt=1)
+    eps: float = number(1e-10, "AdamW's epsilon", gt=0, le=1)
+    weight_decay: float = number(
+        0.0, "decoupled weight decay of matrices (not of vectors and embeddings)", ge=0, le=10, repeated=0.1
+    )
+    grad_clip_norm: float = number(0.0, "clip the global L2 norm of the gradient; 0: off", ge=0, le=1e9)
+    schedule: Literal["linear", "cosine", "constant"] = value("linear", "shape of the learning-rate decay")
+    warmup_steps: int = number(0, "steps of linear warm-up from zero", ge=0)
+    decay_fraction: float = number(0.7, "last part of the run, over which the learning rate decays", ge=0, le=1)
+    final_learning_rate_fraction: float = number(0.0, "learning rate at the end, relative to the peak", ge=0, le=1)
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "modern": {},
@@ -67,30 +74,42 @@ class OptimConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig(Section):
-    """How long, in what batches, and what happens on the way. Counted in optimizer steps and tokens."""
+    """Length, batches, validation and checkpoints of a run. Counted in optimizer steps and tokens."""
 
-    budget: str | None = value(None, "wall clock of the whole command (90s, 5m, 1.5h): sets sizes that are not given")
-    steps: int = number(1000, "optimizer steps", ge=1, le=1 << 40)
-    batch_size: int = number(16, "sequences in an optimizer step, over all devices", ge=1, le=1 << 24)
+    budget: str | None = value(
+        None, "wall-clock time for the whole run (90s, 5m, 1.5h); chooses the sizes left open", may_change=True
+    )
+    steps: int = number(1000, "optimizer steps", ge=1, le=1 << 40, may_change=True, auto=True)
+    batch_size: int = number(16, "sequences per optimizer step", ge=1, le=1 << 24, auto=True)
     micro_batch_size: int | None = number(
-        None, "sequences in one forward pass, null: batch_size; on a CPU about 1,024 tokens of it", ge=1, le=1 << 24
+        None,
+        "sequences per forward pass; null: batch_size, on a CPU about 1,024 tokens",
+        ge=1,
+        le=1 << 24,
+        may_change=True,
     )
-    log_every_steps: int = number(10, "a metrics line", ge=1)
-    eval_every_steps: int = number(250, "validation; always after the last step, too", ge=1)
+    log_every_steps: int = number(10, "steps between lines of metrics.jsonl", ge=1, may_change=True, auto=True)
+    eval_every_steps: int = number(
+        250, "steps between validations; one always follows the last step", ge=1, may_change=True, auto=True
+    )
     patience: int | None = number(
-        None, "stop after so many validations, of those with a checkpoint, without a better one; null: never", ge=1
+        None, "stop after this many saved validations without a better one; null: never", ge=1, auto=True, repeated=3
     )
-    eval_tokens: int | None = number(200_000, "of validation, from the beginning of the split, null: all", ge=1)
-    save_every_steps: int = number(250, "a checkpoint; always after the last step, too", ge=1)
-    keep_checkpoints: int = number(2, "newest checkpoints kept, beside the best", ge=2)
-    sample_every_steps: int = number(250, "a sample of the model's text; 0 is off", ge=0)
-    sample_prompt: str = value("", "start of the sample; empty: the model begins")
-    sample_tokens: int = number(64, "length of the sample", ge=1)
-    tensorboard: bool = value(False, "also write the metrics as TensorBoard scalars, to run_dir/tensorboard")
+    eval_tokens: int | None = number(
+        200_000, "tokens to validate on, from the start of the split; null: all", ge=1, may_change=True, auto=True
+    )
+    save_every_steps: int = number(
+        250, "steps between checkpoints; one always follows the last step", ge=1, may_change=True, auto=True
+    )
+    keep_checkpoints: int = number(2, "newest checkpoints to keep, besides the best", ge=2, may_change=True)
+    sample_every_steps: int = number(250, "steps between samples of text; 0: none", ge=0, may_change=True, auto=True)
+    sample_prompt: str = value("", "prompt of the samples; empty: the model begins", may_change=True)
+    sample_tokens: int = number(64, "length of a sample in tokens", ge=1, may_change=True)
+    tensorboard: bool = value(False, "also write TensorBoard scalars, to run_dir/tensorboard", may_change=True)
 
     @property
     def budget_seconds(self) -> float | None:
-        return None if self.budget is None else seconds_of(self.budget)
+        return None if self.budget is None else parse_duration(self.budget)
 
     @property
     def micro_batch(self) -> int:
@@ -111,22 +130,27 @@ class TrainConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeConfig(Section):
-    """Where and in what precision."""
+    """Device, precision, threads and seed."""
 
-    device: str = value("auto", "auto, cpu, cuda, cuda:1, mps")
-    dtype: Literal["auto", "float32", "bfloat16"] = value("auto", "of activations; weights are trained in float32")
-    threads: int | None = number(None, "CPU threads, null: all cores this process may use", ge=1, le=4096)
-    compile: bool | None = value(
-        None, "torch.compile of each block, null: pretrain chooses, on a CPU by the run's time"
+    device: str = value("auto", "auto, cpu, cuda, cuda:1 or mps", may_change=True)
+    dtype: Literal["auto", "float32", "bfloat16"] = value("auto", "precision of activations; weights are float32")
+    threads: int | None = number(
+        None, "CPU threads; null: one for each core this process may use", ge=1, le=4096, may_change=True
     )
-    seed: int = number(1, "of initial weights, batches, dropout and samples", ge=0, lt=1 << 63)
+    compile: bool | None = value(
+        None,
+        "torch.compile the blocks; null: pretrain does on a CPU where the run is long enough",
+        may_change=True,
+        auto=True,
+    )
+    seed: int = number(1, "random seed of initial weights, batches, dropout and samples", ge=0, lt=1 << 63)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig(Section):
     """A whole pretraining run."""
 
-    run_dir: str = value(doc="directory of the run: run.yaml, metrics.jsonl, checkpoints/")
+    run_dir: str = value(doc="directory of the run: run.yaml, metrics.jsonl, checkpoints/", path=True, may_change=True)
     data: DataConfig
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -19,13 +19,12 @@ from typing import Any
 
 import torch
 
-from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.units import amount, count, duration
 from gptcli.config import yaml_file
 from gptcli.config.data import DataConfig
 from gptcli.config.model import ModelConfig
+from gptcli.config.schema import keys_with
 from gptcli.config.train import OptimConfig, PretrainConfig
 from gptcli.data.batches import Batch, Step
 from gptcli.data.packing import counted
@@ -34,6 +33,7 @@ from gptcli.device.runtime import Runtime, matmul_flops_per_second
 from gptcli.model.gpt import GPT
 from gptcli.train.compile import unable_to_compile
 from gptcli.train.loop import make_optimizers, train_step
+from gptcli.train.resume import as_it_began
 from gptcli.train.state import TrainState
 
 PROBE_SECONDS = 0.5
@@ -52,7 +52,7 @@ SIZES = (
     (16, 1024, 16, 32768),
     (24, 1536, 24, 32768),
 )
-SIZE_FIELDS = ("model.num_layers", "model.hidden_size", "model.num_heads", "model.head_dim", "model.intermediate_size")
+SIZE_FIELDS = tuple(key for key, group in keys_with(PretrainConfig, "auto").items() if group == "size")
 
 # Weights in matrix products that reach the lowest loss with C FLOPs: N = PARAMETERS x (C / FLOPS)^EXPONENT. A line
 # through the best sizes found on 2 Zen 4 cores for 20 s, 2 min and 9 min, and nanochat's law at 4e19 FLOPs.
@@ -72,17 +72,8 @@ MIN_COMPILED_SECONDS = 240
 TRAINING_SHARE = 0.5  # of the matrix peak that training reaches, roughly
 
 MAX_EPOCHS = 4  # repeated text is worth as much as new text up to here (Muennighoff et al. 2023)
-REPEATED = {"model.dropout": 0.1, "optim.weight_decay": 0.1, "train.patience": 3}
-
-SETTLED = (
-    *SIZE_FIELDS,
-    *REPEATED,
-    "model.context_length",
-    "tokenizer.vocab_size",
-    *(f"train.{name}" for name in ("steps", "batch_size", "log_every_steps", "eval_every_steps", "eval_tokens")),
-    *(f"train.{name}" for name in ("save_every_steps", "sample_every_steps")),
-    "runtime.compile",
-)
+REPEATED = keys_with(PretrainConfig, "repeated")
+SETTLED = (*keys_with(PretrainConfig, "auto"), *REPEATED)
 
 
 @dataclass(frozen=True)
@@ -113,10 +104,8 @@ class Settler:
 
     def as_before(self, config: PretrainConfig, run_yaml: Path) -> PretrainConfig:
         """What was settled when the run began, for a run that is resumed."""
-        try:
-            before = yaml_file.load(PretrainConfig, run_yaml).value
-        except ConfigError:
-            raise DataError(f"{shown(str(run_yaml))}: is of no run of gptcli pretrain; name another run_dir") from None
+        config = as_it_began(config, run_yaml)
+        before = yaml_file.load(PretrainConfig, run_yaml).value
         values = {dotted: getattr(getattr(before, (parts := dotted.split("."))[0]), parts[1]) for dotted in SETTLED}
         return self.fill(config, values)
 

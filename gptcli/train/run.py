@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import torch
 
 from gptcli.base import fsio
-from gptcli.base.errors import DataError, GptcliError, NumericalError, is_out_of_memory
+from gptcli.base.errors import GptcliError, NumericalError, is_out_of_memory
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.signals import Stop, stop_on_signals
 from gptcli.base.units import count
-from gptcli.config import yaml_file
+from gptcli.config import yaml_write
 from gptcli.config.schema import Section
 from gptcli.config.train import OptimConfig, TrainConfig
 from gptcli.data.batches import Step
@@ -37,8 +37,9 @@ from gptcli.train import checkpoint
 from gptcli.train.deadline import Deadline
 from gptcli.train.loop import Hooks, Record, micro_batch_rows, train
 from gptcli.train.metadata import ModelMetadata
+from gptcli.train.resume import check_same_run
 from gptcli.train.retention import keep, newest_verified, tidy
-from gptcli.train.run_directory import FREE_TO_CHANGE, differences, trim_metrics
+from gptcli.train.run_directory import trim_metrics
 from gptcli.train.state import TrainState
 from gptcli.train.step import Objective
 
@@ -124,7 +125,7 @@ class Training:
         self._check_patience(state)
         done = (state.step >= state.last_step(job.train.steps) or self.exhausted) and not state.pending
         trim_metrics(self.metrics_path, state)
-        fsio.write_file(self.run_dir / "run.yaml", yaml_file.dump(job.config))
+        fsio.write_file(self.run_dir / "run.yaml", yaml_write.dump(job.config))
         self._describe(state, resumed=found is not None)
         if done:
             with fsio.appending(self.metrics_path) as metrics:
@@ -187,14 +188,7 @@ class Training:
 
     def _restore(self, state: TrainState, directory: Path) -> None:
         training = fsio.read_json(directory / "training.json")
-        run_file = json.loads(json.dumps(self.job.run_file))
-        changed = differences(training.get("run", {}), run_file)
-        told = [f"{name}{changed[name]}" for name in sorted(changed.keys() - FREE_TO_CHANGE)]
-        if told:
-            raise DataError(
-                f"{shown(str(self.run_dir))}: cannot resume, {', '.join(told)} differ from the run's; restore them, "
-                f"resume {shown(str(self.run_dir / 'run.yaml'))}, or name another run_dir"
-            )
+        check_same_run(self.run_dir, self.job.config, self.job.run_file, training.get("run", {}))
         if training.get("threads") != torch.get_num_threads() or training.get("torch") != torch.__version__:
             self.report.warning(
                 f"the run used torch {training.get('torch')} with {training.get('threads')} threads, this is "

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError, RefusedError
@@ -17,28 +16,6 @@ from gptcli.train.checkpoint import checkpoints
 from gptcli.train.state import TrainState
 
 POINTERS = ("best", "latest")
-
-# What may differ between a run and its resumption without making it another run.
-FREE_TO_CHANGE = {
-    "run_dir",
-    "data.cache_dir",
-    "train.steps",
-    "train.budget",
-    "train.epochs",
-    "train.micro_batch_size",
-    "train.log_every_steps",
-    "train.eval_every_steps",
-    "train.eval_tokens",
-    "train.save_every_steps",
-    "train.keep_checkpoints",
-    "train.sample_every_steps",
-    "train.sample_prompt",
-    "train.sample_tokens",
-    "train.tensorboard",
-    "runtime.device",
-    "runtime.threads",
-    "runtime.compile",
-}
 
 
 def check_vacant(run_dir: Path, *, resume: bool, force: bool) -> None:
@@ -123,19 +100,6 @@ def trim_metrics(path: Path, state: TrainState) -> None:
             continue
         kept.append(line)
     fsio.write_file(path, b"".join(kept) if state.step else b"")
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> dict[str, str]:
-    """Dotted names of the values that differ -> ` (NEW, was OLD)`, nothing for a hash or a list."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found: dict[str, str] = {}
-        for key in old.keys() | new.keys():
-            found |= differences(old.get(key), new.get(key), f"{prefix}.{key}".lstrip("."))
-        return found
-    if old == new:
-        return {}
-    plain = isinstance(old, (int, float)) and isinstance(new, (int, float))
-    return {prefix: f" ({new}, was {old})" if plain else ""}
 
 
 def find_checkpoint(path: str | Path) -> Path:

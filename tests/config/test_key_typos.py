@@ -10,11 +10,11 @@ import yaml
 
 from gptcli.base.errors import ConfigError
 from gptcli.config import data as data_module
-from gptcli.config import finetune, generate, model, train, yaml_file
+from gptcli.config import finetune, generate, model, train, yaml_file, yaml_write
 from gptcli.config.schema import Section
 from gptcli.config.train import PretrainConfig
 
-WHOLE = yaml_file.dump(PretrainConfig(run_dir="run", data=data_module.DataConfig(train=("corpus.txt",))))
+WHOLE = yaml_write.dump(PretrainConfig(run_dir="run", data=data_module.DataConfig(train=("corpus.txt",))))
 
 
 def typo(word: str, draw: random.Random) -> str:

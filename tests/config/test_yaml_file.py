@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.base.errors import ConfigError
-from gptcli.config import yaml_file
+from gptcli.config import yaml_nodes, yaml_write
 from gptcli.config.finetune import FinetuneConfig
-from gptcli.config.schema import Section, number, value
+from gptcli.config.schema import Section, keys_of, number, value
 from gptcli.config.train import PretrainConfig
-from gptcli.config.yaml_file import Loaded, dump, load, parse, show
+from gptcli.config.yaml_file import Loaded, load, parse
+from gptcli.config.yaml_write import dump, show
 
 NAME = "run.yaml"
 
@@ -103,7 +104,7 @@ adapter:
 @pytest.fixture(params=["libyaml", "python"])
 def _both_loaders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "python":
-        monkeypatch.setattr(yaml_file, "LOADER", yaml.SafeLoader)
+        monkeypatch.setattr(yaml_nodes, "LOADER", yaml.SafeLoader)
 
 
 def read(text: str, *overrides: str) -> Run:
@@ -145,7 +146,7 @@ def test_origins_name_every_field() -> None:
     assert origins["shape.bias"] == "default"
     assert origins["rates.peak"] == "-s rates.peak=2"
     assert loaded.value.rates.peak == 2.0
-    assert set(origins) == {key for line, key in yaml_file._lines(loaded.value, "") if not line.endswith(":")}
+    assert set(origins) == {key for line, key in yaml_write.lines(loaded.value) if not line.endswith(":")}
 
 
 def test_the_last_override_wins_and_section_null_is_undone() -> None:
@@ -482,7 +483,7 @@ runs = st.builds(
 def plain(config: Any) -> Any:
     """A section as mappings and lists."""
     if isinstance(config, Section):
-        return {name: plain(getattr(config, name)) for name in yaml_file._keys(type(config))}
+        return {name: plain(getattr(config, name)) for name in keys_of(type(config))}
     return [*map(plain, config)] if isinstance(config, tuple) else config
 
 
@@ -496,7 +497,7 @@ def test_dump_is_the_inverse_of_parse(run: Run) -> None:
     assert all(re.fullmatch(r"run\.yaml:\d+", origin) for origin in loaded.origins.values())
     assert parse(Run, show(loaded), name=NAME) == loaded
     # A reader that knows no types and follows YAML 1.1 agrees: what looks like a number or a bool was quoted.
-    assert yaml.load(text, Loader=yaml_file.LOADER) == plain(run)
+    assert yaml.load(text, Loader=yaml_nodes.LOADER) == plain(run)
 
 
 def test_show_aligns_origins() -> None:
@@ -563,7 +564,7 @@ def typos(word: str, source: random.Random) -> Iterator[str]:
 def test_typing_errors_in_keys_are_refused_with_line_and_suggestion() -> None:
     good = parse(PretrainConfig, "run_dir: out\ndata: {train: a.txt}\n", name=NAME).value
     lines = dump(good).splitlines()
-    dotted = [key for _, key in yaml_file._lines(good, "")]
+    dotted = [key for _, key in yaml_write.lines(good)]
     source, tried, suggested = random.Random(1), 0, 0
     for line_number, key in enumerate(dotted, 1):
         name = key.rpartition(".")[2]
@@ -582,7 +583,7 @@ def test_typing_errors_in_keys_are_refused_with_line_and_suggestion() -> None:
 
 @pytest.mark.parametrize("section", [PretrainConfig, FinetuneConfig])
 def test_every_key_has_a_meaning_and_a_default_that_may_be_written_out(section: type[Section]) -> None:
-    known = list(yaml_file.keys(section))
+    known = list(yaml_write.describe_keys(section))
     assert all(meaning for _, _, meaning in known)
     wanted = {"run_dir": "r", "base": "b", "task": "text", "data.train": "[t]"}
     document: dict[str, Any] = {}

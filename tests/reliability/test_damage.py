@@ -151,7 +151,7 @@ def test_resuming_with_another_setting_names_the_key_and_changes_nothing(home: H
     before = digests(home.newest("control"))
     ended = home.run("control", "--resume", "-s", f"{key}={CHANGES[key]}", code=3)
     (line,) = [line for line in ended.err.splitlines() if "error" in line]
-    assert "cannot resume, " in line
+    assert "cannot resume: " in line
     assert key in line
     assert digests(home.newest("control")) == before
 

@@ -208,12 +208,17 @@ def test_without_end_of_text_choices_need_a_text_before_them(tiny: Tiny, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["run_dir", "data.cache_dir", "base"])
-@pytest.mark.parametrize("value", ['""', '" "', '"a\\0b"'])
+@pytest.mark.parametrize("value", ["", " "])
 def test_a_name_that_no_directory_can_have_is_refused(name: str, value: str, tiny: Tiny, run_cli: RunCli) -> None:
     run_file = tiny.root / "classify.yaml"
     run_file.write_text(f"task: classify\nbase: {tiny.run}\nrun_dir: x\ndata: {{train: [x.jsonl]}}\n")
     chosen = run_file if name == "base" else tiny.run_file
     run_cli("config", "check", chosen, "-s", f"{name}={value}").error(2, "config", name, "must name a directory")
+
+
+def test_a_name_with_a_nul_is_refused(tmp_path: Path, run_cli: RunCli) -> None:
+    (tmp_path / "run.yaml").write_text('run_dir: "a\\0b"\ndata: {train: [x.txt]}\n')
+    run_cli("config", "check", tmp_path / "run.yaml").error(2, "config", "run_dir: must name a directory")
 
 
 def test_an_empty_name_is_no_output(tmp_path: Path, run_cli: RunCli) -> None:
@@ -281,4 +286,6 @@ def test_a_run_that_cannot_be_resumed_says_what_was_and_what_is(tiny: Tiny, tmp_
     shutil.copytree(tiny.run, tmp_path / "run", symlinks=True)
     asked = ("pretrain", tmp_path / "run" / "run.yaml", "-s", f"run_dir={tmp_path / 'run'}", "--resume")
     (line,) = run_cli(*asked, "-s", "optim.learning_rate=0.5").error(3, "pretrain", "cannot resume")
-    assert re.search(r"optim.learning_rate \(0.5, was [\d.e-]+\) differ from the run's; .*run/run.yaml, or name", line)
+    assert re.search(
+        r"optim.learning_rate is 0.5, was [\d.e-]+; .*run/run.yaml, or name .* finetune with task: text", line
+    )

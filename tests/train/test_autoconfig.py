@@ -34,7 +34,7 @@ SMALL = "model: {num_layers: 1, hidden_size: 16, num_heads: 2, context_length: 3
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("5m", 300), ("1.5h", 5400), (" 2 m ", 120)])
 def test_a_duration_is_read_by_its_unit(text: str, seconds: float) -> None:
-    assert units.seconds_of(text) == seconds
+    assert units.parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0s", "-1s", "5 weeks", "1e3", "nan", "m", "1" * 20])

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from gptcli.cli.commands import options
-from gptcli.cli.commands.run_file import load_run_file
+from gptcli.config.run_file import load_run_file
 
 
 @click.group()
@@ -26,10 +26,10 @@ def show(run_file: str, overrides: tuple[str, ...]) -> None:
       gptcli config show examples/pretrain.yaml -s train.steps=500
     """
     from gptcli.cli import console
-    from gptcli.config import yaml_file
+    from gptcli.config import yaml_file, yaml_write
 
     loaded: yaml_file.Loaded[Any] = load_run_file(None, run_file, overrides)
-    console.write(yaml_file.show(loaded))
+    console.write(yaml_write.show(loaded))
 
 
 @config.command()
@@ -42,12 +42,12 @@ def keys(command: str) -> None:
       gptcli config keys finetune | grep ^train
     """
     from gptcli.cli import console
-    from gptcli.config import yaml_file
+    from gptcli.config import yaml_write
     from gptcli.config.finetune import FinetuneConfig
     from gptcli.config.train import PretrainConfig
 
     section = PretrainConfig if command == "pretrain" else FinetuneConfig
-    console.write_table(("key", "default", "meaning"), list(yaml_file.keys(section)))
+    console.write_table(("key", "default", "meaning"), list(yaml_write.describe_keys(section)))
 
 
 @config.command(no_args_is_help=True)

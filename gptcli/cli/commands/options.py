@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import click
 
 from gptcli.base.errors import ConfigError
-from gptcli.cli.commands.run_file import load_run_file
 from gptcli.config.generate import GenerateOptions
+from gptcli.config.run_file import load_run_file
 from gptcli.config.train import PretrainConfig
 
 DRAW_DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerateOptions)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from gptcli.cli.commands import options
-from gptcli.cli.commands.run_file import load_run_file
+from gptcli.config.run_file import load_run_file
 
 
 @click.command(no_args_is_help=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gptcli.base.units import seconds_of
+from gptcli.base.units import parse_duration
 from gptcli.cli.commands import options
 
 
@@ -19,7 +19,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only from 
         if isinstance(value, (int, float)):
             return float(value)
         try:
-            return seconds_of(str(value))
+            return parse_duration(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

@@ -26,13 +26,14 @@ def load_run_file(kind: type[T] | None, path: str, overrides: Sequence[str]) -> 
     """A run file of one kind, None for either, overrides on top; of a file of the other kind only that is said, not
     each of its keys."""
     from gptcli.config import yaml_file
+    from gptcli.config.suggest import visible
 
     text = yaml_file.read(path)  # once: it may be a pipe
     try:
         return yaml_file.parse(kind or kind_of_run_file(text), text, name=path, overrides=overrides)
     except ConfigError:
         of_finetune = _has_key(text, "task|base")
-        name = yaml_file.visible(path, 1000)
+        name = visible(path, 1000)
         if kind is PretrainConfig and of_finetune:
             raise ConfigError(f"{name}: is a run file of gptcli finetune; name one of gptcli pretrain") from None
         if kind is FinetuneConfig and not of_finetune and _has_key(text, "model|tokenizer"):

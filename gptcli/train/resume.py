@@ -1,0 +1,75 @@
+"""Whether a run file goes on with the run that a directory holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gptcli.base.errors import ConfigError, DataError
+from gptcli.base.escape import shown
+from gptcli.config import yaml_file
+from gptcli.config.schema import Section, all_keys, keys_with
+
+T = TypeVar("T", bound=Section)
+
+CONTENT = {"content.tokenizer": "the tokenizer has changed", "content.inputs": "the text or the rows have changed"}
+
+
+def as_it_began(config: T, run_yaml: Path) -> T:
+    """Return the config with, for keys that an older run.yaml lacks, the values that the version of then went by."""
+    before = keys_with(type(config), "before")
+    try:
+        origins = yaml_file.load(type(config), run_yaml).origins
+    except ConfigError:
+        raise DataError(
+            f"{shown(str(run_yaml))}: holds a run of another kind, or is damaged; name another run_dir"
+        ) from None
+    for dotted, value in before.items():
+        section, _, name = dotted.partition(".")
+        inner = getattr(config, section)
+        if origins.get(dotted) == "default" and getattr(inner, name) == getattr(type(inner)(), name):
+            config = dataclasses.replace(typing.cast(Any, config), **{section: dataclasses.replace(inner, **{name: value})})
+    return config
+
+
+def check_same_run(run_dir: Path, config: Section, run_file: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Raise DataError where what identifies a run, its run file and hashes of what it reads, is not what was saved.
+
+    A key that the saved run file does not have yet stands for what runs without it did.
+    """
+    old, new = _flat(saved), _flat(json.loads(json.dumps(run_file)))
+    for dotted, key in all_keys(type(config)):
+        if dotted in new and dotted not in old:
+            default = key.default(None)
+            old[dotted] = key.fact("before") if key.fact("before") is not None else default
+            if default is MISSING:
+                del old[dotted]
+    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    changed = [name for name in changed if name not in keys_with(type(config), "may_change")]
+    if not changed:
+        return
+    told = [CONTENT.get(name) or f"{name} is {_told(new.get(name))}, was {_told(old.get(name))}" for name in changed]
+    mend = f"restore that, resume {shown(str(run_dir / 'run.yaml'))}, or name another run_dir"
+    if any(name.startswith(("optim.", "content.inputs", "data.")) for name in changed):
+        mend += "; to train its weights further in another way: gptcli finetune with task: text"
+    raise DataError(f"{shown(str(run_dir))}: cannot resume: {', '.join(told)}; {mend}")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def _told(value: Any) -> str:
+    return "null" if value is None else shown(value if isinstance(value, str) else json.dumps(value), 40)
