@@ -35,9 +35,7 @@ class GenerateOptions(Section):
         sampling=True,
     )
     presence_penalty: float = number(0.0, "subtract from the logits of tokens already generated", ge=-2, le=2)
-    frequency_penalty: float = number(
-        0.0, "subtract from a token's logit for each time it was generated", ge=-2, le=2
-    )
+    frequency_penalty: float = number(0.0, "subtract from a token's logit for each time it was generated", ge=-2, le=2)
     logit_bias: tuple[tuple[float, ...], ...] = value((), "add to the logits of tokens: pairs of an id and a bias")
     seed: int = number(
         0, "random seed: the same seed gives the same text, alone or in any batch", ge=0, lt=1 << 63, sampling=True

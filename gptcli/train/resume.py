@@ -33,7 +33,9 @@ def as_it_began(config: T, run_yaml: Path) -> T:
         section, _, name = dotted.partition(".")
         inner = getattr(config, section)
         if origins.get(dotted) == "default" and getattr(inner, name) == getattr(type(inner)(), name):
-            config = dataclasses.replace(typing.cast(Any, config), **{section: dataclasses.replace(inner, **{name: value})})
+            config = dataclasses.replace(
+                typing.cast(Any, config), **{section: dataclasses.replace(inner, **{name: value})}
+            )
     return config
 
 
