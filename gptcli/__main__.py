@@ -6,6 +6,8 @@ import sys
 
 def main() -> None:
     """Run the command line. Ctrl-C while the modules are loaded is told as at any other time."""
+    if sys.platform == "win32":
+        sys.exit("gptcli: error: Windows is not supported; run gptcli in WSL, https://learn.microsoft.com/windows/wsl")
     try:
         if sys.getfilesystemencoding() == "ascii":  # LC_ALL=C and PYTHONUTF8=0: no name or text beyond it can be given
             os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])

@@ -5,7 +5,7 @@
     ├─ DataError         3  bad data or a bad artifact (corpus, shard, tokenizer, checkpoint)
     ├─ NumericalError    4  a non-finite loss, gradient or logit
     ├─ RefusedError      5  would overwrite, or the directory is busy
-    └─ InterruptedRun  130  SIGINT (143 for SIGTERM); the run can be resumed
+    └─ InterruptedRun  130  SIGINT, 143 SIGTERM, 128 + N signal N; the run can be resumed
 
 Messages follow one form, `PLACE: what is wrong; what to do`, where PLACE is a file, file:line or key.
 Any other exception that reaches the command line is a bug in gptcli and exits with 70.
@@ -47,7 +47,7 @@ class RefusedError(GptcliError):
 
 
 class InterruptedRun(GptcliError):
-    """SIGINT or SIGTERM stopped the command at a safe point."""
+    """A signal stopped the command at a safe point."""
 
     def __init__(self, problem: str, *, exit_code: int) -> None:
         super().__init__(problem)
@@ -55,6 +55,18 @@ class InterruptedRun(GptcliError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, PyTorch's CPU allocator or an accelerator has run out of memory."""
-    texts = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(t in str(error) for t in texts))
+    """Return whether Python, PyTorch's CPU allocator, an accelerator or the loader of libraries ran out of memory."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | ImportError | OSError)
+        and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
+    )
+
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",  # of a shared library, where ulimit -v is low
+    "can't start new thread",  # for lack of room for its stack, as a rule
+)

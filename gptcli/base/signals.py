@@ -1,4 +1,5 @@
-"""Signals as a flag that a loop polls, so that it ends at a safe point; a second signal ends at once."""
+"""Signals as a flag that a loop polls, so that it ends at a safe point. Handlers do nothing but set it: whoever polls
+says what there is to say."""
 
 from __future__ import annotations
 
@@ -10,23 +11,36 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: its terminal or connection was closed
+PERSONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: the terminal or connection was closed
+# Batch systems announce the end of a job: Slurm by --signal=USR1@60, others by USR2, the kernel by XCPU where a limit
+# of CPU time is reached, and then every second.
+BATCH_SYSTEMS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+SIGNALS = PERSONS + BATCH_SYSTEMS
 T = TypeVar("T")
 
 
 class Stopped(Exception):
-    """A signal came while work was in hand that can be given up."""
+    """Raised by the signal handler to abort work that is safe to discard."""
 
 
 class Stop:
     """True once a signal came; `exit_code` is what the shell expects then."""
 
-    def __init__(self) -> None:
+    def __init__(self, announce: Callable[[], None]) -> None:
         self.signal: int | None = None
+        self.asked_by_person = False
         self.raises = False
+        self._announce = announce
+        self._announced = False
 
     def __call__(self) -> bool:
-        return self.signal is not None
+        """Return whether a signal came; announce it when it is seen for the first time."""
+        if self.signal is None:
+            return False
+        if not self._announced:
+            self._announced = True
+            self._announce()
+        return True
 
     @property
     def exit_code(self) -> int:
@@ -34,7 +48,7 @@ class Stop:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within the block, which must change nothing that lasts, a signal raises Stopped and does not wait."""
+        """Let a signal raise Stopped within the block, which must change nothing that lasts, instead of waiting."""
         if self():
             raise Stopped
         self.raises = True
@@ -42,19 +56,26 @@ class Stop:
             yield
         finally:
             self.raises = False
+            self()
 
 
 @contextmanager
 def stop_on_signals(announce: Callable[[], None]) -> Iterator[Stop]:
-    """Within the block the first signal sets the flag and calls `announce`; the second ends the process."""
-    stop = Stop()
+    """Make signals set a flag within the block; `announce` is called when the flag is first seen.
+
+    The second signal of those that a person sends ends the process at once.
+    """
+    stop = Stop(announce)
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if stop.signal is not None:
-            os._exit(128 + number)
-        stop.signal = number
-        announce()
+        if number in PERSONS:
+            if stop.asked_by_person:
+                os._exit(128 + number)
+            stop.asked_by_person = True
+        if stop.signal is None:
+            stop.signal = number
         if stop.raises:
+            stop.raises = False
             raise Stopped
 
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores some
@@ -67,9 +88,8 @@ def stop_on_signals(announce: Callable[[], None]) -> Iterator[Stop]:
 
 
 def interruptible(work: Callable[[], T]) -> T:
-    """What `work` gives, done in a thread of its own: a call that is long in foreign code does not hold up a signal.
-
-    After one the thread goes on until the process ends, which must be soon.
+    """Return what `work` returns, called in a thread of its own, so that a long call into foreign code does not hold up
+    a signal. After one the thread goes on until the process ends, which must be soon.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -91,7 +111,7 @@ def interruptible(work: Callable[[], T]) -> T:
 
 @contextmanager
 def interrupt_as_flag() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGINT raises nothing; the function tells whether one came. SIGTERM is as it was."""
+    """Make SIGINT raise nothing within the block; the function tells whether one came. SIGTERM is as it was."""
     came = False
 
     def handle(_number: int, _frame: FrameType | None) -> None:

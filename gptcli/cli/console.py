@@ -17,11 +17,13 @@ from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown, shown_lines
 from gptcli.base.report import Report
 from gptcli.cli.lines import Lines
+from gptcli.cli.stderr import Stderr
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 _FIELD_END = re.compile(r"[\t\n\r]")
+STDERR = Stderr()
 PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
@@ -40,10 +42,14 @@ def write(text: str) -> None:
 
 
 def write_bytes(content: bytes) -> None:
-    """Put bytes on stdout and flush them, so that whoever reads the pipe sees them now."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(content)
-    sys.stdout.buffer.flush()
+    """Put bytes on stdout and flush them, so that whoever reads the pipe sees them now. An OSError names stdout."""
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        error.filename = "stdout"
+        raise
 
 
 def write_line(text: str) -> None:
@@ -133,16 +139,7 @@ def write_styled(lines: Sequence[Sequence[tuple[str, str]]]) -> None:
 
 def error_line(command: str, problem: str, kind: str = "error: ") -> None:
     """The one form of an error: `gptcli COMMAND: error: PLACE: what is wrong; what to do`."""
-    _to_stderr(f"gptcli{' ' if command else ''}{command}: {kind}{shown_lines(problem)}\n")
-
-
-def _to_stderr(text: str) -> None:
-    """Say something; a reader that has gone away, or a full disk behind stderr, stops no work."""
-    try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):
-        pass
+    STDERR.write(f"gptcli{' ' if command else ''}{command}: {kind}{shown_lines(problem)}\n")
 
 
 class ConsoleReport(Report):
@@ -166,10 +163,10 @@ class ConsoleReport(Report):
         if self.bars:
             from tqdm import tqdm
 
-            with tqdm.external_write_mode(file=sys.stderr):
-                _to_stderr(text + "\n")
+            with tqdm.external_write_mode(file=STDERR):
+                STDERR.write(text + "\n")
         else:
-            _to_stderr(text + "\n")
+            STDERR.write(text + "\n")
 
     def progress(self, task: str, done: float, total: float | None, note: str = "", *, unit: str = "") -> None:
         if self.quiet:
@@ -194,7 +191,7 @@ class ConsoleReport(Report):
                 unit_scale=unit == "B",
                 leave=False,
                 dynamic_ncols=True,
-                file=sys.stderr,
+                file=STDERR,
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}",
             )
         bar.set_postfix_str(shown(note), refresh=False)
@@ -255,13 +252,13 @@ def read_line(prompt: str) -> str:
 
     With editing and the history of this process (readline) where the terminal and this Python have it.
     """
-    with suppress(ImportError):  # Windows has none
+    with suppress(ImportError):  # some builds of Python have none
         import readline  # noqa: F401  # importing it is what makes input() use it
     try:
         if sys.stdout.isatty():
             line = input(prompt)
         else:  # input() would put the prompt into the result
-            _to_stderr(prompt)
+            STDERR.write(prompt)
             line = sys.stdin.readline()
             if not line:
                 raise EOFError

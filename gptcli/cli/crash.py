@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from gptcli import __version__
+from gptcli.base.places import user_cache
 
 PACKAGES = ("torch", "tokenizers", "safetensors", "numpy", "click", "rich", "tqdm", "pyyaml")
 RUN_FILE_BYTES = 1 << 16
@@ -31,8 +32,8 @@ def write_report(arguments: Sequence[str], error: BaseException) -> Path | None:
         "".join(traceback.format_exception(error)),
     ]
     content = "\n\n".join(parts).encode("utf-8", "backslashreplace")
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    for directory in (Path(cache) / "gptcli" / "crashes", Path(tempfile.gettempdir())):
+    cache = user_cache()
+    for directory in (*([cache / "crashes"] if cache else []), Path(tempfile.gettempdir())):
         with suppress(OSError):
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
@@ -42,7 +43,7 @@ def write_report(arguments: Sequence[str], error: BaseException) -> Path | None:
 
 
 def _run_files(arguments: Sequence[str]) -> list[str]:
-    """The run files that the command line names."""
+    """Return the content of the run files that the command line names."""
     found = []
     for argument in arguments:
         if argument.endswith((".yaml", ".yml")):

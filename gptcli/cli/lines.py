@@ -79,7 +79,7 @@ class Lines:
 
 
 def _readable(descriptor: int, timeout: float | None) -> bool:
-    """Whether reading returns at once; True where the system cannot say, as Windows of pipes."""
+    """Whether reading returns at once; True where the system cannot say."""
     try:
         return bool(select.select([descriptor], [], [], timeout)[0])
     except OSError:

@@ -17,9 +17,20 @@ import click
 
 from gptcli import __version__
 from gptcli.base.errors import GptcliError, is_out_of_memory
+from gptcli.base.signals import SIGNALS
 
 STDOUT_CLOSED, INTERNAL = 141, 70
 
+MORE_MEMORY = "raise the limit (ulimit -v, or that of the container), or close other programs"
+_AT_ONCE = "lower --batch-size or the length of the text, or use a smaller model"
+LESS_MEMORY = {  # what each command has that takes less of it
+    "generate": _AT_ONCE,
+    "chat": _AT_ONCE,
+    "train-tokenizer": "lower --max-bytes",
+    "pretrain": "lower train.micro_batch_size, or take a smaller model",
+    "finetune": "lower train.micro_batch_tokens, or take a smaller model",
+    **dict.fromkeys(("evaluate", "score", "classify"), "shorten the text, or use a smaller model"),
+}
 
 COMMANDS = {
     "quickstart": "quickstart.quickstart",
@@ -98,20 +109,25 @@ def cli(debug: bool) -> None:
       echo "Once upon a time" | gptcli generate runs/demo --max-tokens 100
 
     Results go to stdout, messages to stderr. Exit codes: 0 done, 1 failed while running, 2 usage or run file, 3 bad
-    data, 4 not finite, 5 would overwrite or busy, 70 a bug, 130 interrupted, 141 stdout closed, 143 terminated.
+    data, 4 not finite, 5 would overwrite or busy, 70 a bug, 130 interrupted, 141 stdout closed, 143 terminated,
+    128 + N ended by signal N.
     """
 
 
 class _Terminated(BaseException):
-    """SIGTERM, outside of a loop that ends by itself."""
+    """Raised by a signal that ends the command, outside of a loop that ends by itself."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise _Terminated
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    raise _Terminated(number)
 
 
 def _fill_closed_descriptors() -> None:
-    """Stand-ins for streams that whoever started us has closed, lest a file gets their number; writing there fails."""
+    """Reopen closed descriptors 0 to 2 on /dev/null, so that no file gets their number; writing there fails."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -123,7 +139,9 @@ def _fill_closed_descriptors() -> None:
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in SIGNALS:
+        if signal.getsignal(number) is signal.SIG_DFL:  # neither ignored, as by nohup, nor SIGINT, which Python raises
+            signal.signal(number, _terminate)
     _fill_closed_descriptors()
     code = run(sys.argv[1:])
     try:
@@ -133,9 +151,15 @@ def main() -> None:
     except (OSError, ValueError) as error:
         if code == 0:  # else it was said, or something worse was
             code = _say(_command_name(sys.argv[1:]), f"stdout: {getattr(error, 'strerror', None) or error}", 1)
+    if _debugging(sys.argv[1:]):  # as profilers need it, which write at the interpreter's end
+        sys.exit(code)
     # Past this point only interpreter shutdown is left: skip the second or so that torch takes for it, and the flush
     # of a stdout that is gone.
     os._exit(code)
+
+
+def _debugging(arguments: list[str]) -> bool:
+    return "--debug" in arguments[:1] or bool(os.environ.get("GPTCLI_DEBUG"))
 
 
 def run(arguments: list[str]) -> int:
@@ -147,9 +171,18 @@ def run(arguments: list[str]) -> int:
             result = cli.invoke(context)
         return result if isinstance(result, int) else 0
     except BaseException as error:
-        if "--debug" in arguments[:1] or os.environ.get("GPTCLI_DEBUG"):
+        if _debugging(arguments):
             traceback.print_exc()
         return _explain(name, error, arguments)
+    finally:
+        _warn_of_file_systems(name)
+
+
+def _warn_of_file_systems(name: str) -> None:
+    """Tell what the file systems that were written to do not have."""
+    if operations := sys.modules.get("gptcli.base.fsio.operations"):
+        for warning in operations.take_warnings():
+            _say(name, warning, 0, "warning: ")
 
 
 def _explain(name: str, error: BaseException, arguments: list[str]) -> int:
@@ -168,18 +201,22 @@ def _explain(name: str, error: BaseException, arguments: list[str]) -> int:
         case KeyboardInterrupt() | click.Abort():
             return _say(name, "interrupted", 130, "")
         case _Terminated():
-            return _say(name, "terminated", 143, "")
+            return _say(name, "terminated", error.exit_code, "")
         case BrokenPipeError():
             return STDOUT_CLOSED
         case UnicodeEncodeError():
             return _say(name, "the text is not UTF-8, or holds lone surrogates; mend the input", 3)
+        case _ if is_out_of_memory(error):
+            library = isinstance(error, ImportError)  # torch's do not even fit into the address space
+            return _say(name, f"out of memory; {MORE_MEMORY if library else LESS_MEMORY.get(name, MORE_MEMORY)}", 1)
         case OSError():
             from gptcli.base.escape import shown
 
-            place = shown(str(error.filename)) if error.filename else "stdout"
-            return _say(name, f"{place}: {error.strerror or error}{_advice(error)}", 1)
-        case MemoryError() | RuntimeError() if is_out_of_memory(error):
-            return _say(name, "out of memory; lower --batch-size or the length of the text, or use a smaller model", 1)
+            # Files are written with their names; what click prints is not.
+            of_stdout = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EBADF)
+            name_of = error.filename or ("stdout" if of_stdout else None)
+            place = f"{shown(str(name_of))}: " if name_of else ""
+            return _say(name, f"{place}{shown(error.strerror or str(error), 400)}{_advice(error)}", 1)
         case _:
             return _report_crash(name, error, arguments)
 
@@ -191,6 +228,8 @@ def _advice(error: OSError) -> str:
             return "; make room and run the command again"
         case errno.EROFS | errno.EACCES | errno.EPERM:
             return "; name a place where you may write"
+        case errno.EMFILE | errno.ENFILE:
+            return "; raise the limit of open files, ulimit -n"
     return ""
 
 

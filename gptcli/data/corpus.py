@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,11 +142,3 @@ def _cut(piece: Piece, train_bytes: int) -> Iterator[tuple[str, Piece]]:
     head = piece.text.encode()[:train_bytes].decode(errors="ignore")
     yield "train", Piece(head, piece.starts_document, train_bytes)
     yield "validation", Piece(piece.text[len(head) :], True, piece.raw_bytes - train_bytes)
-
-
-def cache_directory(configured: str | None) -> Path:
-    """Where prepared data and tokenizers are kept between runs."""
-    if configured:
-        return Path(configured)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "gptcli"

@@ -13,9 +13,10 @@ from typing import Any
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
+from gptcli.base.places import cache_directory
 from gptcli.base.report import Report
 from gptcli.config.data import DataConfig, TokenizerConfig
-from gptcli.data.corpus import Corpus, cache_directory, read_corpus, survey
+from gptcli.data.corpus import Corpus, read_corpus, survey
 from gptcli.data.encode import encode_corpus, finish
 from gptcli.data.learn_tokenizer import learn_tokenizer
 from gptcli.data.shards import SPLITS, TokenArray, is_prepared

@@ -10,6 +10,7 @@ validation-...                  likewise
 from __future__ import annotations
 
 import bisect
+import errno
 import itertools
 import mmap
 import os
@@ -127,12 +128,18 @@ def read_index(directory: Path) -> dict[str, Any]:
 
 
 def _mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The tokens of a file, read when they are used. Without MADV_RANDOM the kernel would read a hundred kilobytes
-    ahead for each row of a batch: of files that memory does not hold, a hundred times slower."""
+    """Return the tokens of a file, read when they are used. Without MADV_RANDOM the kernel would read a hundred
+    kilobytes ahead for each row of a batch: of files that memory does not hold, a hundred times slower. Some file
+    systems map nothing: there all of the file is read."""
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return np.zeros(0, dtype)
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            if error.errno not in (errno.ENODEV, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise OSError(error.errno, error.strerror, str(path)) from None
+            return np.fromfile(path, dtype)
     if hasattr(mmap, "MADV_RANDOM"):
         mapping.madvise(mmap.MADV_RANDOM)
     return np.frombuffer(mapping, dtype)

@@ -144,6 +144,8 @@ class Training:
             fsio.appending(self.metrics_path) as metrics,
             self.also_record as also_record,
         ):
+            for warning in fsio.take_warnings():
+                self.report.warning(warning)
             write = self._writer(metrics, also_record, state)
             finished = self._train(state, stop, write) or self.exhausted
             if finished:

@@ -257,7 +257,7 @@ def test_an_output_that_exists_is_replaced_by_force_only(corpus: Path, tmp_path:
     (data / "letter.txt").write_text("precious")
     command = ("prepare", corpus, "-t", output, "-o", data, "-q")
     run_cli(*command).error(5, "prepare", "data: exists", "--force")
-    run_cli(*command, "--force").error(5, "prepare", "data: holds other files than prepared ones")
+    run_cli(*command, "--force").error(5, "prepare", "data: holds no manifest.json of gptcli's")
     assert (data / "letter.txt").read_text() == "precious"
     (data / "letter.txt").unlink()
     assert run_cli(*command, "--force").code == 0

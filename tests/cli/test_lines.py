@@ -16,7 +16,8 @@ from faults import Home
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cli.lines import Lines, blocks
+from gptcli.base.ready import blocks
+from gptcli.cli.lines import Lines
 
 
 @given(st.lists(st.binary(max_size=12) | st.sampled_from([b"\n", b"a\n", b"\xef\xbb\xbf", b""]), max_size=12))
