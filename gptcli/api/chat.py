@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
-from gptcli.api.generate import Item, completion_record, in_order, read_items
 from gptcli.api.open_model import DeviceOptions, open_model
+from gptcli.api.records import Item, Warnings, answered, completion_record, in_order, read_items
 from gptcli.api.score import parse_object
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
@@ -66,7 +66,7 @@ class Speaker:
         self.directory, self.conversation, self.num_parameters = directory, conversation, model.num_parameters()
         runtime = pack(model, opened.runtime, quantize=quantize)
         self.engine = Engine(model, self.tokenizer, runtime, slots=batch_size)
-        self.stop_ids = frozenset(self.tokenizer.specials[name] for name in conversation.specials)
+        self.stop_ids = frozenset(self.tokenizer.specials.values())  # no control token is a part of an answer
 
     def description(self) -> str:
         """For a person who begins to talk."""
@@ -98,25 +98,27 @@ class Speaker:
         return Fitted([index for turn in seen for index in turn], (first - begin) // 2)
 
     def records(
-        self, lines: Iterable[bytes], defaults: GenerateOptions, ready: Ready = always
+        self, lines: Iterable[bytes], defaults: GenerateOptions, report: Report | None = None, ready: Ready = always
     ) -> Iterator[dict[str, Any]]:
-        """A record with its answer for each record {"messages": [...]} or {"content": ...}, which may have options of
-        its own and other fields, which come back; one with `error` where it has no answer."""
+        """Yield a record with its answer for each record {"messages": [...]} or {"content": ...}, which may have
+        options of its own and other fields, which come back; one with `error` where it has no answer."""
+        report = report or Report()
 
         def requests(item: Item[list[Message]], messages: list[Message]) -> Iterator[Request]:
             ids, item.dropped_turns = self.fit(messages, item.options)
             return (Request(ids, item.options, sample, self.stop_ids) for sample in range(item.options.n))
 
-        items = read_items(lines, defaults, _record_messages)
+        items, warnings = read_items(lines, defaults, _record_messages, report), Warnings(report)
         for item, completion in in_order(self.engine, items, requests, ready):
             if completion is None or item.prompt is None:
-                yield {**item.fields, "error": item.problem}
+                yield answered(item.fields, {"error": item.problem}, warnings)
                 continue
             record = dict(item.fields)
             if "messages" in record:
                 answer = Message(ASSISTANT, completion.text)
                 record["messages"] = [message._asdict() for message in (*item.prompt, answer)]
-            yield record | completion_record(completion, self.tokenizer) | {"dropped_turns": item.dropped_turns}
+            answer_record = completion_record(completion, self.tokenizer) | {"dropped_turns": item.dropped_turns}
+            yield answered(record, answer_record, warnings)
 
 
 def _record_messages(line: str, place: str) -> tuple[list[Message], dict[str, Any]]:

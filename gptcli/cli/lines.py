@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import fcntl
 import os
 import select
+import stat
+import sys
+import termios
 from collections import deque
 from collections.abc import Iterator
 
@@ -84,3 +88,16 @@ def _readable(descriptor: int, timeout: float | None) -> bool:
         return bool(select.select([descriptor], [], [], timeout)[0])
     except OSError:
         return True
+
+
+def waiting_bytes(descriptor: int) -> int:
+    """Return how many bytes of a pipe or file can be read at once, 0 where it is neither."""
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode):
+            return max(0, status.st_size - os.lseek(descriptor, 0, os.SEEK_CUR))
+        if not stat.S_ISFIFO(status.st_mode):
+            return 0
+        return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, b"\0" * 4), sys.byteorder)
+    except OSError:
+        return 0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from gptcli.api.chat import Chat
-from gptcli.api.generate import options_of
+from gptcli.api.records import options_of
 from gptcli.base.errors import ConfigError, DataError, GptcliError, NumericalError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
@@ -19,7 +19,8 @@ from gptcli.base.signals import interrupt_as_flag
 from gptcli.base.units import count
 from gptcli.cli import console
 
-SETTABLE = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+SETTABLE = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
+            "frequency_penalty", "seed")  # fmt: skip
 COMMANDS = {
     "/retry": "another answer to the last question",
     "/undo": "take back the last question and its answer",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from random_models import randomized
 
-from gptcli.api.generate import completion_record
+from gptcli.api.records import completion_record
 from gptcli.config.generate import GenerateOptions
 from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer, learn_merges

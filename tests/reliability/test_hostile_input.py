@@ -19,10 +19,12 @@ import pytest
 from faults import Home, Trial
 from test_streams import DOCUMENTED, RECORD, USES, leaves
 
-from gptcli.api.generate import read_items, text_prompt
+from gptcli.api.generate import text_prompt
+from gptcli.api.records import read_items
 from gptcli.api.score import read_records
 from gptcli.api.tokens import read_ids
 from gptcli.base.errors import GptcliError
+from gptcli.base.report import Report
 from gptcli.config import yaml_file
 from gptcli.config.generate import GenerateOptions
 from gptcli.config.train import PretrainConfig
@@ -103,7 +105,7 @@ def loaders(home: Home) -> dict[str, Loader]:
         return path.read_bytes().splitlines(keepends=True)
 
     def prompts(path: Path) -> object:
-        return list(read_items(lines(path), GenerateOptions(), text_prompt))
+        return list(read_items(lines(path), GenerateOptions(), text_prompt, Report()))
 
     readers: dict[str, tuple[str, bytes, Callable[[Path], object]]] = {
         "run file": ("run.yaml", read(home.path / "run.yaml"), lambda path: yaml_file.load(PretrainConfig, path)),

@@ -53,15 +53,15 @@ def chat(
     from gptcli.cli import terminal
 
     speaker = Speaker(run, batch_size=batch_size if jsonl else 1, **how)
+    report = console.ConsoleReport("chat", quiet=quiet)
     if jsonl and lines is not None:
         failed = 0
-        for record in speaker.records(lines, chosen, lines.ready):
+        for record in speaker.records(lines, chosen, report, lines.ready):
             console.write_json(record)
             failed += "error" in record
         if failed:
             raise DataError(f"{count(failed, 'record')} could not be answered; the error field says why")
         return
-    report = console.ConsoleReport("chat", quiet=quiet)
     conversation = Chat(speaker, chosen, system=system, report=report)
     if load is not None:
         conversation.load(load)

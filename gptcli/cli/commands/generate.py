@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from gptcli.base.errors import ConfigError, DataError
+from gptcli.base.escape import shown
 from gptcli.base.units import count
 from gptcli.cli.commands import options
+from gptcli.cli.lines import waiting_bytes
 from gptcli.config.generate import GenerateOptions
 
 
@@ -29,6 +32,12 @@ from gptcli.config.generate import GenerateOptions
 )
 @click.option("--choices", metavar="A,B,...", help="The text is one of these, whole.")
 @click.option("--regex", metavar="PATTERN", help="The whole text matches: . [...] \\d \\w \\s (...) | * + ? {m,n}.")
+@click.option(
+    "--json-schema", metavar="FILE", help="The text is JSON that this JSON Schema describes; - is stdin, {} any JSON."
+)
+@click.option(
+    "--logit-bias", "logit_bias", multiple=True, metavar="ID=BIAS", help="Add to the logit of a token; repeatable."
+)
 @options.draw_option("--lookup", int, "Guess N tokens from the text so far: another speed, the same text.")
 @click.option(
     "--logprobs",
@@ -38,7 +47,10 @@ from gptcli.config.generate import GenerateOptions
     flag_value=1,
     help="With --json or --jsonl: log-probability of each token and, from 2 on, of the K likeliest.",
 )
-@click.option("--jsonl", is_flag=True, help='Read {"prompt": ..., "id": ..., options...} records from stdin.')
+@click.option(
+    "--prompt-logprobs", metavar="[K]", type=int, is_flag=False, flag_value=1, help="The same for the prompt's tokens."
+)
+@click.option("--jsonl", is_flag=True, help='Read {"prompt": ..., "id": ..., "options": {...}} records from stdin.')
 @click.option("--json", "as_json", is_flag=True, help="One JSON document per prompt, with ids and finish reason.")
 @click.option("--stream", is_flag=True, help="Write text as it comes; this is how one sample is written in any case.")
 @options.batch_size("Texts")
@@ -48,8 +60,8 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
     """Write text that continues a prompt.
 
     The prompt is PROMPT, else stdin, of which one newline at the end is dropped. Only the new text is written to
-    stdout. With --jsonl every line of stdin is a record with a prompt and options of its own; the records come back in
-    order with the text, their id and their other fields.
+    stdout. With --jsonl every line of stdin is a record with a prompt and "options" of its own, {"max_tokens": 20};
+    the records come back in order with the text, their id and their other fields.
 
     \b
     Examples:
@@ -57,22 +69,33 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
       gptcli generate runs/demo "The sea" --n 3 --temperature 1 --top-p 0.9 --seed 7
       gptcli generate runs/demo --jsonl < prompts.jsonl | jq -r .text
       gptcli generate runs/demo "Good or bad? " --choices good,bad --temperature 0
+      gptcli generate runs/demo "The order: " --json-schema order.json
     """
     from gptcli.cli import console
 
+    schema_file = how["json_schema"]
+    if schema_file == "-" and (jsonl or prompt in (None, "-")):
+        raise ConfigError("--json-schema - reads stdin; give PROMPT, or name a file")
     if how["choices"] is not None:
         how["choices"] = tuple(how["choices"].split(","))
+    how["logit_bias"] = tuple(map(token_bias, how["logit_bias"]))
+    if how["json_schema"] is not None:
+        how["json_schema"] = read_schema(how["json_schema"])
     chosen = options.take_drawing(how)
     check_usage(prompt, chosen, jsonl=jsonl, as_json=as_json, stream=stream)
+    report = console.ConsoleReport("generate")
     text = "" if jsonl else console.prompt_text(prompt)
+    if prompt not in (None, "-") and schema_file != "-" and waiting_bytes(0):
+        report.warning("stdin is not read beside PROMPT; leave PROMPT out, or pass - for it, to continue what it holds")
     options.ask_for_huge_pages()
     from gptcli.api import generate as runs
+    from gptcli.api.records import completion_record
 
     writer = runs.Writer(run, most=None if jsonl else chosen.n, **how)
     if jsonl:
         failed = 0
         lines = console.stdin_lines(blank=False)
-        for record in writer.records(runs.read_items(lines, chosen, runs.text_prompt), lines.ready):
+        for record in writer.records(lines, chosen, report, lines.ready):
             console.write_json(record)
             failed += "error" in record
         if failed:
@@ -86,7 +109,7 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
     completions = []
     for completion in writer.samples(text, chosen):
         if as_json:
-            console.write_json({"prompt": text, **runs.completion_record(completion, writer.tokenizer)})
+            console.write_json({"prompt": text, **completion_record(completion, writer.tokenizer)})
         else:
             console.write_line(completion.text)
             completions.append(completion)
@@ -101,9 +124,36 @@ def check_usage(prompt: str | None, chosen: GenerateOptions, *, jsonl: bool, as_
         raise ConfigError("--jsonl reads prompts from stdin; leave out PROMPT")
     if stream and (jsonl or as_json or chosen.n > 1):
         raise ConfigError("--stream writes one text; leave out --jsonl, --json and --n")
-    if chosen.logprobs and not (jsonl or as_json):
-        raise ConfigError("--logprobs needs --json or --jsonl")
+    if (chosen.logprobs or chosen.prompt_logprobs) and not (jsonl or as_json):
+        raise ConfigError(f"--{'' if chosen.logprobs else 'prompt-'}logprobs needs --json or --jsonl")
     if chosen.regex is not None:
         from gptcli.generate.dfa import Automaton
 
         Automaton(chosen.regex)
+    if chosen.json_schema is not None:
+        from gptcli.generate.json_schema import parse_schema
+
+        parse_schema(chosen.json_schema)
+
+
+def token_bias(given: str) -> tuple[float, float]:
+    """Return the id and bias of ID=BIAS."""
+    index, equals, bias = given.partition("=")
+    try:
+        if not equals:
+            raise ValueError
+        return float(int(index)), float(bias)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"--logit-bias {shown(given)}: want ID=BIAS, as 50256=-100") from None
+
+
+def read_schema(name: str) -> str:
+    """Return the text of a JSON Schema in a file, or of stdin."""
+    from gptcli.cli import console
+
+    if name == "-":
+        return console.prompt_text(None)
+    try:
+        return Path(name).read_text("utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"{shown(name)}: not UTF-8; convert it, iconv -t utf-8") from None

@@ -120,6 +120,8 @@ def drawing(command: F) -> F:
     for option in (
         draw_option("--seed", int, "Same seed, same text, alone or in any batch."),
         draw_option("--repetition-penalty", float, "Divides positive logits of tokens already seen."),
+        draw_option("--frequency-penalty", float, "Subtracted from a token's logit for each time it was written."),
+        draw_option("--presence-penalty", float, "Subtracted from the logits of tokens that were written."),
         draw_option("--min-p", float, "Only tokens at least P times as likely as the likeliest."),
         draw_option("--top-p", float, "Only the fewest tokens whose probabilities reach P."),
         draw_option("--top-k", int, "Only the K most likely tokens."),
