@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import random
 import re
 import subprocess
@@ -90,6 +91,29 @@ def english(lines: int, seed: int = 1) -> str:
         who, did, what, where, when = (draw.choice(choices) for choices in words.values())
         made.append(f"{who.capitalize()} {did} {what} {where} {when}, {number} days after the {did} one.\n")
     return "".join(made)
+
+
+def on_a_terminal(arguments: list[str], cache: Path, *, input: bytes, env: dict[str, str] | None = None) -> Result:
+    """The command with stdout and stderr on one terminal; what it shows there is `out`."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*GPTCLI, *arguments], stdin=subprocess.PIPE, stdout=follower, stderr=follower, env=environment(cache, env)
+    )
+    os.close(follower)
+    assert process.stdin is not None
+    process.stdin.write(input)
+    process.stdin.close()
+    out = b""
+    while True:
+        try:
+            block = os.read(leader, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not block:
+            break
+        out += block
+    os.close(leader)
+    return Result(process.wait(timeout=60), out, "")
 
 
 @pytest.fixture(scope="session")

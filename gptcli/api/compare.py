@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptcli.config.yaml_write import as_yaml
 from gptcli.observe.curves import metric_names
-from gptcli.observe.history import Record, metrics_of, number_of, read_run, read_run_file
+from gptcli.observe.history import metrics_of, read_run, read_run_file
+from gptcli.train.metrics import Record, number_of
 
 SHOWN_STEPS = 6
-AT_THE_END = ("state", "step", "loss_nats", "bits_per_byte", "tokens_per_second", "parameters", "bytes")
+AT_THE_END = ("state", "step", "loss_nats", "bits_per_byte", "tokens_per_second", "parameters", "bytes", "problem")
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,14 @@ def compare(first: str, second: str) -> Comparison:
     files = [read_run_file(Path(run), []) for run in (first, second)]
     keys = dict.fromkeys([*files[0], *files[1]])
     facts = [read_run(Path(run)).as_dict() for run in (first, second)]
+    ends = [name for name in AT_THE_END if name != "problem" or facts[0][name] or facts[1][name]]
     return Comparison(
         runs=(first, second),
         settings={
             key: (files[0].get(key), files[1].get(key)) for key in keys if files[0].get(key) != files[1].get(key)
         },
         at_steps=_at_equal_steps(*records),
-        at_the_end={name: (facts[0][name], facts[1][name]) for name in AT_THE_END},
+        at_the_end={name: (facts[0][name], facts[1][name]) for name in ends},
     )
 
 
@@ -89,4 +92,4 @@ def _evenly(steps: list[int]) -> list[int]:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return "-" if value is None else str(value)
+    return "-" if value is None else as_yaml(value) if isinstance(value, bool | tuple) else str(value)

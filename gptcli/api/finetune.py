@@ -29,7 +29,7 @@ from gptcli.train.loop import make_optimizers
 from gptcli.train.metadata import Adapter, ModelMetadata, read_metadata
 from gptcli.train.resume import as_it_began
 from gptcli.train.run import Job, Outcome, Training
-from gptcli.train.run_directory import check_vacant, clear, find_checkpoint
+from gptcli.train.run_directory import check_vacant, claimed, clear, find_checkpoint
 from gptcli.train.state import TrainState
 from gptcli.train.weights import WholeWeights, weights_sha256
 
@@ -38,8 +38,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
     """Go on from a base checkpoint with the rows of a task, or from the newest whole checkpoint of the run."""
     run_dir = Path(config.run_dir)
     base = find_checkpoint(config.base)
-    fsio.check_writable(run_dir / "run.yaml", force=True)
-    with fsio.locked(run_dir):
+    with claimed(run_dir):
         check_vacant(run_dir, resume=resume, force=force)
         if force:
             fsio.check_apart(run_dir, [base])

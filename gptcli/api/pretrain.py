@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
@@ -30,7 +29,7 @@ from gptcli.train.deadline import Deadline
 from gptcli.train.initial import new_state
 from gptcli.train.loop import micro_batch_rows, next_token_nats
 from gptcli.train.run import Job, Outcome, Training
-from gptcli.train.run_directory import check_vacant, clear
+from gptcli.train.run_directory import check_vacant, claimed, clear
 
 
 def pretrain(
@@ -49,8 +48,7 @@ def pretrain(
     """
     started = time.monotonic() if started is None else started
     run_dir = Path(config.run_dir)
-    fsio.check_writable(run_dir / "run.yaml", force=True)
-    with fsio.locked(run_dir):
+    with claimed(run_dir):
         check_vacant(run_dir, resume=resume, force=force)
         check_installed(wanted=config.train.tensorboard)
         runtime = make_runtime(config.runtime)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gptcli.base import fsio
-from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.model.gpt import GPT
 from gptcli.train.metadata import ModelMetadata
+from gptcli.train.metrics import read_metrics
 
 _USE = {
     "text": """\
@@ -117,14 +116,8 @@ def recorded(checkpoint: Path) -> dict[str, str]:
 def _validation(metrics: Path, step: Any) -> Mapping[str, float]:
     """Numbers of the last validation record of that step."""
     found: dict[str, float] = {}
-    if not metrics.is_file():
-        return found
-    for number, line in enumerate(metrics.read_bytes().splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            raise DataError(f"{shown(str(metrics))}:{number}: not JSON; the file is damaged") from None
-        if isinstance(record, dict) and (record.get("kind"), record.get("step")) == ("validation", step):
+    for record in read_metrics(metrics, []):
+        if (record["kind"], record["step"]) == ("validation", step):
             found = {
                 name.replace("_", " "): value
                 for name, value in record.items()

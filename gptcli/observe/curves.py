@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gptcli.base.errors import ConfigError
-from gptcli.observe.history import Record, number_of
+from gptcli.train.metrics import Record, number_of
 
 Axis = Literal["step", "tokens", "seconds"]
 

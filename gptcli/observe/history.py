@@ -1,28 +1,27 @@
-"""Runs, read from outside: what happened in their directories so far. Nothing here imports torch or takes a lock for
-longer than it takes to look."""
+"""Runs, read from outside: what happened in their directories so far. Imports no torch; everything found there is read
+with bounds, and damage becomes a run's `problem`."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError, safe_open
+
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.fsio.locks import LOCK, is_held
-from gptcli.base.units import amount, count, duration
+from gptcli.base.units import amount, duration
+from gptcli.config import yaml_file
+from gptcli.config.run_file import kind_of_run_file
+from gptcli.train.metrics import MAX_STEP, Record, number_of, read_metrics
 
 State = Literal["running", "finished", "interrupted", "failed", "empty"]
-MOST_STEPS = 1 << 53  # a float counts them exactly
-RUN_FILE_BYTES = 1 << 20
-HEADER_BYTES = 100 << 20  # of a safetensors file, the format's own bound
-Record = dict[str, Any]  # one line of metrics.jsonl
 HEADER = ("run", "state", "step", "loss", "bits/byte", "tokens/s", "parameters", "age", "size", "problem")
 
 
@@ -46,7 +45,7 @@ class RunFacts:
         return asdict(self)
 
     def cells(self) -> list[str]:
-        """For a person, under HEADER."""
+        """Return the cells of a table under HEADER."""
         return [
             self.path,
             self.state,
@@ -66,21 +65,28 @@ def _number(value: float | None, form: str) -> str:
 
 
 def find_runs(directories: Iterable[str | Path]) -> Iterator[Path]:
-    """Run directories at or below each directory, in order of their names. ConfigError for one that is not there."""
+    """Yield run directories at or below each directory, in order of their names, then those that cannot be looked into.
+
+    ConfigError for a directory that is not there.
+    """
     for directory in directories:
         if not Path(directory).is_dir():
             raise ConfigError(f"{shown(str(directory))}: no such directory; name one that holds runs")
-        for place, names, files in os.walk(directory):
+        unreadable: list[OSError] = []
+        for place, names, files in os.walk(directory, onerror=unreadable.append):
             if "metrics.jsonl" in files or "checkpoints" in names or ("run.yaml" in files and LOCK in files):
                 names.clear()  # a run holds no other runs
                 yield Path(place)
             names[:] = sorted(name for name in names if not name.startswith("."))
+        yield from (Path(error.filename) for error in unreadable)
 
 
 def read_run(run_dir: Path) -> RunFacts:
-    """The facts of a run; what cannot be read becomes its `problem`."""
+    """Return the facts of a run; what cannot be read becomes its `problem`."""
     problems: list[str] = []
-    records = read_metrics(run_dir, problems)
+    if not os.access(run_dir, os.R_OK | os.X_OK):
+        problems.append("Permission denied")
+    records = read_metrics(run_dir / "metrics.jsonl", problems)
     config = read_run_file(run_dir, problems)
     train = [record for record in records if record["kind"] == "train"]
     scores = [value for record in records if (value := number_of(record, "bits_per_byte")) is not None]
@@ -107,68 +113,28 @@ def read_run(run_dir: Path) -> RunFacts:
 
 
 def _saved_steps(run_dir: Path) -> list[int]:
-    """Of the checkpoints: metrics are written now and then, and a run that is stopped is saved where it is."""
+    """Return the steps of the checkpoints, which may be newer than the last metrics of a run that was stopped."""
     names = (path.name.removeprefix("step-") for path in run_dir.glob("checkpoints/step-*"))
-    return [int(name) for name in names if name.isascii() and name.isdigit() and int(name) < MOST_STEPS]
-
-
-def read_metrics(run_dir: Path, problems: list[str]) -> list[Record]:
-    """The records of metrics.jsonl that are whole, in order; a run that is killed may leave half a line at the end."""
-    path = run_dir / "metrics.jsonl"
-    records, damaged = [], 0
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        problems.append(f"metrics.jsonl: {error.strerror}")
-        return []
-    for line in content.splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-            if type(record["step"]) is not int or not isinstance(record["kind"], str):
-                raise TypeError
-            if not 0 <= record["step"] < MOST_STEPS:
-                raise ValueError
-            records.append(record)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            damaged += line.endswith(b"\n")
-    if damaged:
-        problems.append(f"metrics.jsonl: {count(damaged, 'damaged line')}")
-    return records
-
-
-def number_of(record: Record, name: str) -> float | None:
-    """A finite number of a record."""
-    value = record.get(name)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    return float(value) if good else None  # type: ignore[arg-type]  # a number, as `good` says
+    return [int(name) for name in names if name.isascii() and name.isdigit() and int(name) < MAX_STEP]
 
 
 def read_run_file(run_dir: Path, problems: list[str]) -> dict[str, Any]:
-    """run.yaml as dotted names and values, of any kind of run."""
-    import yaml
-
+    """Read run.yaml, of either kind of run, as strictly as it is read to train: dotted names and values."""
     path = run_dir / "run.yaml"
-    try:
-        with path.open("rb") as file:
-            document = yaml.safe_load(file.read(RUN_FILE_BYTES))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         problems.append("run.yaml: missing")
         return {}
-    except OSError as error:
-        problems.append(f"run.yaml: {error.strerror}")
+    try:
+        text = yaml_file.read(path, wait=False)
+        config: Any = yaml_file.parse(kind_of_run_file(text), text, name="run.yaml").value
+    except ConfigError as error:
+        told = error.problems[0].replace(str(path), "run.yaml", 1)
+        problems.append(f"{told} (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else told)
         return {}
-    except (yaml.YAMLError, ValueError, RecursionError):
-        problems.append("run.yaml: damaged")
-        return {}
-    if not isinstance(document, dict):
-        problems.append("run.yaml: damaged")
-        return {}
-    return dict(_flat(document))
+    return dict(_flat(asdict(config)))
 
 
-def _flat(section: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in section.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
@@ -177,7 +143,7 @@ def _flat(section: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _state(run_dir: Path, step: int, *, finished: bool) -> State:
-    """A run that stops in good order empties its lock file; one that fails or is killed leaves its name there."""
+    """Return how a run stands. One that stops in good order empties its lock file; a kill leaves its name there."""
     if is_held(run_dir):
         return "running"
     try:
@@ -192,18 +158,16 @@ def _state(run_dir: Path, step: int, *, finished: bool) -> State:
 
 
 def count_parameters(run_dir: Path, problems: list[str]) -> int | None:
-    """Weights of the newest checkpoint, by the header of its file; None where there is none."""
+    """Count the weights of the newest checkpoint by the header of its file; None where there is none."""
     found = sorted((run_dir / "checkpoints").glob("step-*/model.safetensors"))
     if not found:
         return None
     try:
-        with found[-1].open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if not 0 < size < HEADER_BYTES:
-                raise ValueError
-            header = json.loads(file.read(size))
-        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        if not found[-1].is_file():
+            raise OSError
+        with safe_open(found[-1], "np") as weights:
+            return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
         problems.append(f"checkpoints/{found[-1].parent.name}: damaged")
         return None
 
@@ -229,12 +193,12 @@ def _bytes_below(directory: Path) -> int:
 
 
 def metrics_of(run_dir: str | Path) -> list[Record]:
-    """The records of a run that someone named; ConfigError or DataError where there are none."""
+    """Return the records of a run that someone named; ConfigError or DataError where there are none."""
     path = Path(run_dir)
     if not path.is_dir():
         raise ConfigError(f"{shown(str(path))}: no such directory; want that of a run")
     problems: list[str] = []
-    records = read_metrics(path, problems)
+    records = read_metrics(path / "metrics.jsonl", problems)
     if not records:
         raise DataError(f"{shown(str(path))}: {problems[0] if problems else 'no metrics.jsonl with records'}")
     return records

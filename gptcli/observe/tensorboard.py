@@ -9,7 +9,7 @@ from typing import Any
 
 from gptcli.base.errors import ConfigError
 from gptcli.base.escape import shown
-from gptcli.observe.history import Record, number_of
+from gptcli.train.metrics import Record, number_of
 
 EVENT_FILES = "events.out.tfevents.*"
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,13 +23,12 @@ from gptcli.device.runtime import Runtime, memory_bytes
 from gptcli.model.attention import Packed
 from gptcli.model.gpt import GPT
 from gptcli.train.loss import head_cross_entropy
+from gptcli.train.metrics import Record
 from gptcli.train.optimizers import Optimizers, learning_rate_factor
 from gptcli.train.state import TrainState
 from gptcli.train.step import Objective
 
 CPU_MICRO_TOKENS = 1024  # matrix products of so many rows are as fast as longer ones, and what they keep fits a cache
-
-Record = dict[str, Any]  # one line of metrics.jsonl
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def check_same_run(run_dir: Path, config: Section, run_file: Mapping[str, Any], 
     changed = [name for name in changed if name not in keys_with(type(config), "may_change")]
     if not changed:
         return
-    told = [CONTENT.get(name) or f"{name} is {_told(new.get(name))}, was {_told(old.get(name))}" for name in changed]
+    told = [CONTENT.get(name) or _change(name, old.get(name), new.get(name)) for name in changed]
     mend = f"restore that, resume {shown(str(run_dir / 'run.yaml'))}, or name another run_dir"
     if any(name.startswith(("optim.", "content.inputs", "data.")) for name in changed):
         mend += "; to train its weights further in another way: gptcli finetune with task: text"
@@ -71,6 +71,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + name] = value
     return found
+
+
+def _change(name: str, old: Any, new: Any) -> str:
+    plain = not isinstance(old, list) and not isinstance(new, list)
+    return f"{name} is {_told(new)}, was {_told(old)}" if plain else f"{name} has changed"
 
 
 def _told(value: Any) -> str:

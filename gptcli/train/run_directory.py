@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError, RefusedError
 from gptcli.base.escape import shown
+from gptcli.base.fsio.locks import LOCK
 from gptcli.data.shards import is_prepared
 from gptcli.train import checkpoint
 from gptcli.train.checkpoint import checkpoints
+from gptcli.train.metrics import parse_record
 from gptcli.train.state import TrainState
 
 POINTERS = ("best", "latest")
@@ -74,6 +78,20 @@ def _is_metrics(path: Path) -> bool:
     return isinstance(record, dict) and {"kind", "step"} <= record.keys()
 
 
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Hold a run directory as its only writer; one that was made for a run that could not begin goes again."""
+    was_there = os.path.lexists(run_dir)
+    fsio.check_writable(run_dir / "run.yaml", force=True)
+    with fsio.locked(run_dir):
+        try:
+            yield
+        except BaseException:
+            if not was_there and os.listdir(run_dir) == [LOCK]:
+                fsio.delete(run_dir)
+            raise
+
+
 def clear(run_dir: Path) -> None:
     """Delete the checkpoints of a run that begins again, once it is known that it can begin. The oldest goes first, so
     that a crash on the way leaves a run that can be resumed."""
@@ -89,16 +107,12 @@ def trim_metrics(path: Path, state: TrainState) -> None:
         return
     kept = []
     for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-            again = state.pending and record["kind"] != "train"
-            if record["step"] + again > state.step or not line.endswith(b"\n"):
-                continue
-            if record["kind"] == "end":
-                continue
-        except (ValueError, KeyError, TypeError):
+        record = parse_record(line)
+        if record is None or record["kind"] == "end":
             continue
-        kept.append(line)
+        again = state.pending and record["kind"] != "train"
+        if record["step"] + again <= state.step:
+            kept.append(line)
     fsio.write_file(path, b"".join(kept) if state.step else b"")
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GPTCLI, Result, RunCli, Tiny, english, environment
+from conftest import RunCli, Tiny, english, on_a_terminal
 
 COMMANDS = [
     "quickstart",
@@ -71,29 +68,6 @@ def strict_json(line: str | bytes) -> Any:
         return dict(pairs)
 
     return json.loads(line, parse_constant=refuse, object_pairs_hook=unique)
-
-
-def on_a_terminal(arguments: list[str], cache: Path, *, input: bytes, env: dict[str, str] | None = None) -> Result:
-    """The command with stdout and stderr on one terminal; what it shows there is `out`."""
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [*GPTCLI, *arguments], stdin=subprocess.PIPE, stdout=follower, stderr=follower, env=environment(cache, env)
-    )
-    os.close(follower)
-    assert process.stdin is not None
-    process.stdin.write(input)
-    process.stdin.close()
-    out = b""
-    while True:
-        try:
-            block = os.read(leader, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not block:
-            break
-        out += block
-    os.close(leader)
-    return Result(process.wait(timeout=60), out, "")
 
 
 # ---------------------------------------------------------------------------------------------------------------- help

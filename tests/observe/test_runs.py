@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RunCli, Tiny
-from test_cli import on_a_terminal
+from conftest import RunCli, Tiny, on_a_terminal
 
 from gptcli.base import fsio
-from gptcli.observe.history import read_metrics, read_run
+from gptcli.observe.history import read_run
+from gptcli.train.metrics import read_metrics
+
+BOMB = b"a0: &a0 [x, x]\n" + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 30))
 
 
 @pytest.fixture
@@ -76,14 +79,18 @@ def test_a_run_that_stopped_in_good_order_is_told_from_one_that_was_killed(run: 
         ("metrics.jsonl", b"\xff\x00\n", "metrics.jsonl: 1 damaged line"),
         ("metrics.jsonl", b'{"kind": "train", "step": %s}\n' % (b"9" * 400), "metrics.jsonl: 1 damaged line"),
         ("metrics.jsonl", b'{"kind": "train", "step": 1, "loss_nats": %s}\n[]\n' % (b"9" * 400), "1 damaged line"),
-        ("run.yaml", b"a: [", "run.yaml: damaged"),
-        ("run.yaml", b"\xff\xfe\x00", "run.yaml: damaged"),
-        ("run.yaml", b"just text", "run.yaml: damaged"),
+        ("run.yaml", b"a: [", "run.yaml:1: not YAML: "),
+        ("run.yaml", b"\xff\xfe\x00", "run.yaml:1: byte 0xff is not UTF-8"),
+        ("run.yaml", b"just text", "run.yaml:1: must be a mapping, got just text"),
+        ("run.yaml", b"a: &a {b: *a}\n", "run.yaml:1: anchors and aliases"),
+        ("run.yaml", BOMB, "run.yaml:1: anchors and aliases"),
+        ("run.yaml", b"steps: 3\n" * 9, "run.yaml:1: unknown key 'steps'"),
+        ("run.yaml", b"#" * (2 << 20), "run.yaml: larger than 1048576 bytes"),
         ("run.yaml", None, "run.yaml: missing"),
         ("checkpoints/step-000006/model.safetensors", b"\x00" * 20, "checkpoints/step-000006: damaged"),
         ("checkpoints/step-000006/model.safetensors", b"\x02\x00\x00\x00\x00\x00\x00\x00[]", "step-000006: damaged"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )  # fmt: skip
 def test_damage_is_told_in_the_line_of_the_run(
     name: str, content: bytes | None, problem: str, run: Path, run_cli: RunCli
@@ -97,11 +104,48 @@ def test_damage_is_told_in_the_line_of_the_run(
     assert run_cli("runs", run).text.splitlines()[1].endswith(facts.problem)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "endless device", "directory"])
+@pytest.mark.parametrize("name", ["run.yaml", "metrics.jsonl", "checkpoints/step-000006/model.safetensors"])
+def test_what_is_no_file_is_not_read(name: str, kind: str, run: Path, run_cli: RunCli) -> None:
+    (run / name).unlink()
+    match kind:
+        case "pipe":
+            os.mkfifo(run / name)
+        case "endless device":
+            (run / name).symlink_to("/dev/zero")
+        case "directory":
+            (run / name).mkdir()
+    (facts,) = listed(run_cli, run)
+    assert name.rsplit("/", 1)[0].split("/")[0] in facts["problem"]
+    assert run_cli("runs", "compare", run, run).code == (3 if name == "metrics.jsonl" else 0)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_directory_that_cannot_be_looked_into_is_a_row(tmp_path: Path, run_cli: RunCli) -> None:
+    (tmp_path / "runs" / "hidden").mkdir(parents=True)
+    (tmp_path / "runs" / "hidden").chmod(0)
+    (facts,) = listed(run_cli, tmp_path / "runs")
+    assert (facts["path"], facts["problem"][:17]) == (str(tmp_path / "runs" / "hidden"), "Permission denied")
+
+
+def test_runs_of_fine_tuning_are_read_too(run: Path, run_cli: RunCli) -> None:
+    (run / "run.yaml").write_text(f"run_dir: {run}\nbase: b\ntask: chat\ndata: {{train: [rows.jsonl]}}\n")
+    (facts,) = listed(run_cli, run)
+    assert (facts["problem"], facts["steps"], facts["state"]) == (None, 6, "finished")
+
+
+def test_a_model_card_passes_over_half_a_line(run: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"kind": "train", "st')
+    assert run_cli("export", run, "-o", tmp_path / "hf", "--to", "hf", "-q").code == 0
+    assert "validation bits per byte" in (tmp_path / "hf" / "README.md").read_text()
+
+
 def test_half_a_line_at_the_end_is_no_damage(run: Path) -> None:
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'{"kind": "train", "st')
     problems: list[str] = []
-    assert len(read_metrics(run, problems)) > 2
+    assert len(read_metrics(run / "metrics.jsonl", problems)) > 2
     assert problems == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from gptcli.cli.commands import options
-from gptcli.config.run_file import load_run_file
+from gptcli.config.run_file import MOVED, explaining_paths, load_run_file
 
 
 @click.command(no_args_is_help=True)
@@ -30,12 +30,15 @@ def finetune(run_file: str, overrides: tuple[str, ...], resume: bool, force: boo
     from gptcli.cli import console
     from gptcli.config.finetune import FinetuneConfig
 
-    config = load_run_file(FinetuneConfig, run_file, overrides).value
+    loaded = load_run_file(FinetuneConfig, run_file, overrides, resume=resume)
     from gptcli.api.finetune import finetune as run  # only now torch: a bad run file answers at once
 
     report = console.ConsoleReport("finetune", quiet=quiet)
+    if loaded.origins["run_dir"] == MOVED:
+        report.message(f"going on in {loaded.value.run_dir}, where the run file lies beside its checkpoints")
     try:
-        result = run(config, resume=resume, force=force, report=report)
+        with explaining_paths(run_file):
+            result = run(loaded.value, resume=resume, force=force, report=report)
     finally:
         report.close()
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from gptcli.cli.commands import options
-from gptcli.config.run_file import load_run_file
+from gptcli.config.run_file import MOVED, explaining_paths, load_run_file
 
 
 @click.command(no_args_is_help=True)
@@ -44,15 +44,18 @@ def pretrain(
     from gptcli.config.train import PretrainConfig
 
     overrides = overrides if budget is None else (*overrides, f"train.budget={budget}")
-    loaded = load_run_file(PretrainConfig, run_file, overrides)
+    loaded = load_run_file(PretrainConfig, run_file, overrides, resume=resume)
     from gptcli.api.pretrain import pretrain as run  # only now torch: a bad run file answers at once
     from gptcli.train.deadline import process_start
 
     report = console.ConsoleReport("pretrain", quiet=quiet)
+    if loaded.origins["run_dir"] == MOVED:
+        report.message(f"going on in {loaded.value.run_dir}, where the run file lies beside its checkpoints")
     try:
-        result = run(
-            loaded.value, resume=resume, force=force, report=report, origins=loaded.origins, started=process_start()
-        )
+        with explaining_paths(run_file):
+            result = run(
+                loaded.value, resume=resume, force=force, report=report, origins=loaded.origins, started=process_start()
+            )
     finally:
         report.close()
     if as_json:
