@@ -7,6 +7,8 @@ and the last question are always seen.
 
 from __future__ import annotations
 
+import bisect
+import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +26,8 @@ from gptcli.base.report import Report
 from gptcli.config.generate import GenerateOptions
 from gptcli.data.conversation import ASSISTANT, SYSTEM, USER, Message, read_messages
 from gptcli.data.rows import read_rows
+from gptcli.data.template import Form
+from gptcli.data.tokenizer import Tokenizer
 from gptcli.generate.constrain import most_tokens
 from gptcli.generate.engine import Engine, Request
 from gptcli.generate.packed_weights import Quantize, pack
@@ -66,7 +70,7 @@ class Speaker:
         self.directory, self.conversation, self.num_parameters = directory, conversation, model.num_parameters()
         runtime = pack(model, opened.runtime, quantize=quantize)
         self.engine = Engine(model, self.tokenizer, runtime, slots=batch_size)
-        self.stop_ids = frozenset(self.tokenizer.specials.values())  # no control token is a part of an answer
+        self.stop_ids = conversation.stop_ids(self.tokenizer)
 
     def description(self) -> str:
         """For a person who begins to talk."""
@@ -78,24 +82,12 @@ class Speaker:
     def fit(self, messages: Sequence[Message], options: GenerateOptions) -> Fitted:
         """The ids after which the answer to the last message is written, by the rule above; DataError where not even
         system message and question fit."""
-        context = self.engine.context_length
-        answer = most_tokens(options) if options.choices else min(options.max_tokens, context // 4)
-        room = context - len(self.engine.first) - answer
-        begin = 1 if messages[0].role == SYSTEM else 0
-        turns = [self.conversation.turn(message, self.tokenizer) for message in messages[:-1]]
-        question = self.conversation.prompt(messages[-1:], self.tokenizer)
-        total = sum(map(len, turns)) + len(question)
-        first = begin
-        while total > room and first < len(turns):
-            total -= len(turns[first]) + len(turns[first + 1])
-            first += 2
-        if total > room:
-            raise DataError(
-                f"the question has {total} tokens, any system message included, and a context of {context} has room "
-                f"for {room} beside the answer; shorten it"
-            )
-        seen = [*turns[:begin], *turns[first:], question]
-        return Fitted([index for turn in seen for index in turn], (first - begin) // 2)
+        return fit(self.conversation, self.tokenizer, messages, options, self.engine.context_length)
+
+    def request(self, ids: list[int], options: GenerateOptions, sample: int = 0) -> Request:
+        """The answer to write after ids that `fit` gave."""
+        first = tuple(self.conversation.first(self.tokenizer))
+        return Request(ids, options, sample, self.stop_ids, first=first)
 
     def records(
         self, lines: Iterable[bytes], defaults: GenerateOptions, report: Report | None = None, ready: Ready = always
@@ -106,7 +98,7 @@ class Speaker:
 
         def requests(item: Item[list[Message]], messages: list[Message]) -> Iterator[Request]:
             ids, item.dropped_turns = self.fit(messages, item.options)
-            return (Request(ids, item.options, sample, self.stop_ids) for sample in range(item.options.n))
+            return (self.request(ids, item.options, sample) for sample in range(item.options.n))
 
         items, warnings = read_items(lines, defaults, _record_messages, report), Warnings(report)
         for item, completion in in_order(self.engine, items, requests, ready):
@@ -119,6 +111,28 @@ class Speaker:
                 record["messages"] = [message._asdict() for message in (*item.prompt, answer)]
             answer_record = completion_record(completion, self.tokenizer) | {"dropped_turns": item.dropped_turns}
             yield answered(record, answer_record, warnings)
+
+
+def fit(
+    form: Form, tokenizer: Tokenizer, messages: Sequence[Message], options: GenerateOptions, context_length: int
+) -> Fitted:
+    """As Speaker.fit, for any form of conversation."""
+    answer = most_tokens(options) if options.choices else min(options.max_tokens, context_length // 4)
+    room = context_length - len(form.first(tokenizer)) - answer
+    begin = 1 if messages[0].role == SYSTEM else 0
+    most = (len(messages) - begin - 1) // 2  # questions before the last, each with its answer
+
+    @functools.cache
+    def without(turns: int) -> list[int]:
+        return form.prompt([*messages[:begin], *messages[begin + 2 * turns :]], tokenizer)
+
+    dropped = bisect.bisect_left(range(most), True, key=lambda turns: len(without(turns)) <= room)
+    if len(ids := without(dropped)) > room:
+        raise DataError(
+            f"the question has {len(ids)} tokens, any system message included, and a context of {context_length} has "
+            f"room for {room} beside the answer; shorten it"
+        )
+    return Fitted(ids, dropped)
 
 
 def _record_messages(line: str, place: str) -> tuple[list[Message], dict[str, Any]]:
@@ -197,7 +211,7 @@ class Chat:
         return ids
 
     def _answer(self, turn: Turn, ids: list[int], stop: Callable[[], bool]) -> Iterator[str]:
-        request = Request(ids, self.options, turn.attempt, self.speaker.stop_ids)
+        request = self.speaker.request(ids, self.options, turn.attempt)
         for completion in self.speaker.engine.steps([request]):
             completion.check()
             new = completion.text[len(turn.answer) :]

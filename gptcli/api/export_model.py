@@ -17,7 +17,8 @@ from gptcli.data.tokenizer import Tokenizer
 from gptcli.interop.card import model_card
 from gptcli.interop.configs import family_for
 from gptcli.interop.families import FAMILIES, QWEN2
-from gptcli.interop.gguf_write import ACTIVATIONS, ARCHITECTURES, gguf_package, unheld, write_gguf
+from gptcli.interop.gguf_names import ARCHITECTURES
+from gptcli.interop.gguf_write import ACTIVATIONS, gguf_package, unheld, write_gguf
 from gptcli.interop.hf_write import write_directory
 from gptcli.model.gpt import GPT
 from gptcli.train.metadata import ModelMetadata, read_metadata

@@ -54,6 +54,14 @@ class Conversation:
         """The control tokens that the tokenizer does not have."""
         return [name for name in self.specials if name not in tokenizer.specials]
 
+    def first(self, tokenizer: Tokenizer) -> list[int]:
+        """What a window begins with before the conversation."""
+        return tokenizer.first
+
+    def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """The tokens that end what the model writes: all control tokens, none of which is a part of an answer."""
+        return frozenset(tokenizer.specials.values())
+
     def end_id(self, tokenizer: Tokenizer) -> int:
         """The token that ends the model's turn."""
         return tokenizer.specials[self.end]

@@ -115,7 +115,7 @@ class Tokenizer:
         new = [name for name in names if name not in self.specials]
         if taken := [name for name in new if name in document["model"]["vocab"]]:
             raise DataError(f"{shown(taken[0])} is an ordinary token; it cannot become a control token")
-        added = [_special(self.vocab_size + index, name) for index, name in enumerate(new)]
+        added = [special(self.vocab_size + index, name) for index, name in enumerate(new)]
         document["added_tokens"] = [*(document.get("added_tokens") or []), *added]
         return Tokenizer(_written(document))
 
@@ -172,29 +172,34 @@ class Tokenizer:
         ids = [self._encoder.encode(piece, add_special_tokens=False).ids for piece in self._pieces(text)]
         return ids[0] if len(ids) == 1 else list(itertools.chain.from_iterable(ids))
 
-    def encode_rendered(self, text: str) -> list[int]:
-        """Ids of a text in which control tokens are written out, as a chat template gives it. Never for a person's."""
-        text.encode()
-        return self._whole.encode(text, add_special_tokens=False).ids
+    def encode_rendered(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text in which control tokens are written out, as a chat template gives it, and where each begins
+        and ends in it. Never for a person's text."""
+        self._check_held(text)
+        encoding = self._whole.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     @functools.cached_property
     def _whole(self) -> tokenizers.Tokenizer:
         """The encoder with its control tokens."""
         document = json.loads(self.plain_content)
         known = tokenizer_file.added_tokens(document, special=True)
-        marks = [_special(index, token) for token, index in self.specials.items() if token not in known]
+        marks = [special(index, token) for token, index in self.specials.items() if token not in known]
         document["added_tokens"] = [*(document.get("added_tokens") or []), *marks]
         return _encoder(tokenizer_file.encoding_part(document, ()))
 
     def _pieces(self, text: str) -> list[str]:
         """The text, in pieces that are encoded apart without other ids than the whole; DataError for a byte that has
         no token."""
+        self._check_held(text)
+        return _pieces(text) if self._cut else [text]
+
+    def _check_held(self, text: str) -> None:
         content = text.encode()  # the Rust side would panic on a lone surrogate
         if self._held is not None and (lost := content.translate(None, self._held)):
             place = len(content[: content.index(lost[:1])].decode(errors="ignore")) + 1
             raise DataError(f"character {place} has the byte 0x{lost[0]:02x}, for which the tokenizer has no token; "
                             "drop it from the text")  # fmt: skip
-        return _pieces(text) if self._cut else [text]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, on all cores."""
@@ -205,6 +210,12 @@ class Tokenizer:
             next(encodings).ids if len(own) == 1 else [index for _ in own for index in next(encodings).ids]
             for own in cut
         ]
+
+    @functools.cached_property
+    def written_bytes(self) -> list[bytes]:
+        """The bytes that each id adds to a text which a model writes: none for a control token."""
+        controls = set(self.specials.values())
+        return [b"" if index in controls else content for index, content in enumerate(self.token_bytes)]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The exact bytes of ids, specials as their text; IndexError for an id outside of the vocabulary."""
@@ -288,7 +299,7 @@ def learn_merges(
     ordinary = document["model"]["vocab"]
     if taken := [name for name in names if name in ordinary]:
         raise ConfigError(f"--special: {shown(taken[0])} is an ordinary token too; choose a form like <|name|>")
-    document["added_tokens"] = [_special(len(ordinary) + index, name) for index, name in enumerate(names)]
+    document["added_tokens"] = [special(len(ordinary) + index, name) for index, name in enumerate(names)]
     return Tokenizer(_written(document))
 
 
@@ -303,12 +314,12 @@ def from_merges(
     encoder.pre_tokenizer = _pre_tokenizer(pattern)
     encoder.decoder = decoders.ByteLevel()
     document = json.loads(encoder.to_str())
-    document["added_tokens"] = [_special(index, name) for index, name in sorted((i, n) for n, i in specials.items())]
+    document["added_tokens"] = [special(index, name) for index, name in sorted((i, n) for n, i in specials.items())]
     return Tokenizer(_written(document))
 
 
-def _special(index: int, name: str) -> dict[str, Any]:
-    """A control token in the form of tokenizer.json."""
+def special(index: int, name: str) -> dict[str, Any]:
+    """Return a control token in the form of tokenizer.json."""
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {"id": index, "content": name, **plain, "special": True}
 

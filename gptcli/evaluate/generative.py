@@ -30,7 +30,8 @@ def write(
                               seed=options.seed, truncate=options.truncate)  # fmt: skip
     engine = Engine(loaded.model, loaded.tokenizer, loaded.runtime)
     form = loaded.metadata.conversation
-    ends = frozenset() if form is None else frozenset({form.end_id(loaded.tokenizer)})
+    ends = frozenset[int]() if form is None else form.stop_ids(loaded.tokenizer)
+    first = None if form is None else tuple(form.first(loaded.tokenizer))
 
     def encode(text: str) -> list[int]:
         return loaded.tokenizer.encode(text) if form is None else form.prompt([Message("user", text)], loaded.tokenizer)
@@ -46,7 +47,7 @@ def write(
             except DataError as error:
                 raise DataError(f"{item.place}: {error}") from None
             cuts.rows_truncated += len(fitting) < len(ids)
-            yield Request(fitting, drawing, stop_ids=ends)
+            yield Request(fitting, drawing, stop_ids=ends, first=first)
 
     for item, completion in zip(items, engine.run(requests()), strict=True):
         text = completion.text.strip()

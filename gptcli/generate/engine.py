@@ -191,7 +191,7 @@ class Engine:
             completion.finish_reason = "stop"
             self.settled.append(completion)
         else:
-            window = self.first + request.prompt
+            window = (self.first if request.first is None else list(request.first)) + request.prompt
             room = self.context_length - len(window) + 1
             constraint = self.constraints.of(request.options)
             self.waiting.append(ActiveSequence(completion, self.tokenizer, window, room, constraint))

@@ -34,6 +34,7 @@ class Request:
     sample: int = 0
     stop_ids: frozenset[int] = frozenset()  # control tokens that end the text, beside <|endoftext|>
     owner: str = ""  # only prompts of the same owner share what was computed of their common beginning
+    first: tuple[int, ...] | None = None  # what the window begins with instead of the tokenizer's own token
     void: bool = False  # nothing is written: it keeps its place among the others
 
 
@@ -109,8 +110,9 @@ class ActiveSequence:
         self.last_token = -1  # drawn, but not yet in the cache
         self.buffer = TextBuffer(self.options.stop)
         self.random = random.Random(derived_seed(self.options.seed, request.sample))
-        self.token_bytes = tokenizer.token_bytes
-        end_of_text = set() if tokenizer.end_of_text is None else {tokenizer.end_of_text}
+        self.token_bytes = tokenizer.written_bytes
+        self.prefix = tokenizer.prefix if request.first is not None else b""  # a space that a turn begins with
+        end_of_text = {*tokenizer.ends, *tokenizer.first}
         self.ends = request.stop_ids | (end_of_text if self.options.stop_at_eos else set())
         self.end_ids = torch.tensor(sorted(self.ends), dtype=torch.long)
         self.never = end_of_text - self.ends
@@ -206,7 +208,10 @@ class ActiveSequence:
                 completion.alternatives.append(likeliest(logprobs, self.options.logprobs))
         if self.lookup is not None:
             self.lookup.add(token)
-        text, stopped = self.buffer.add(self.token_bytes[token])
+        content = self.token_bytes[token]
+        if self.prefix and content:
+            content, self.prefix = content.removeprefix(self.prefix), b""
+        text, stopped = self.buffer.add(content)
         completion.text += text
         if self.constraint is not None:
             self.state = self.constraint.automaton.after(self.state, self.token_bytes[token])

@@ -72,13 +72,13 @@ def model_card(name: str, checkpoint: Path, model: GPT, tokenizer: Tokenizer, me
         "parameters": f"{model.num_parameters():,}",
         "layers, width, heads": f"{config.num_layers}, {config.hidden_size}, {config.num_heads}",
         "context": f"{config.context_length:,} tokens",
-        "vocabulary": f"{tokenizer.vocab_size:,} tokens, byte-level BPE",
+        "vocabulary": f"{tokenizer.vocab_size:,} tokens",
         "stored as": dtype,
         **({"labels": ", ".join(map(shown, metadata.labels)).replace("|", "\\|")} if metadata.labels else {}),
         **recorded(checkpoint),
     }
     example = _USE[use].replace("FILE", gguf or "").replace("CONTEXT", str(config.context_length))
-    mark = None if tokenizer.end_of_text is None else tokenizer.decode([tokenizer.end_of_text])
+    mark = None if tokenizer.begin is None else tokenizer.decode([tokenizer.begin])
     return (
         f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags: [gptcli]\n---\n"
         f"# {shown(name)}\n\nMade with gptcli.\n\n| | |\n|---|---|\n"

@@ -37,7 +37,7 @@ def chat_template(conversation: Conversation, tokenizer: Tokenizer) -> str:
         "END": conversation.end,
         "ANSWER": conversation.roles[ASSISTANT],
     }
-    text = _TEMPLATE.replace("BEGIN\n", "" if tokenizer.end_of_text is None else "{{- bos_token -}}\n")
+    text = _TEMPLATE.replace("BEGIN\n", "" if tokenizer.begin is None else "{{- bos_token -}}\n")
     # In one pass: a control token may spell one of the names.
     return re.sub(r"\b(?:ROLES|CONTROLS|END|ANSWER)\b", lambda m: json.dumps(values[m[0]], ensure_ascii=False), text)
 

@@ -29,6 +29,12 @@ def family_of(document: Mapping[str, Any], place: str) -> Family:
     return FAMILIES[name]
 
 
+def architecture_of(document: Mapping[str, Any]) -> str:
+    """The name of a config.json's class, else of its kind."""
+    architectures = document.get("architectures")
+    return str(architectures[0]) if architectures else str(document.get("model_type"))
+
+
 def read_config(document: Mapping[str, Any], family: Family, place: str) -> ModelConfig:
     """The ModelConfig that computes what the class does; DataError with every key that has no place in one."""
     problems = [f"{place}: {problem}" for problem in _foreign(document, family)]

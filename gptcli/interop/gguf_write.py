@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,50 +11,18 @@ import torch
 
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.config.model import ModelConfig
+from gptcli.data import tokenizer_file
+from gptcli.data.conversation import Conversation
+from gptcli.data.template import Template
 from gptcli.data.tokenizer import PATTERNS, Tokenizer
 from gptcli.interop.chat_template import chat_template
-from gptcli.interop.families import GPT2, LLAMA, QWEN3, Family
-from gptcli.interop.hf_write import converted
-from gptcli.interop.names import Names
+from gptcli.interop.families import Family
+from gptcli.interop.gguf_names import Architecture
+from gptcli.interop.gguf_vocabulary import for_gguf
+from gptcli.interop.hf_write import converted, token_ids
+from gptcli.interop.special_tokens import begins_with, token_names
 from gptcli.model.gpt import GPT
 from gptcli.train.metadata import ModelMetadata
-
-_OUTSIDE = {
-    "embedding": "token_embd",
-    "position_embedding": "position_embd",
-    "final_norm": "output_norm",
-    "head": "output",
-}
-_INSIDE = {
-    "attention_norm": ("attn_norm",),
-    "attention.qkv": ("attn_q", "attn_k", "attn_v"),
-    "attention.projection": ("attn_output",),
-    "attention.query_norm": ("attn_q_norm",),
-    "attention.key_norm": ("attn_k_norm",),
-    "mlp_norm": ("ffn_norm",),
-    "mlp.up": ("ffn_gate", "ffn_up"),
-    "mlp.projection": ("ffn_down",),
-}
-_GPT2_INSIDE = {**_INSIDE, "attention.qkv": ("attn_qkv",), "mlp.up": ("ffn_up",)}
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """An architecture of llama.cpp: it computes what a class of transformers does."""
-
-    name: str
-    family: Family
-    names: Names
-
-
-ARCHITECTURES = {
-    architecture.family.architecture: architecture
-    for architecture in (
-        Architecture("gpt2", GPT2, Names(outside=_OUTSIDE, block="blk.{}.", inside=_GPT2_INSIDE)),
-        Architecture("llama", LLAMA, Names(outside=_OUTSIDE, block="blk.{}.", inside=_INSIDE, rotation="pairs")),
-        Architecture("qwen3", QWEN3, Names(outside=_OUTSIDE, block="blk.{}.", inside=_INSIDE)),
-    )
-}
 
 ACTIVATIONS = ("gelu", "swiglu")  # the only ones in those architectures
 
@@ -89,14 +56,13 @@ def write_gguf(
     gguf = gguf_package()
     whole = architecture.family.whole(model.config)
     tensors = converted(model, whole, architecture.names, torch.float32)
-    pre = PRE_TOKENIZERS[split_pattern(tokenizer)]
     writer = gguf.GGUFWriter(path, architecture.name)
     try:
         _add_shape(writer, whole, architecture.family)
         writer.add_file_type(getattr(gguf.LlamaFileType, TYPES[dtype][1]))
         if dtype == "q8_0":
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        _add_tokenizer(writer, tokenizer, whole, metadata, pre)
+        _add_tokenizer(writer, tokenizer, whole, metadata)
         for name, tensor in tensors.items():
             kind = "F32" if tensor.ndim < 2 or any(part in name for part in IN_FLOAT32) else TYPES[dtype][0]
             if kind == "Q8_0" and tensor.shape[-1] % 32:
@@ -128,36 +94,50 @@ def _add_shape(writer: Any, config: ModelConfig, family: Family) -> None:
     writer.add_rope_freq_base(config.rope_theta)
 
 
-def _add_tokenizer(writer: Any, tokenizer: Tokenizer, config: ModelConfig, metadata: ModelMetadata, pre: str) -> None:
-    """Tokens, one for each row of the embedding, and merges."""
-    types = gguf_package().TokenType
-    document = json.loads(tokenizer.content)["model"]
-    by_id = {index: token for token, index in (document["vocab"] | tokenizer.specials).items()}
-    controls = set(tokenizer.specials.values())
-    tokens, kinds = [], []
-    for index in range(config.vocab_size or 0):
-        tokens.append(by_id.get(index, f"[PAD{index}]"))
-        kinds.append(types.CONTROL if index in controls else types.NORMAL if index in by_id else types.UNUSED)
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in document["merges"]]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    writer.add_token_merges(merges)
-    begin = tokenizer.end_of_text
-    writer.add_add_bos_token(begin is not None)
+def _add_tokenizer(writer: Any, tokenizer: Tokenizer, config: ModelConfig, metadata: ModelMetadata) -> None:
+    """Tokens, one for each row of the embedding, with merges or scores, and those that begin and end a text."""
+    document = json.loads(tokenizer.plain_content)
+    vocabulary = for_gguf(document, tokenizer, config.vocab_size or 0)
+    writer.add_tokenizer_model("llama" if vocabulary.scores else "gpt2")
+    writer.add_tokenizer_pre("default" if vocabulary.scores else PRE_TOKENIZERS[split_pattern(tokenizer)])
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.kinds)
+    if vocabulary.scores:
+        writer.add_token_scores(vocabulary.scores)
+        writer.add_add_space_prefix(bool(tokenizer.prefix))
+    else:
+        writer.add_token_merges(vocabulary.merges)
+    ids = token_ids(tokenizer, metadata)
+    begin, ends = ids["bos_token_id"], ids["eos_token_id"]
+    ends = ends if isinstance(ends, list) else [ends]
+    writer.add_add_bos_token(_adds_begin(tokenizer, metadata))
     if begin is not None:
         writer.add_bos_token_id(begin)
-        writer.add_eos_token_id(begin)
-    if metadata.conversation is not None:
-        writer.add_eot_token_id(metadata.conversation.end_id(tokenizer))
-        writer.add_chat_template(chat_template(metadata.conversation, tokenizer))
+    if ends[0] is not None:
+        writer.add_eos_token_id(ends[0])
+    if metadata.origin and ids["pad_token_id"] is not None:
+        writer.add_pad_token_id(ids["pad_token_id"])
+    match metadata.conversation:
+        case Conversation() as form:
+            writer.add_eot_token_id(form.end_id(tokenizer))
+            writer.add_chat_template(chat_template(form, tokenizer))
+        case Template() as form:
+            if len(ends) > 1:
+                writer.add_eot_token_id(ends[1])
+            writer.add_chat_template(form.source)
+
+
+def _adds_begin(tokenizer: Tokenizer, metadata: ModelMetadata) -> bool:
+    """Whether every text begins with bos_token: of an imported model where its own program put it there."""
+    if not metadata.origin:
+        return tokenizer.begin is not None
+    settings = json.loads(metadata.origin.get("tokenizer_config.json", "{}"))
+    return begins_with(tokenizer.plain_content, settings, token_names(settings)) is not None
 
 
 def split_pattern(tokenizer: Tokenizer) -> str:
     """The name of the pattern that cuts text before it is encoded; DataError where llama.cpp has none for it."""
-    splitter = json.loads(tokenizer.content)["pre_tokenizer"]
-    parts = splitter.get("pretokenizers", [splitter])
+    parts = tokenizer_file.parts(json.loads(tokenizer.plain_content), "pre_tokenizer")
     regexes = [part["pattern"].get("Regex") for part in parts if part["type"] == "Split"]
     digits = any(part["type"] == "Digits" for part in parts)
     if not regexes and parts[-1].get("use_regex", True):
@@ -170,7 +150,6 @@ def split_pattern(tokenizer: Tokenizer) -> str:
 
 def unheld(tokenizer: Tokenizer) -> str | None:
     """What of the tokenizer no GGUF file can say, or None."""
-    normalizer = json.loads(tokenizer.content).get("normalizer")
-    return (
-        "llama.cpp does not compose characters (NFC) before it encodes, as this tokenizer does" if normalizer else None
-    )
+    normalizer = tokenizer_file.parts(json.loads(tokenizer.plain_content), "normalizer")
+    composes = any(part["type"] == "NFC" for part in normalizer)
+    return "llama.cpp does not compose characters (NFC) before it encodes, as this tokenizer does" if composes else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,12 @@ import torch
 from torch import Tensor
 
 from gptcli.base import fsio
-from gptcli.base.errors import NumericalError
+from gptcli.base.errors import DataError, NumericalError
 from gptcli.config.model import ModelConfig
+from gptcli.data.conversation import Conversation
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.interop.chat_template import chat_template
-from gptcli.interop.configs import write_config
+from gptcli.interop.configs import family_of, read_config, write_config
 from gptcli.interop.families import Family
 from gptcli.interop.hf_read import SINGLE
 from gptcli.interop.names import Names, outgoing
@@ -26,13 +29,12 @@ from gptcli.train.weights import stored_weights
 def write_directory(
     directory: Path, model: GPT, tokenizer: Tokenizer, metadata: ModelMetadata, family: Family, dtype: torch.dtype
 ) -> None:
-    """All files but the model card. A classifier becomes the family's class for that."""
-    begin = tokenizer.end_of_text
-    ends = [] if begin is None else [begin]
-    if metadata.conversation is not None:
-        ends.append(metadata.conversation.end_id(tokenizer))
-    ids = {"bos_token_id": begin, "eos_token_id": ends[0] if len(ends) == 1 else ends or None, "pad_token_id": begin}
-    config = write_config(model.config, family) | ids | {"dtype": str(dtype).removeprefix("torch.")}
+    """All files but the model card. A classifier becomes the family's class for that.
+
+    What an imported model came with goes back as it was, as far as it still holds.
+    """
+    ids = token_ids(tokenizer, metadata)
+    config = _config(model, metadata, family) | ids | {"dtype": str(dtype).removeprefix("torch.")}
     if metadata.labels:
         config["architectures"] = [family.classifier]
         config["id2label"] = {str(index): label for index, label in enumerate(metadata.labels)}
@@ -40,15 +42,48 @@ def write_directory(
     fsio.write_json(directory / "config.json", config)
     write_tensors(converted(model, family.whole(model.config), family.names, dtype), directory / SINGLE,
                   metadata={"format": "pt"})  # fmt: skip
-    fsio.write_file(directory / "tokenizer.json", tokenizer.content)
-    fsio.write_json(directory / "tokenizer_config.json", _tokenizer_config(model.config, tokenizer))
-    if not metadata.labels:
-        fsio.write_json(directory / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
-    if metadata.conversation is not None:
-        fsio.write_file(directory / "chat_template.jinja", chat_template(metadata.conversation, tokenizer))
+    fsio.write_file(directory / "tokenizer.json", tokenizer.plain_content)
+    beside = dict(metadata.origin) or {"tokenizer_config.json": _tokenizer_config(model.config, tokenizer)}
+    if isinstance(metadata.conversation, Conversation):
+        beside = dict(_without_template(beside))
+        beside["chat_template.jinja"] = chat_template(metadata.conversation, tokenizer)
+    given = _object(beside.get("generation_config.json"))
+    said = {name: value for name, value in ids.items() if value is not None}
+    if {**given, **said} != given or "generation_config.json" not in beside:
+        beside["generation_config.json"] = _text({**given, **said})
+    for name, text in sorted(beside.items()):
+        if name != "config.json" and not (metadata.labels and name == "generation_config.json"):
+            fsio.write_file(directory / name, text)
 
 
-def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+def _config(model: GPT, metadata: ModelMetadata, family: Family) -> dict[str, Any]:
+    """The config.json that the model came with where it still says the same, else a new one."""
+    came = _object(metadata.origin.get("config.json"))
+    try:
+        if came and family_of(came, "") is family and read_config(came, family, "") == model.config:
+            return {key: value for key, value in came.items() if key not in ("torch_dtype", "dtype")}
+    except DataError:  # of a class that goes out as another one
+        pass
+    return write_config(model.config, family)
+
+
+def token_ids(tokenizer: Tokenizer, metadata: ModelMetadata) -> dict[str, Any]:
+    """bos_token_id, eos_token_id and pad_token_id: those the model came with, and the end of a turn of our own form."""
+    begin = tokenizer.begin
+    ends = list(tokenizer.ends)
+    found: dict[str, Any] = {"bos_token_id": begin, "pad_token_id": tokenizer.end_of_text}
+    came = [_object(metadata.origin.get(name)) for name in ("config.json", "generation_config.json")]
+    for document in came:
+        found |= {name: document[name] for name in found if name in document}
+        if document.get("eos_token_id") is not None:
+            given = document["eos_token_id"]
+            ends = list(given) if isinstance(given, list) else [given]
+    if isinstance(metadata.conversation, Conversation):
+        ends = list(dict.fromkeys([*ends, metadata.conversation.end_id(tokenizer)]))
+    return {**found, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+
+
+def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> str:
     """Of the class that takes tokenizer.json as it is: those named after a model rebuild it in transformers 5, with
     another split pattern."""
     document: dict[str, Any] = {
@@ -56,10 +91,30 @@ def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, An
         "model_max_length": config.context_length,
         "clean_up_tokenization_spaces": False,
     }
-    if tokenizer.end_of_text is not None:
-        mark = tokenizer.decode([tokenizer.end_of_text])
-        document |= {"bos_token": mark, "eos_token": mark, "pad_token": mark}
-    return document
+    if tokenizer.begin is not None:
+        document["bos_token"] = tokenizer.decode([tokenizer.begin])
+    if tokenizer.end is not None:
+        document["eos_token"] = document["pad_token"] = tokenizer.decode([tokenizer.end])
+    return _text(document)
+
+
+def _without_template(beside: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The files without a chat template that no longer holds."""
+    for name, text in beside.items():
+        if name.startswith("chat_template."):
+            continue
+        if name == "tokenizer_config.json" and "chat_template" in (document := _object(text)):
+            text = _text({key: value for key, value in document.items() if key != "chat_template"})
+        yield name, text
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    document = json.loads(text) if text else {}
+    return document if isinstance(document, dict) else {}
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
 
 
 def converted(model: GPT, whole: ModelConfig, names: Names, dtype: torch.dtype) -> dict[str, Tensor]:

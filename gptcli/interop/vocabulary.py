@@ -1,7 +1,8 @@
-"""The tokenizer of a directory that transformers wrote, and its chat template."""
+"""The tokenizer of a directory that transformers wrote."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,34 +10,69 @@ from typing import Any
 from gptcli.base import fsio
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
-from gptcli.data.tokenizer import END_OF_TEXT, Tokenizer, from_merges
+from gptcli.data.tokenizer import END_OF_TEXT, Tokenizer, from_merges, special
+from gptcli.interop import sentencepiece
 from gptcli.interop.hf_read import inside
 
 # Classes whose vocab.json and merges.txt are byte-level BPE -> the name of their split pattern.
 MERGES_CLASSES = {None: "gpt2", "GPT2Tokenizer": "gpt2", "GPT2TokenizerFast": "gpt2",
                   "Qwen2Tokenizer": "qwen2", "Qwen2TokenizerFast": "qwen2"}  # fmt: skip
+WORDPIECE_CONTROLS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """From tokenizer.json or else vocab.json and merges.txt; DataError where there is none that gptcli can hold."""
+    """From the files that hold a tokenizer, tokenizer.json first; DataError where there is none that can be read."""
     if path := inside(directory, "tokenizer.json"):
         return Tokenizer(path.read_bytes(), name=str(path))
     vocabulary, merges = inside(directory, "vocab.json"), inside(directory, "merges.txt")
     if vocabulary and merges:
         return _from_merges(directory, vocabulary, merges)
-    if path := inside(directory, "tokenizer.model"):
-        raise DataError(f"{shown(str(path))}: a SentencePiece tokenizer; gptcli reads byte-level BPE")
+    for name in SENTENCEPIECE:
+        if path := inside(directory, name):
+            return _from_sentencepiece(path, _document(directory, "tokenizer_config.json"))
+    if path := inside(directory, "vocab.txt"):
+        return _from_words(path, _document(directory, "tokenizer_config.json"))
     raise DataError(
-        f"{shown(str(directory))}: no tokenizer.json and no vocab.json with merges.txt; download the tokenizer too"
+        f"{shown(str(directory))}: no tokenizer.json, no vocab.json with merges.txt, no tokenizer.model and no "
+        "vocab.txt; download the tokenizer too"
     )
 
 
-def read_chat_template(directory: Path) -> str | None:
-    """The chat template of a directory, if it has one."""
-    if path := inside(directory, "chat_template.jinja"):
-        return path.read_bytes().decode(errors="replace")
-    template = _document(directory, "tokenizer_config.json").get("chat_template")
-    return template if isinstance(template, str) else None
+def _from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    try:
+        model = sentencepiece.read_model(path.read_bytes())
+        added = {int(index): _content(token) for index, token in _mapping(settings.get("added_tokens_decoder")).items()}
+        known = {piece.text for piece in model.pieces}
+        for index, token in sorted(added.items()):
+            if token not in known and index == len(model.pieces):  # those that were added after training
+                model.pieces.append(sentencepiece.Piece(token, 0.0, sentencepiece.Kind.CONTROL))
+        return Tokenizer(sentencepiece.tokenizer_json(model), name=str(path))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(f"{shown(str(path))}: not a SentencePiece model ({shown(str(error))})") from None
+
+
+def _from_words(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    """WordPiece as BERT has it, in vocab.txt a token on each line."""
+    try:
+        tokens = path.read_bytes().decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{shown(str(path))}: not UTF-8 ({error.reason}); the file is damaged") from None
+    small = settings.get("do_lower_case", True) is not False
+    by_name = {token: index for index, token in enumerate(tokens)}
+    document = {
+        "version": "1.0",
+        "added_tokens": [special(by_name[token], token) for token in WORDPIECE_CONTROLS if token in by_name],
+        "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
+                       "strip_accents": None, "lowercase": small},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                  "max_input_chars_per_word": 100, "vocab": by_name},
+    }  # fmt: skip
+    return Tokenizer(json.dumps(document, ensure_ascii=False).encode(), name=str(path))
 
 
 def _from_merges(directory: Path, vocabulary_path: Path, merges_path: Path) -> Tokenizer:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from gptcli.base.errors import DataError
 from gptcli.config.finetune import FinetuneConfig, RowsConfig
 from gptcli.data.conversation import Conversation, read_messages
 from gptcli.data.example import Example, Reader, cut_example
 from gptcli.data.rows import Row
+from gptcli.data.template import Form
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.tasks.instruct import validate_targets
 from gptcli.tasks.task import Task
@@ -21,12 +23,16 @@ def chat(config: FinetuneConfig, tokenizer: Tokenizer, base: ModelMetadata, max_
     return Task(tokenizer, ModelMetadata(conversation=form), reader, lambda _: next_token_nats, validate_targets)
 
 
-def _reader(data: RowsConfig, tokenizer: Tokenizer, form: Conversation, max_tokens: int) -> Reader:
+def _reader(data: RowsConfig, tokenizer: Tokenizer, form: Form, max_tokens: int) -> Reader:
     """Read a conversation, of which the assistant's turns are learnt."""
 
     def read(row: Row) -> Example:
-        ids, learnt = form.example(read_messages(row.fields.get(data.messages_field), row.place), tokenizer)
-        first = tokenizer.first
+        messages = read_messages(row.fields.get(data.messages_field), row.place)
+        try:
+            ids, learnt = form.example(messages, tokenizer)
+        except DataError as error:
+            raise DataError(*(f"{row.place}: {problem}" for problem in error.problems)) from None
+        first = form.first(tokenizer)
         return cut_example(row.place, first + ids, [False] * len(first) + learnt, max_tokens)
 
     return read

@@ -31,14 +31,14 @@ def instruct(config: FinetuneConfig, tokenizer: Tokenizer, base: ModelMetadata, 
 
 
 def _reader(data: RowsConfig, tokenizer: Tokenizer, max_tokens: int) -> Reader:
-    """Read a prompt, and the completion that is learnt with the <|endoftext|> that ends it."""
+    """Read a prompt, and the completion that is learnt with the token that ends it."""
 
     def read(row: Row) -> Example:
         prompt, completion = row.text(data.prompt_field), row.text(data.completion_field)
         if not completion.strip():
             raise DataError(f"{row.place}: the completion is empty, so nothing to learn; write it or drop the row")
         before = [*tokenizer.first, *tokenizer.encode(prompt)]
-        after = [*tokenizer.encode(completion), *tokenizer.first]
+        after = [*tokenizer.encode(completion), *tokenizer.last]
         return cut_example(row.place, before + after, [False] * len(before) + [True] * len(after), max_tokens)
 
     return read

@@ -4,6 +4,7 @@ config.json           {format, version, step, model}, and `labels` and `pooling`
                       chat model
 model.safetensors     weights by their names in model.gpt.GPT
 tokenizer.json
+origin.json           of an imported model: the files beside its weights, for the way back
 training.safetensors  optimizer state: `KIND.PARAMETER`
 training.json         step, tokens seen, the run file, the best validation so far
 manifest.json         size and sha256 of the others; written last, before the directory gets its name
@@ -25,7 +26,7 @@ from gptcli.data.tokenizer import Tokenizer
 from gptcli.model.gpt import GPT
 from gptcli.model.lora import WEIGHTS as ADAPTER_WEIGHTS
 from gptcli.model.safetensors_io import check_finite, read_tensors, tensor_shapes, write_tensors
-from gptcli.train.metadata import FORMAT, VERSION, ModelMetadata, read_config, read_metadata
+from gptcli.train.metadata import FORMAT, ORIGIN_FILE, VERSION, ModelMetadata, read_config, read_metadata
 from gptcli.train.state import ScheduleRescale, TrainState
 from gptcli.train.weights import MODEL_FILE, Weights, WholeWeights, stored_weights
 
@@ -84,6 +85,8 @@ def save_model(
     """Write the part of a checkpoint that loading a model needs; `weights` says how they are stored, default whole."""
     (weights or WholeWeights()).write(model, directory)
     fsio.write_new_file(directory / "tokenizer.json", tokenizer.content)
+    if metadata and metadata.origin:
+        fsio.write_new_json(directory / ORIGIN_FILE, dict(metadata.origin))
     config = {"format": FORMAT, "version": VERSION, "step": step, "model": dataclasses.asdict(model.config)}
     fsio.write_new_json(directory / "config.json", config | (metadata or ModelMetadata()).as_json())
 

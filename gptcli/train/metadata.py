@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,9 +12,10 @@ from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.config.finetune import Pooling
 from gptcli.config.model import ModelConfig
-from gptcli.data.conversation import Conversation
+from gptcli.data.template import Form, form_of
 
 FORMAT, VERSION = "gptcli-checkpoint", 1
+ORIGIN_FILE = "origin.json"
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,10 @@ class ModelMetadata:
     and the form of its conversations."""
 
     labels: tuple[str, ...] = ()
-    conversation: Conversation | None = None
+    conversation: Form | None = None
     adapter: Adapter | None = None
     pooling: Pooling = "last"
+    origin: Mapping[str, str] = field(default_factory=dict)  # files that an imported model came with, by name
 
     def as_json(self) -> dict[str, Any]:
         """Return its part of config.json; empty for a model of text."""
@@ -63,22 +66,32 @@ def read_metadata(directory: Path) -> ModelMetadata:
     try:
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise ValueError("labels must be a list of names")
-        form = None if conversation is None else Conversation.from_json(conversation)
+        form = None if conversation is None else form_of(conversation)
         base = document.get("base")
         adapter = None if base is None else Adapter(str(base["path"]), str(base["sha256"]))
         pooling = document.get("pooling", "last")
         if pooling not in get_args(Pooling):
             raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}")
-        return ModelMetadata(tuple(labels), form, adapter, pooling)
+        return ModelMetadata(tuple(labels), form, adapter, pooling, _read_origin(directory))
     except (ValueError, TypeError, KeyError) as error:
         raise _damaged(directory / "config.json", error) from None
+
+
+def _read_origin(directory: Path) -> dict[str, str]:
+    path = directory / ORIGIN_FILE
+    document = fsio.read_json(path) if path.is_file() else {}
+    if not isinstance(document, dict) or not all(isinstance(text, str) for text in document.values()):
+        raise _damaged(path, ValueError("want the text of each file"))
+    return document
 
 
 def _read_document(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     document = fsio.read_json(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise DataError(f"{shown(str(path))}: not the config of a gptcli checkpoint")
+        theirs = isinstance(document, dict) and ("architectures" in document or "model_type" in document)
+        mend = f"; bring the model in first: gptcli import {shown(str(directory))} -o RUN" if theirs else ""
+        raise DataError(f"{shown(str(path))}: not the config of a gptcli checkpoint{mend}")
     if document.get("version") != VERSION:
         raise DataError(
             f"{shown(str(path))}: version {shown(str(document.get('version')))}; this gptcli reads {VERSION}"

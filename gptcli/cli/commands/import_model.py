@@ -10,27 +10,30 @@ from gptcli.cli.commands import options
 
 
 @click.command("import", no_args_is_help=True)
-@click.argument("source", type=click.Path(path_type=Path), metavar="HF_DIR")
+@click.argument("source", type=click.Path(path_type=Path), metavar="SOURCE")
 @click.option("-o", "--output", required=True, type=options.Output(path_type=Path), help="The checkpoint to make.")
+@click.option("--base", metavar="RUN", help="The model that a PEFT adapter changes.")
 @options.as_json
 @options.force
 @options.quiet
-def import_model(source: Path, output: Path, as_json: bool, force: bool, quiet: bool) -> None:
-    """Bring in a model from a directory that transformers wrote.
+def import_model(source: Path, output: Path, base: str | None, as_json: bool, force: bool, quiet: bool) -> None:
+    """Bring in a pretrained model: a directory that transformers wrote, or a GGUF file.
 
-    GPT-2 (distilgpt2 and Cerebras-GPT too), Llama, Qwen 2 and 3, and NanoChat, from safetensors and with a byte-level
-    BPE tokenizer. The result computes the same logits and is a checkpoint as any other. Nothing of the directory is
-    run, and nothing is downloaded.
+    The weights of a directory are those of safetensors, of a GGUF file of any type that the package gguf dequantises,
+    and the result computes the same logits. With them come the tokenizer, the tokens that begin and end a text, and the
+    chat template. An adapter of PEFT (LoRA) is merged into the checkpoint of its model, --base. Nothing of the files is
+    run but the template, in a sandbox, and nothing is downloaded.
 
     \b
-    Example:
+    Examples:
+      gptcli import SmolLM2-135M-Instruct.Q4_1.gguf -o runs/smol && gptcli chat runs/smol
       gptcli import gpt2/ -o runs/gpt2
-      echo "Once upon a time" | gptcli generate runs/gpt2
+      gptcli import adapter/ --base runs/smol -o runs/tuned
     """
     from gptcli.api.import_model import import_model as run
     from gptcli.cli import console
 
-    imported = run(source, output, force=force, report=console.ConsoleReport("import", quiet=quiet))
+    imported = run(source, output, base=base, force=force, report=console.ConsoleReport("import", quiet=quiet))
     if as_json:
         console.write_json(imported.as_dict())
     else:
