@@ -135,10 +135,10 @@ def _config(
             raise DataError(f"{place}: rope.scaling.type {shown(str(scaling))}: gptcli does not read it from a GGUF "
                             "file; import the model's Hugging Face directory")  # fmt: skip
         document["rope_parameters"] = {"rope_type": "default", "rope_theta": ours["rope_theta"]}
-    for module, key in family.biases.items():
-        if isinstance(key, str):
+    for module, said in family.biases.items():
+        if isinstance(said, str):
             theirs = architecture.names.inside[module][0]
-            document[key] = f"{architecture.names.block.format(0)}{theirs}.bias" in tensors
+            document[said] = f"{architecture.names.block.format(0)}{theirs}.bias" in tensors
     return document
 
 
