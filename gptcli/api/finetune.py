@@ -78,7 +78,13 @@ def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, r
     examples = read_examples(config, tokenizer, metadata, model.config)
     for line in examples.notes():
         report.message(line)
-    return rows_job(config, examples, dataclasses.replace(examples.task.metadata, adapter=adapter, origin=metadata.origin), identity, runtime)
+    return rows_job(
+        config,
+        examples,
+        dataclasses.replace(examples.task.metadata, adapter=adapter, origin=metadata.origin),
+        identity,
+        runtime,
+    )
 
 
 def _identity(base: Path) -> list[str]:

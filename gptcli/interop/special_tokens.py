@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gptcli.base.errors import DataError
+from gptcli.base.escape import shown
 from gptcli.data.tokenizer import DOCUMENT_MARKS, Tokenizer
 
 NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -59,12 +61,15 @@ def mark(
     config.json (`ids`), and with <|endoftext|>.
     """
     content = tokenizer.plain_content
+    try:
+        begin = begins_with(content, settings, names)
+    except (TypeError, KeyError, LookupError, AttributeError) as error:
+        raise DataError(f"tokenizer.json: post_processor: {shown(str(error))}; the file is damaged") from None
     by_id = {index: name for name, index in tokenizer.specials.items()}
     document = json.loads(content)
     by_id = {index: token for token, index in _vocabulary(document).items()} | by_id
     known = set(by_id.values())
     own = next((name for name in DOCUMENT_MARKS if name in tokenizer.specials), None)
-    begin = begins_with(content, settings, names)
     ends = [names.get("eos_token")]
     for config in ids:
         given = config.get("eos_token_id")
