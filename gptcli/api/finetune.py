@@ -25,8 +25,8 @@ from gptcli.observe.tensorboard import check_installed, recording
 from gptcli.tasks.dataset import read_examples, rows_job
 from gptcli.tasks.text import text_job
 from gptcli.train import checkpoint
-from gptcli.train.loop import make_optimizers
 from gptcli.train.metadata import Adapter, ModelMetadata, read_metadata
+from gptcli.train.optimizers import make_optimizers
 from gptcli.train.resume import as_it_began
 from gptcli.train.run import Job, Outcome, Training
 from gptcli.train.run_directory import check_vacant, claimed, clear, find_checkpoint

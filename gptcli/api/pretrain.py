@@ -27,7 +27,8 @@ from gptcli.train import checkpoint
 from gptcli.train.autoconfig import Settler, training_flops_per_second
 from gptcli.train.deadline import Deadline
 from gptcli.train.initial import new_state
-from gptcli.train.loop import micro_batch_rows, next_token_nats
+from gptcli.train.loss import next_token_nats
+from gptcli.train.micro_batches import micro_batch_rows
 from gptcli.train.run import Job, Outcome, Training
 from gptcli.train.run_directory import check_vacant, claimed, clear
 

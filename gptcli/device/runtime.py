@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from gptcli.base.errors import ConfigError
 from gptcli.config.train import RuntimeConfig
 from gptcli.device import accelerators
 from gptcli.device.machine import matmul_peak
+from gptcli.device.private_torch import cpu_multiplies_bfloat16
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def make_runtime(config: RuntimeConfig, *, inference: bool = False) -> Runtime:
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     if config.dtype == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16() and not inference
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_multiplies_bfloat16() and not inference
         dtype = torch.bfloat16 if fast else torch.float32
     else:
         dtype = getattr(torch, config.dtype)
@@ -68,13 +68,6 @@ def _device(name: str) -> torch.device:
         usable = ", ".join(kind for kind, usable in there.items() if usable)
         raise ConfigError(f"runtime.device: {name} is not available here; available: {usable}")
     return device
-
-
-def _cpu_has_bfloat16() -> bool:
-    """True where the CPU multiplies bfloat16 in hardware; oneDNN emulates it elsewhere, slowly."""
-    return any(
-        getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    ) or (platform.machine() in ("arm64", "aarch64") and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def matmul_flops_per_second(runtime: Runtime) -> float | None:

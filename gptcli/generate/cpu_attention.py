@@ -17,6 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gptcli.device.private_torch import embedding_bag
+
 PAGE = 64  # tokens
 
 
@@ -56,10 +58,7 @@ class Bags:
         return _bags(values, self.value_index, self.value_offsets, weights.view(-1).to(values.dtype)).float()
 
 
-_product = torch.ops.aten._embedding_bag_forward_only.default._op  # as in weights.py
-
-
 def _bags(table: Tensor, index: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of rows of the table (rows, width), one for each offset -> (offsets, width)."""
-    sums: Tensor = _product(table, index, offsets, False, 0, False, weights)[0]
+    sums: Tensor = embedding_bag(table, index, offsets, False, 0, False, weights)[0]
     return sums

@@ -25,6 +25,7 @@ from gptcli.config.generate import GenerateOptions
 from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.machine import device_memory_bytes
+from gptcli.device.private_torch import disable_torch_function
 from gptcli.device.runtime import Runtime
 from gptcli.generate.constrain import Constraints, most_tokens
 from gptcli.generate.kv_cache import QUERY_BLOCK, Decode, Prefill, cache_bytes
@@ -42,7 +43,7 @@ PREFILL_TOKENS = 1024  # of prompts in one pass while no text waits for it: the 
 LOGPROB_ROWS = 64  # of the vocabulary's size, at once
 # Else a call with an argument that is not a tensor (a dtype, a packed weight) looks for its __torch_function__, and the
 # exception that ends the search takes 1 to 6 microseconds: of the time of one text 4 %, in int8 8 %.
-_NO_OVERRIDES = torch._C.DisableTorchFunctionSubclass
+_NO_OVERRIDES = disable_torch_function
 
 
 def _default_rows(config: ModelConfig, runtime: Runtime) -> int:

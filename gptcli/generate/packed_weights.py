@@ -32,6 +32,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptcli.base.errors import ConfigError
+from gptcli.device.private_torch import (
+    fbgemm_half_linear,
+    fbgemm_int8_linear,
+    fbgemm_pack_half,
+    fbgemm_pack_int8,
+    int8_weight_mm,
+    int_mm,
+    onednn_linear,
+    onednn_pack,
+)
 from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT, MLP, Attention, Linear, Norm, Scale
 
@@ -52,8 +62,8 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
         self.out_features = linear.out_features
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype))
-        self.dtype, self.product = dtype, torch.ops.mkldnn._linear_pointwise.default._op
+        self.packed = onednn_pack(linear.weight.detach().to(dtype))
+        self.dtype, self.product = dtype, onednn_linear()
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().to(dtype), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,10 +91,10 @@ class HalfLinear(nn.Module):
         super().__init__()
         self.out_features = linear.out_features
         bias = None if linear.bias is None else linear.bias.detach().float()
-        self.packed = torch.ops.quantized.linear_prepack_fp16(linear.weight.detach().float(), bias)
+        self.packed = fbgemm_pack_half(linear.weight.detach().float(), bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.quantized.linear_dynamic_fp16.default(x, self.packed)
+        return fbgemm_half_linear(x, self.packed)
 
 
 class Int8Linear(nn.Module):
@@ -99,8 +109,8 @@ class Int8Linear(nn.Module):
             warnings.simplefilter("ignore")
             zeros = torch.zeros(len(scales), dtype=torch.long)
             quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-            self.packed = torch.ops.quantized.linear_prepack(quantized, None)
-        self.product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default._op
+            self.packed = fbgemm_pack_int8(quantized)
+        self.product = fbgemm_int8_linear()
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,7 +139,7 @@ class Int8WeightLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).bfloat16()
-        y = torch._weight_int8pack_mm(rows, self.weight, self.scales).float().view(*x.shape[:-1], -1)
+        y = int8_weight_mm(rows, self.weight, self.scales).float().view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 
@@ -153,7 +163,7 @@ class Int8CudaLinear(nn.Module):
         scale = rows.abs().amax(-1, keepdim=True).clamp_min(1e-30) / ROW_LEVELS
         whole = (rows / scale).round().to(torch.int8)
         whole = F.pad(whole, (0, self.weight.shape[1] - rows.shape[1], 0, -len(rows) % 32))
-        y = torch._int_mm(whole, self.weight.t())[: len(rows), : self.out_features] * scale * self.scales
+        y = int_mm(whole, self.weight.t())[: len(rows), : self.out_features] * scale * self.scales
         y = y if self.bias is None else y + self.bias
         return y.to(x.dtype).view(*x.shape[:-1], -1)
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptcli.device.private_torch import softmax_backward_data
 from gptcli.model.dropout import mask
 
 QUERY_BLOCK = 128  # measured best of 64..512 for T = 256..2048 on 2 Zen 4 cores
@@ -75,7 +76,7 @@ class _CausalAttention(torch.autograd.Function):
             if dropped_by is not None:
                 d_weights *= dropped_by
                 dropped = weights * dropped_by
-            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_scores = softmax_backward_data(d_weights, weights, -1, weights.dtype)
             dq.append(torch.baddbmm(unused, d_scores, k[:, :end], beta=0, alpha=D**-0.5))
             part_of_dk = torch.baddbmm(unused, d_scores.mT, q_block, beta=0, alpha=D**-0.5)
             part_of_dv = torch.bmm(dropped.mT, dy_block)

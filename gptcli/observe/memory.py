@@ -16,7 +16,8 @@ from gptcli.evaluate.scoring import batch_tokens
 from gptcli.model.attention import QUERY_BLOCK
 from gptcli.model.gpt import GPT
 from gptcli.train.loss import chunk_rows, held_rows
-from gptcli.train.optimizers import batch_elements, muon_tiles
+from gptcli.train.muon import muon_tiles
+from gptcli.train.optimizer_base import batch_elements
 
 # Of a pretraining process before it makes its model: Python, torch and the libraries (torch 2.13 on Linux).
 PROCESS_BYTES = 235 << 20

@@ -18,8 +18,8 @@ from gptcli.model.gpt import GPT
 from gptcli.observe.memory import Memory, Workload, training_memory
 from gptcli.observe.plan_report import Plan, Rates, Target
 from gptcli.observe.step_times import step_times
-from gptcli.train.loop import micro_batch_rows
-from gptcli.train.step import pairs
+from gptcli.train.micro_batches import micro_batch_rows
+from gptcli.train.step_paired import can_pair
 
 
 def make_plan(config: PretrainConfig, target: Target, rates: Rates, *, measured_step_seconds: float | None) -> Plan:
@@ -36,7 +36,7 @@ def make_plan(config: PretrainConfig, target: Target, rates: Rates, *, measured_
 
     def memory(micro_batch: int) -> Memory:
         steps = train.batch_size // micro_batch
-        at_once = 2 if steps > 1 and target.on_cpu and pairs(model, target.threads) else 1
+        at_once = 2 if steps > 1 and target.on_cpu and can_pair(model, target.threads) else 1
         work = Workload(
             model,
             config.optim,

@@ -13,7 +13,8 @@ from gptcli.data.packing import counted
 from gptcli.device.machine import synchronize
 from gptcli.device.runtime import Runtime, keep_freed_memory
 from gptcli.train.initial import new_state
-from gptcli.train.loop import micro_batch_rows, train_step
+from gptcli.train.loop import train_step
+from gptcli.train.micro_batches import micro_batch_rows
 from gptcli.train.state import TrainState
 
 STEPS, STEP_SECONDS = 5, 5.0  # at least so many measured steps, and more while time is left

@@ -11,7 +11,7 @@ from gptcli.data.template import Form
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.tasks.instruct import validate_targets
 from gptcli.tasks.task import Task
-from gptcli.train.loop import next_token_nats
+from gptcli.train.loss import next_token_nats
 from gptcli.train.metadata import ModelMetadata
 
 

@@ -18,7 +18,7 @@ from gptcli.device.runtime import Runtime
 from gptcli.evaluate.scoring import batch_tokens
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.tasks.task import Task
-from gptcli.train.loop import next_token_nats
+from gptcli.train.loss import next_token_nats
 from gptcli.train.metadata import ModelMetadata
 from gptcli.train.run import Validation
 

@@ -22,7 +22,7 @@ from gptcli.evaluate.perplexity import score_documents
 from gptcli.generate.engine import Engine, Request
 from gptcli.model.gpt import GPT
 from gptcli.tasks.job import train_config, tuning_job
-from gptcli.train.loop import next_token_nats
+from gptcli.train.loss import next_token_nats
 from gptcli.train.metadata import ModelMetadata
 from gptcli.train.run import Job, Validation
 

@@ -32,7 +32,8 @@ from gptcli.data.shards import is_prepared
 from gptcli.device.runtime import Runtime, matmul_flops_per_second
 from gptcli.model.gpt import GPT
 from gptcli.train.compile import unable_to_compile
-from gptcli.train.loop import make_optimizers, train_step
+from gptcli.train.loop import train_step
+from gptcli.train.optimizers import make_optimizers
 from gptcli.train.resume import as_it_began
 from gptcli.train.state import TrainState
 

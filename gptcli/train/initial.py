@@ -11,7 +11,8 @@ from gptcli.device.attention_kernels import use_fastest
 from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT
 from gptcli.train.compile import compile_blocks
-from gptcli.train.loop import make_optimizers, micro_batch_rows
+from gptcli.train.micro_batches import micro_batch_rows
+from gptcli.train.optimizers import make_optimizers
 from gptcli.train.state import TrainState
 
 

@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptcli.data.batches import IGNORE
+from gptcli.data.batches import IGNORE, Batch
+from gptcli.device.runtime import Runtime
+from gptcli.model.attention import Packed
+from gptcli.model.gpt import GPT
 
 CHUNK_LOGITS = 1 << 21  # logits of a chunk: 8 MB in float32, which stays in a CPU's last-level cache
 CHUNK_ROWS = 256  # and at least so many rows, 51 MB for GPT-2, whose head took 1.6 times as long with 41
@@ -104,6 +107,14 @@ def head_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, *, 
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
     return _HeadCrossEntropy.apply(flat, head_weight, targets.reshape(-1), cap)  # type: ignore[no-untyped-call]
+
+
+def next_token_nats(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
+    """Return the summed cross-entropy of the batch's targets, a float32 scalar: what pretraining minimises."""
+    layout = None if batch.lengths is None else Packed(batch.lengths, device=runtime.device)
+    hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype, layout=layout)
+    targets = batch.targets.to(runtime.device)
+    return head_cross_entropy(hidden, model.head.weight, targets, cap=model.config.logit_softcap)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,9 +35,10 @@ from gptcli.device.runtime import Runtime, matmul_flops_per_second
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.train import checkpoint
 from gptcli.train.deadline import Deadline
-from gptcli.train.loop import Hooks, micro_batch_rows, train
+from gptcli.train.loop import Hooks, train
 from gptcli.train.metadata import ModelMetadata
 from gptcli.train.metrics import Record
+from gptcli.train.micro_batches import micro_batch_rows
 from gptcli.train.resume import check_same_run
 from gptcli.train.retention import keep, newest_verified, tidy
 from gptcli.train.run_directory import trim_metrics

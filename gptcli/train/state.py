@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from gptcli.model.gpt import GPT
 from gptcli.train.optimizers import Optimizers
-from gptcli.train.step import Passes, make_passes
+from gptcli.train.step import GradientStep
+from gptcli.train.step_choice import make_gradient_step
 from gptcli.train.weights import Weights, WholeWeights
 
 
@@ -38,9 +39,9 @@ class TrainState:
     weights: Weights = field(default_factory=WholeWeights)
 
     @functools.cached_property
-    def passes(self) -> Passes:
-        """What computes its steps."""
-        return make_passes(self.model, self.optimizers)
+    def gradient_step(self) -> GradientStep:
+        """What computes its steps, chosen at first use."""
+        return make_gradient_step(self.model, self.optimizers)
 
     def last_step(self, planned_steps: int) -> int:
         """The step that ends a run of so many steps."""

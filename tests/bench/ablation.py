@@ -94,7 +94,7 @@ def begin(run_file: Path, overrides: list[str], seed: int) -> tuple:
     from gptcli.device.runtime import keep_freed_memory, make_runtime
     from gptcli.evaluate.perplexity import score_documents
     from gptcli.train.initial import new_state
-    from gptcli.train.loop import micro_batch_rows
+    from gptcli.train.micro_batches import micro_batch_rows
 
     settings = [*overrides, f"runtime.seed={seed}", "runtime.threads=1", "data.cache_dir=cache"]
     config = yaml_file.load(PretrainConfig, run_file, settings).value
@@ -125,7 +125,7 @@ def begin(run_file: Path, overrides: list[str], seed: int) -> tuple:
 
 def advance(config, state, batches, runtime, steps: int, step: int) -> None:
     from gptcli.train.loop import train_step
-    from gptcli.train.optimizers import learning_rate_factor
+    from gptcli.train.schedule import learning_rate_factor
 
     state.optimizers.set_factor(learning_rate_factor(step, steps, config.optim))
     train_step(state, batches(step), config.optim.grad_clip_norm, runtime, seed=config.runtime.seed)

@@ -108,7 +108,8 @@ def gptcli_step(
     from gptcli.data.batches import TokenBatches
     from gptcli.device.runtime import keep_freed_memory, make_runtime
     from gptcli.train.initial import new_state
-    from gptcli.train.loop import micro_batch_rows, train_step
+    from gptcli.train.loop import train_step
+    from gptcli.train.micro_batches import micro_batch_rows
 
     class RandomTokens:
         """Stands in for a TokenArray."""

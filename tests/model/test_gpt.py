@@ -16,7 +16,7 @@ from gptcli.model import dropout
 from gptcli.model.attention import QUERY_BLOCK, Packed, causal_attention
 from gptcli.model.functional import normalize_and_rotate, relu_squared, rms_normalize, rotate
 from gptcli.model.gpt import GPT, Norm, rotary_tables, softcap
-from gptcli.train.loop import batch_flops
+from gptcli.train.step_clock import batch_flops
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other
 

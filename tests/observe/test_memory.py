@@ -12,7 +12,7 @@ from gptcli.config.train import OptimConfig
 from gptcli.generate.kv_cache import KVCache, cache_bytes
 from gptcli.model.gpt import GPT
 from gptcli.observe.memory import Workload, activation_bytes, optimizer_bytes
-from gptcli.train.loop import make_optimizers
+from gptcli.train.optimizers import make_optimizers
 
 SIZES: dict[str, Any] = {
     "vocab_size": 300, "num_layers": 2, "hidden_size": 64, "num_heads": 4, "context_length": 160,

@@ -24,8 +24,9 @@ from gptcli.device.runtime import Runtime
 from gptcli.generate.engine import Engine, Request
 from gptcli.model.gpt import GPT
 from gptcli.train import checkpoint
-from gptcli.train.loop import Hooks, make_optimizers, next_token_nats, train, train_step
-from gptcli.train.optimizers import Optimizers
+from gptcli.train.loop import Hooks, train, train_step
+from gptcli.train.loss import next_token_nats
+from gptcli.train.optimizers import Optimizers, make_optimizers
 from gptcli.train.run import less_memory
 from gptcli.train.state import TrainState
 

@@ -32,7 +32,7 @@ from gptcli.config.train import OptimConfig
 from gptcli.data.tokenizer import learn_merges
 from gptcli.model.gpt import GPT
 from gptcli.train import checkpoint
-from gptcli.train.loop import make_optimizers
+from gptcli.train.optimizers import make_optimizers
 from gptcli.train.retention import keep, newest_verified
 from gptcli.train.state import TrainState
 

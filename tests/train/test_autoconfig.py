@@ -23,8 +23,8 @@ from gptcli.config.model import ModelConfig
 from gptcli.config.train import OptimConfig, PretrainConfig, TrainConfig
 from gptcli.train.autoconfig import MAX_EPOCHS, REPEATED, Settler
 from gptcli.train.deadline import Deadline, process_start
-from gptcli.train.optimizers import learning_rate_factor
 from gptcli.train.run import Outcome, validations_since
+from gptcli.train.schedule import learning_rate_factor
 from gptcli.train.state import ScheduleRescale, TrainState
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other

@@ -16,8 +16,9 @@ from gptcli.data.packing import counted
 from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT, softcap
 from gptcli.train import loss as loss_module
-from gptcli.train.loop import make_optimizers, train_step
+from gptcli.train.loop import train_step
 from gptcli.train.loss import cross_entropy, head_cross_entropy, target_nats
+from gptcli.train.optimizers import make_optimizers
 from gptcli.train.state import TrainState
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other

@@ -15,19 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import OptimConfig
 from gptcli.model.gpt import GPT
-from gptcli.train.loop import make_optimizers
+from gptcli.train.adamw import AdamW
 from gptcli.train.loss import head_cross_entropy
-from gptcli.train.optimizers import (
-    MIN_TILE,
-    MUON_ITERATIONS,
-    POLAR_EXPRESS,
-    AdamW,
-    Muon,
-    Optimizers,
-    learning_rate_factor,
-    muon_tiles,
-    orthogonalize,
-)
+from gptcli.train.muon import MIN_TILE, MUON_ITERATIONS, Muon, muon_tiles
+from gptcli.train.optimizers import Optimizers, make_optimizers
+from gptcli.train.orthogonalize import POLAR_EXPRESS, orthogonalize
+from gptcli.train.schedule import learning_rate_factor
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other
 

@@ -15,9 +15,12 @@ from gptcli.data.batches import Batch, Step
 from gptcli.device.cuda_graphs import Work
 from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT
-from gptcli.train.loop import make_optimizers, train_step
+from gptcli.train.loop import train_step
+from gptcli.train.optimizers import make_optimizers
 from gptcli.train.state import TrainState
-from gptcli.train.step import GraphPasses, PairedPasses, Passes
+from gptcli.train.step import GradientStep
+from gptcli.train.step_cuda_graph import CudaGraphStep
+from gptcli.train.step_paired import PairedStep
 
 CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32, threads=1)
 TWO = dataclasses.replace(CPU, threads=2)
@@ -30,10 +33,10 @@ def as_a_recording(work: Work) -> Work:
     return lambda: work()
 
 
-class ByPyTorch(Passes):
+class ByPyTorch(GradientStep):
     """Drops what a recording does."""
 
-    by_numpy = GraphPasses.by_numpy
+    numpy_dropout = CudaGraphStep.numpy_dropout
 
 
 def make_state(*, graphs: bool, preset: str = "modern", dropout: float = 0.0) -> TrainState:
@@ -44,7 +47,7 @@ def make_state(*, graphs: bool, preset: str = "modern", dropout: float = 0.0) ->
         model, make_optimizers(model, OptimConfig.from_preset(preset), step_tokens=64, dtype=torch.float32)
     )
     if graphs:
-        state.passes = GraphPasses(model, state.optimizers, record=as_a_recording)
+        state.gradient_step = CudaGraphStep(model, state.optimizers, record=as_a_recording)
     return state
 
 
@@ -78,7 +81,7 @@ def assert_equal(one: TrainState, other: TrainState) -> None:
 def test_recorded_steps_are_the_plain_ones(preset: str, parts: int, dropout: float) -> None:
     """Rates that change, accumulated micro-batches, clipping and dropout among them."""
     plain, recorded = (make_state(graphs=graphs, preset=preset, dropout=dropout) for graphs in (False, True))
-    plain.passes = ByPyTorch(plain.model, plain.optimizers)
+    plain.gradient_step = ByPyTorch(plain.model, plain.optimizers)
     RECORDINGS.clear()
     wanted = take(plain, range(6), parts=parts)
     found = take(recorded, range(6), parts=parts)
@@ -120,7 +123,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
 
 def test_a_recording_that_does_something_else_is_not_used() -> None:
     plain, recorded = make_state(graphs=False), make_state(graphs=True)
-    recorded.passes = GraphPasses(recorded.model, recorded.optimizers, record=lambda _: lambda: None)
+    recorded.gradient_step = CudaGraphStep(recorded.model, recorded.optimizers, record=lambda _: lambda: None)
     wanted = take(plain, range(4))
     with pytest.warns(RuntimeWarning, match="no CUDA graphs: a replay changed other things"):
         found = take(recorded, range(4))
@@ -136,8 +139,8 @@ def test_a_recording_that_does_something_else_is_not_used() -> None:
 def test_two_at_a_time_give_the_same_bits_as_one_after_another(parts: int, dropout: float) -> None:
     """Shapes so small that every operation has one thread in both. Dropout has a generator for each micro-batch."""
     plain, paired = make_state(graphs=False, dropout=dropout), make_state(graphs=False, dropout=dropout)
-    plain.passes = Passes(plain.model, plain.optimizers)
-    assert isinstance(paired.passes, PairedPasses)
+    plain.gradient_step = GradientStep(plain.model, plain.optimizers)
+    assert isinstance(paired.gradient_step, PairedStep)
     threads = torch.get_num_threads()
     torch.set_num_threads(TWO.threads)
     try:
@@ -156,5 +159,5 @@ def test_what_fails_beside_another_is_told(bad: int) -> None:
     batches[bad].inputs[0, 3] = 5000  # outside of the vocabulary
     with pytest.raises(IndexError):
         train_step(state, Step(step.targets, batches), 1.0, TWO, seed=1)
-    state.passes.drop()
+    state.gradient_step.zero_grad()
     assert take(state, range(2), runtime=TWO)  # and nothing hangs

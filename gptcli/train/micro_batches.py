@@ -1,0 +1,27 @@
+"""How a step's batch is cut into micro-batches, whose gradients add up to the batch's."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+from gptcli.config.train import TrainConfig
+from gptcli.data.batches import Batch
+
+CPU_MICRO_TOKENS = 1024  # matrix products of so many rows are as fast as longer ones, and what they keep fits a cache
+
+
+def micro_batch_rows(config: TrainConfig, context_length: int, *, on_cpu: bool) -> int:
+    """Return the sequences of one forward pass: as given, or the whole batch, or on a CPU as few as make
+    CPU_MICRO_TOKENS."""
+    if config.micro_batch_size or not on_cpu:
+        return config.micro_batch
+    divisors = (rows for rows in range(1, config.batch_size) if config.batch_size % rows == 0)
+    return next((rows for rows in divisors if rows * context_length >= CPU_MICRO_TOKENS), config.batch_size)
+
+
+def grouped(micro_batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Yield the micro-batches in order, `size` at a time and fewer at the end."""
+    waiting = iter(micro_batches)
+    while group := list(itertools.islice(waiting, size)):
+        yield group

@@ -1,0 +1,24 @@
+"""Which kind of training step suits a model and its device."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from gptcli.device.cuda_graphs import record
+from gptcli.model.gpt import GPT
+from gptcli.train.optimizers import Optimizers
+from gptcli.train.step import GradientStep
+from gptcli.train.step_cuda_graph import MAX_GRAPH_PARAMETERS, CudaGraphStep
+from gptcli.train.step_paired import PairedStep
+
+
+def make_gradient_step(model: GPT, optimizers: Optimizers) -> GradientStep:
+    """Return the step that computes a model in the least time where it lies."""
+    device = model.embedding.weight.device.type
+    if device == "cpu":
+        return PairedStep(model, optimizers)
+    if device == "cuda" and model.num_parameters() <= MAX_GRAPH_PARAMETERS:
+        return CudaGraphStep(model, optimizers, record=functools.partial(record, pool=torch.cuda.graph_pool_handle()))
+    return GradientStep(model, optimizers)
