@@ -9,7 +9,7 @@ import torch
 
 from gptcli.base.errors import ConfigError, GptcliError
 from gptcli.base.units import amount, count
-from gptcli.config.train import PretrainConfig
+from gptcli.config.train import PretrainConfig, RuntimeConfig
 from gptcli.data.size import find_vocabulary, training_tokens
 from gptcli.device import accelerators, machine
 from gptcli.device.runtime import make_runtime
@@ -85,7 +85,7 @@ def this_machine(config: PretrainConfig) -> Target:
     runtime = make_runtime(config.runtime)
     device = runtime.device
     known = accelerators.find(machine.processor_name(device)) if device.type == "cuda" else None
-    peak = known.flops_per_second if known and runtime.dtype == torch.bfloat16 else None
+    peak = known and (known.flops_per_second if runtime.dtype == torch.bfloat16 else known.float32_flops_per_second)
     return Target(
         name=f"{machine.processor_name(device)}, {count(runtime.threads, 'thread')}" if known is None else known.name,
         flops_per_second=peak or machine.matmul_peak(device, runtime.dtype),
@@ -98,26 +98,32 @@ def this_machine(config: PretrainConfig) -> Target:
     )
 
 
-def named_accelerator(name: str) -> Target:
-    """A device by its maker's data sheet; ConfigError lists those that are known."""
+def named_accelerator(name: str, runtime: RuntimeConfig) -> Target:
+    """Return a device by its maker's data sheet, in the run's precision; ConfigError lists those that are known."""
     known = accelerators.find(name)
     if known is None:
         names = ", ".join(accelerator.name.lower() for accelerator in accelerators.ACCELERATORS)
         raise ConfigError(f"--on: no accelerator {name!r}; there are {names}, or give --peak-flops and --memory")
     return Target(
         known.name,
-        known.flops_per_second,
+        known.float32_flops_per_second if runtime.dtype == "float32" else known.flops_per_second,
         known.memory_bytes,
         known.read_bytes_per_second,
         known.watts,
-        2,
+        _activation_size(runtime),
         on_cpu=False,
     )
 
 
-def other_accelerator(flops_per_second: float, memory_bytes: int | None) -> Target:
-    """A device by its figures."""
-    return Target("accelerator", flops_per_second, memory_bytes, None, None, 2, on_cpu=False)
+def other_accelerator(flops_per_second: float, memory_bytes: int | None, runtime: RuntimeConfig) -> Target:
+    """Return a device by its figures; the peak is taken for that of the run's precision."""
+    size = _activation_size(runtime)
+    return Target("accelerator", flops_per_second, memory_bytes, None, None, size, on_cpu=False)
+
+
+def _activation_size(runtime: RuntimeConfig) -> int:
+    """Return the bytes of an activation on an accelerator, where `auto` is bfloat16."""
+    return 4 if runtime.dtype == "float32" else 2
 
 
 def plan(config: PretrainConfig, target: Target, rates: Rates, *, measure: bool = False) -> Plan:

@@ -29,6 +29,8 @@ from gptcli.config.train import OptimConfig, PretrainConfig
 from gptcli.data.batches import Batch, Step
 from gptcli.data.packing import counted
 from gptcli.data.shards import is_prepared
+from gptcli.data.size import estimate_text_bytes
+from gptcli.data.text import TextOptions, find_sources
 from gptcli.device.runtime import Runtime, matmul_flops_per_second
 from gptcli.model.gpt import GPT
 from gptcli.train.compile import unable_to_compile
@@ -257,6 +259,8 @@ def _seconds(config: PretrainConfig, runtime: Runtime) -> float:
 
 
 def _text_bytes(data: DataConfig) -> int | None:
-    """Size of the training text where it is plain files, otherwise None."""
-    paths = [Path(path) for path in data.train]
-    return sum(path.stat().st_size for path in paths) if all(path.is_file() for path in paths) else None
+    """Return about how many bytes of training text there are where it is files, otherwise None."""
+    if not all(Path(path).is_file() for path in data.train):
+        return None
+    options = TextOptions(field=data.field, encoding=data.encoding, errors=data.errors)
+    return estimate_text_bytes(find_sources(data.train, options), options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 import time
@@ -83,6 +84,46 @@ def test_data_that_are_there_are_counted(tiny: Tiny, tmp_path: Path, run_cli: Ru
     assert not counted["data_is_estimated"]
     assert estimated["data"] == pytest.approx(counted["data"], rel=0.05)
     assert counted["epochs"] == pytest.approx(counted["total"] / counted["data"])
+
+
+@pytest.mark.parametrize("form", ["gzip", "jsonl", "jsonl gzip", "utf-16", "many gzip files"])
+def test_text_is_counted_as_what_the_files_hold(form: str, tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
+    text = tiny.corpus.read_text()
+    lines = [
+        json.dumps({"id": n, "url": "http://x/" * 9, "text": line}) for n, line in enumerate(text.splitlines(True))
+    ]
+    rows = "".join(f"{line}\n" for line in lines)
+    inputs: dict[str, dict[str, bytes]] = {
+        "gzip": {"a.txt.gz": gzip.compress(text.encode())},
+        "jsonl": {"a.jsonl": rows.encode()},
+        "jsonl gzip": {"a.jsonl.gz": gzip.compress(rows.encode())},
+        "utf-16": {"a.txt": text.encode("utf-16")},
+        "many gzip files": {
+            f"{n:02}.gz": gzip.compress(line.encode()) for n, line in enumerate(text.splitlines(True)[::10])
+        },
+    }
+    for name, content in inputs[form].items():
+        (tmp_path / name).write_bytes(content)
+    files = [str(tmp_path / name) for name in inputs[form]]
+    encoding = "utf-16" if form == "utf-16" else "utf-8"
+    prepared, whole = tmp_path / "prepared", ("--validation-fraction", 0)
+    made = run_cli("prepare", *files, "-t", tiny.tokenizer, "-o", prepared, "--encoding", encoding, *whole, "-q")
+    assert made.code == 0, made.err
+
+    def tokens(*inputs: object) -> int:
+        keys = (f"data.train=[{','.join(map(str, inputs))}]", f"data.encoding={encoding}", "data.validation_fraction=0")
+        given = (word for key in keys for word in ("-s", key))
+        return planned(run_cli, tiny.run_file, *given, "--on", "l4")["tokens"]["data"]
+
+    assert tokens(*files) == pytest.approx(tokens(prepared), rel=0.05 if form == "many gzip files" else 0.01)
+
+
+def test_precision_decides_memory_and_peak(run_cli: RunCli) -> None:
+    run = (EXAMPLES / "gpt2-124m.yaml", "--on", "h100")
+    half, single = planned(run_cli, *run), planned(run_cli, *run, "-s", "runtime.dtype=float32")
+    assert (half["target"]["flops_per_second"], single["target"]["flops_per_second"]) == (989e12, 67e12)
+    assert single["memory_bytes"]["activations"] == pytest.approx(2 * half["memory_bytes"]["activations"], rel=0.1)
+    assert single["cache_bytes_per_text"] == 2 * half["cache_bytes_per_text"]
 
 
 @pytest.mark.parametrize(

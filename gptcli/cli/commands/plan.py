@@ -73,9 +73,9 @@ def plan(
     from gptcli.observe.plan_report import Rates
 
     if accelerator:
-        target = planning.named_accelerator(accelerator)
+        target = planning.named_accelerator(accelerator, config.runtime)
     elif peak_flops:
-        target = planning.other_accelerator(peak_flops, memory)
+        target = planning.other_accelerator(peak_flops, memory, config.runtime)
     else:
         target = planning.this_machine(config)
     found = planning.plan(config, target, Rates(mfu, price, watts), measure=measure)
