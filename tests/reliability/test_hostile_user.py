@@ -18,7 +18,7 @@ from conftest import RunCli, Tiny
 from gptcli.api.open_model import load
 from gptcli.base.errors import DataError
 from gptcli.config.model import ModelConfig
-from gptcli.model import lora
+from gptcli.interop import peft
 
 MARK = "\ufeff".encode()  # what some programs put before UTF-8
 
@@ -157,13 +157,13 @@ def test_positions_without_end_cost_no_memory(tiny: Tiny, tmp_path: Path, run_cl
     ids=str,
 )  # fmt: skip
 def test_an_adapter_with_a_value_of_the_wrong_kind_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
-    names = lora.names_of(ModelConfig())
-    good = {"r": 2, "lora_alpha": 4.0, "target_modules": lora._their_names("attention", names)}
-    (tmp_path / lora.CONFIG).write_text(json.dumps(good))
-    assert lora.read_lora_config(tmp_path, names).rank == 2
-    (tmp_path / lora.CONFIG).write_text(json.dumps(good | changes))
+    names = peft.names_of(ModelConfig())
+    good = {"r": 2, "lora_alpha": 4.0, "target_modules": peft._their_names("attention", names)}
+    (tmp_path / peft.CONFIG).write_text(json.dumps(good))
+    assert peft.read_lora_config(tmp_path, names).rank == 2
+    (tmp_path / peft.CONFIG).write_text(json.dumps(good | changes))
     with pytest.raises(DataError, match="not an adapter of gptcli"):
-        lora.read_lora_config(tmp_path, names)
+        peft.read_lora_config(tmp_path, names)
 
 
 def without_end_of_text(tiny: Tiny, to: Path) -> Path:

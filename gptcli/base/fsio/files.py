@@ -45,7 +45,7 @@ def _create_locked(directory: Path, prefix: str) -> tuple[BinaryIO, Path]:
     while True:
         file, temporary = operations.create_temporary(directory, prefix)
         with suppress(OSError):  # a file system without locks: nothing is swept there either
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            operations.lock(temporary, file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(file.fileno()).st_nlink or not temporary.parent.exists():
             return file, temporary
         file.close()  # swept between its creation and its lock
@@ -57,7 +57,7 @@ def _sweep_unlocked(directory: Path, prefix: str) -> None:
         left = [entry.path for entry in entries if entry.name.startswith(prefix) and entry.is_file()]
     for name in left:
         with suppress(OSError), open(name, "r+b") as file:  # NFS locks only what may be written
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            operations.lock(Path(name), file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             operations.unlink(Path(name))
 
 

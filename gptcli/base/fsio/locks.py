@@ -49,7 +49,7 @@ def is_held(directory: Path) -> bool:
             if not holder:  # a writer that has ended, or has only just begun
                 return False
             try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                operations.lock(directory / LOCK, file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError as error:
                 return error.errno in HELD or _lives_here(holder)
     except OSError:
@@ -100,18 +100,18 @@ def _lock(file: IO[str], directory: Path, wait: Callable[[str], None] | None) ->
         if wait is None:
             raise RefusedError(f"{shown(str(directory))}: busy: {holder}; wait for it or stop it")
         wait(f"{shown(str(directory))}: busy: {holder}; waiting for it")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        operations.lock(directory / LOCK, file.fileno(), fcntl.LOCK_EX)
         return
 
 
 def _try_to_lock(file: IO[str], directory: Path) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        operations.lock(directory / LOCK, file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in HELD:
             return False
         if error.errno not in operations.UNSUPPORTED:
-            raise OSError(error.errno, error.strerror, str(directory / LOCK)) from None
+            raise
         operations.do_without("locks", directory, error, "nothing keeps a second writer out")
     return True
 
@@ -122,7 +122,7 @@ def locked_if_left(directory: Path) -> Iterator[bool]:
     the file system has no locks."""
     with open(directory / LOCK, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            operations.lock(directory / LOCK, file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             yield False
         else:

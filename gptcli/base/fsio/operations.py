@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import functools
 import io
 import os
@@ -215,6 +216,11 @@ def link(target: str, path: Path) -> bool:
             raise
         return False
     return True
+
+
+def lock(path: Path, descriptor: int, how: int) -> None:
+    """Take a lock of the kernel on an open file; `how` is as in flock(2)."""
+    _do("lock", (path,), lambda: fcntl.flock(descriptor, how))
 
 
 def unlink(path: Path) -> None:
