@@ -61,7 +61,7 @@ class Tiny:
 RunCli = Callable[..., Result]
 
 
-WITHOUT = ("CI", "NO_COLOR", "FORCE_COLOR", "GPTCLI_DEBUG", "PYTHONWARNINGS")
+WITHOUT = ("CI", "NO_COLOR", "FORCE_COLOR", "GPTCLI_DEBUG", "PYTHONWARNINGS", "PYTHONUNBUFFERED")
 
 
 def environment(cache: Path, changes: dict[str, str] | None = None) -> dict[str, str]:

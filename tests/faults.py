@@ -26,7 +26,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -41,6 +41,23 @@ CONTEXT.set_forkserver_preload(["faults_preload"])
 # --------------------------------------------------------------------------------------------------------------- faults
 
 
+Perform: TypeAlias = Callable[[str, tuple[Any, ...], Callable[[], Any]], Any]  # of fsio.operations
+
+
+@dataclass(frozen=True)
+class Lacks:
+    """Stands in `fsio.operations.perform`: a file system that has no operations of some names."""
+
+    names: tuple[str, ...]
+    error: str  # the name of the errno with which it refuses them
+
+    def __call__(self, name: str, arguments: tuple[Any, ...], act: Callable[[], Any]) -> Any:  # noqa: ARG002
+        if name in self.names:
+            code = getattr(errno, self.error)
+            raise OSError(code, os.strerror(code))
+        return act()
+
+
 @dataclass
 class Fault:
     """Stands in `fsio.operations.perform`. Operations are counted from 1 in the order in which they begin."""
@@ -48,10 +65,13 @@ class Fault:
     at: int = 0  # the operation to end before, after or in the middle of, or to let fail; 0: none
     how: str = "before"  # before, after, middle (of a write), or the name of an errno
     only: str = ""  # count operations of this name only
+    lacks: Lacks | None = None  # what the file system does not have besides
     log: str = ""  # a file to which every operation is appended, pickled
     count: int = 0
 
     def __call__(self, name: str, arguments: tuple[Any, ...], act: Callable[[], Any]) -> Any:
+        if self.lacks is not None and name in self.lacks.names:
+            return self.lacks(name, arguments, act)
         if self.only and name != self.only:
             return act()
         self.count += 1
@@ -119,7 +139,7 @@ class Trial:
     arguments: list[str]
     cwd: Path
     env: dict[str, str | None] = field(default_factory=dict)  # None: taken out of the environment
-    fault: Fault | None = None
+    fault: Perform | None = None
     input: bytes = b""
     stdout: str = "file"  # or closed, broken (its reader has gone), head (its reader takes one byte), full, terminal
 
@@ -169,7 +189,12 @@ class Trial:
 
 
 def _child(
-    arguments: list[str], cwd: str, env: dict[str, str | None], fault: Fault | None, directory: str, stdout: str
+    arguments: list[str],
+    cwd: str,
+    env: dict[str, str | None],
+    fault: Perform | None,
+    directory: str,
+    stdout: str,
 ) -> None:
     from gptcli.base.fsio import operations
     from gptcli.cli import main
@@ -248,10 +273,20 @@ def english(seed: int, sentences: int) -> str:
 
 
 class Home:
-    """A directory with a corpus, a cache and the run file of the proofs: dropout, accumulation, several epochs."""
+    """A directory with a corpus, a cache and the run file of the proofs, on the path of two threads that users get:
+    accumulation, several epochs, dropout unless it is 0. `task` is pretrain, or what a base is fine-tuned for."""
 
-    def __init__(self, path: Path, *, steps: int = 20, save_every: int = 5, **train: Any) -> None:
-        self.path, self.steps = path, steps
+    def __init__(
+        self,
+        path: Path,
+        *,
+        steps: int = 20,
+        save_every: int = 5,
+        dropout: float = 0.1,
+        task: str = "pretrain",
+        **train: Any,
+    ) -> None:
+        self.path, self.steps, self.task = path, steps, task
         path.mkdir(parents=True, exist_ok=True)
         (path / "corpus.txt").write_text(english(1, 400))
         self.env = {"XDG_CACHE_HOME": str(path / "cache"), "CI": "1", "TERM": "dumb"}
@@ -259,7 +294,7 @@ class Home:
             "run_dir": "run",
             "data": {"train": ["corpus.txt"]},
             "tokenizer": {"vocab_size": 300},
-            "model": {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "context_length": 32, "dropout": 0.1},
+            "model": {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "context_length": 32, "dropout": dropout},
             "train": {
                 "steps": steps,
                 "batch_size": 4,
@@ -269,16 +304,47 @@ class Home:
                 "eval_tokens": 320,
                 "save_every_steps": save_every,
                 "sample_every_steps": 0,
-                **train,
+                **(train if task == "pretrain" else {}),
             },
-            "runtime": {"device": "cpu", "threads": 1},
+            "runtime": {"device": "cpu", "threads": 2},
         }
+        if task != "pretrain":
+            (path / "base.yaml").write_text(yaml.safe_dump({**document, "run_dir": "base"}))
+            assert Trial(["pretrain", "base.yaml", "-s", "train.steps=2"], path, self.env).end().code == 0
+            document = self._tuning(dropout, train)
         (path / "run.yaml").write_text(yaml.safe_dump(document))
 
-    def start(self, run: str, *more: str, fault: Fault | None = None) -> Trial:
-        return Trial(["pretrain", "run.yaml", "-s", f"run_dir={run}", *more], self.path, self.env, fault)
+    def _tuning(self, dropout: float, train: dict[str, Any]) -> dict[str, Any]:
+        """Two epochs of ten steps, with four micro-batches each."""
+        rows: list[dict[str, Any]] = []
+        for number in range(89):
+            text = english(number, 1).strip()
+            turns = [{"role": "user", "content": text[:30]}, {"role": "assistant", "content": text[30:60]}]
+            rows.append({"text": text, "label": "ab"[number % 2], "messages": turns})
+        (self.path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.steps = 20
+        return {
+            "run_dir": "run",
+            "base": "base",
+            "task": self.task,
+            "data": {"train": ["rows.jsonl"]},
+            "train": {
+                "epochs": 2,
+                "batch_size": 8,
+                "micro_batch_tokens": 64,
+                "dropout": dropout,
+                "log_every_steps": 1,
+                "evals_per_epoch": 4,
+                **train,
+            },
+            "runtime": {"device": "cpu", "threads": 2},
+        }
 
-    def run(self, run: str, *more: str, code: int = 0, fault: Fault | None = None) -> Ended:
+    def start(self, run: str, *more: str, fault: Perform | None = None) -> Trial:
+        command = "pretrain" if self.task == "pretrain" else "finetune"
+        return Trial([command, "run.yaml", "-s", f"run_dir={run}", *more], self.path, self.env, fault)
+
+    def run(self, run: str, *more: str, code: int = 0, fault: Perform | None = None) -> Ended:
         """Runs to the end, which must be of that code, with a line for every error and no traceback."""
         ended = self.start(run, *more, fault=fault).end()
         assert ended.code == code, (ended, more)
@@ -304,12 +370,18 @@ def digests(checkpoint: Path) -> list[str]:
     return [hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() for name in WEIGHTS]
 
 
-def metrics(run: Path) -> list[tuple[str, int, float | str]]:
-    """What a metrics.jsonl says, without its times."""
+def metrics(run: Path) -> list[tuple[str, int, dict[str, Any]]]:
+    """What a metrics.jsonl says: kind, step, and the rest but for times and memory."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(record["kind"], record["step"], record.get("loss_nats", record.get("text"))) for record in records]
+    apart = ("kind", "step", "step_seconds", "tokens_per_second", "mfu", "memory_bytes")
+    return [
+        (record["kind"], record["step"], {name: value for name, value in record.items() if name not in apart})
+        for record in records
+    ]
 
 
 def leftovers(directory: Path) -> list[str]:
     """Names of temporary and half-deleted files below a directory."""
-    return [str(path) for path in directory.rglob("*") if path.name.startswith((".tmp-", ".trash-", ".partial-"))]
+    return [
+        str(path) for path in directory.rglob("*") if path.name.startswith((".tmp-", ".trash-", ".partial-", ".old-"))
+    ]

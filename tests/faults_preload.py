@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # trials use two threads, and others this machine
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch

@@ -129,7 +129,7 @@ def test_resuming_with_other_text_under_the_same_name_says_that_the_content_chan
     home = Home(tmp_path, steps=2)
     home.run("run")
     (tmp_path / "corpus.txt").write_text(english(2, 400))
-    assert "content.inputs" in home.run("run", "--resume", code=3).err
+    assert "cannot resume: the text" in home.run("run", "--resume", code=3).err
 
 
 def test_checkpoints_later_than_the_one_gone_on_from_do_not_push_it_out(home: Home) -> None:

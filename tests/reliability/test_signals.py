@@ -5,8 +5,13 @@ Ten times each:  pytest -m slow tests/test_signals.py
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +22,7 @@ from gptcli.train import checkpoint
 
 LIMIT = 5.0  # seconds to the end, of which saving takes most; a machine at work elsewhere takes longer
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+BATCH_SYSTEMS = {signal.SIGUSR1: 138, signal.SIGUSR2: 140, signal.SIGXCPU: 152}
 
 # phase -> the module and function that begins it, and the call of it that is signalled
 PHASES = {
@@ -51,7 +57,7 @@ def check(home: Home, phase: str, number: int) -> float:
     shutil.rmtree(home.path / "run", ignore_errors=True)
     trial = signal_in(home, phase, number)
     ended = trial.end()
-    assert ended.code == CODES[signal.Signals(number)], (phase, ended)
+    assert ended.code == (CODES | BATCH_SYSTEMS)[signal.Signals(number)], (phase, ended)
     assert "Traceback" not in ended.err
     sent = float((home.path / "sent").read_text())
     took = time.time() - sent
@@ -69,6 +75,21 @@ def check(home: Home, phase: str, number: int) -> float:
 @pytest.mark.parametrize("phase", ["tokenizer training", "first step", "accumulation", "evaluation", "save"])
 def test_a_signal_in_any_phase_ends_the_run_in_order_and_it_goes_on_to_the_same_end(home: Home, phase: str) -> None:
     check(home, phase, signal.SIGTERM if len(phase) % 2 else signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", BATCH_SYSTEMS)
+def test_a_signal_of_a_batch_system_ends_the_run_in_order_too(home: Home, number: int) -> None:
+    check(home, "accumulation", number)
+
+
+def test_a_batch_system_may_say_it_again_and_then_ask_to_end(home: Home) -> None:
+    """XCPU comes every second, and after USR1 comes TERM: the checkpoint is written all the same."""
+    shutil.rmtree(home.path / "run", ignore_errors=True)
+    ended = signal_in(home, "save", signal.SIGXCPU, times=3).end()
+    assert ended.code == 152, ended
+    assert checkpoint.checkpoints(home.path / "run")
+    home.run("run", "--resume")
+    assert home.same_end("run")
 
 
 @pytest.mark.slow
@@ -108,3 +129,63 @@ def test_a_long_tokenizer_training_does_not_hold_up_a_signal(home: Home, tmp_pat
     assert ended.err == "gptcli train-tokenizer: interrupted\n"
     assert time.monotonic() - started < LIMIT
     assert not (tmp_path / "tok.json").exists()
+
+
+# ---------------------------------------------------------------------------------------------- a stderr that is stuck
+
+
+def start_with(home: Home, run: str, stderr: int, *more: str) -> subprocess.Popen[bytes]:
+    """A run without end, with a line on stderr at every validation."""
+    shutil.rmtree(home.path / run, ignore_errors=True)
+    given = ["train.steps=100000", "train.eval_every_steps=1", "train.save_every_steps=50000", "runtime.threads=1"]
+    settings = [part for value in (f"run_dir={run}", *given) for part in ("-s", value)]
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONUNBUFFERED", "CI")}
+    command = [sys.executable, "-m", "gptcli", "pretrain", "run.yaml", *settings, *more]
+    return subprocess.Popen(command, cwd=home.path, env={**environment, **home.env}, stderr=stderr)
+
+
+def wait_for_steps(home: Home, run: str, steps: int) -> None:
+    metrics = home.path / run / "metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while not metrics.exists() or metrics.read_bytes().count(b'"kind": "train"') < steps:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_while_stderr_blocks_saves_the_run(home: Home, number: int) -> None:
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    process = start_with(home, "stuck", writing)
+    os.close(writing)
+    wait_for_steps(home, "stuck", 150)  # 150 messages are more than the pipe holds: the run goes on without them
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    os.close(reading)
+    (path,) = checkpoint.checkpoints(home.path / "stuck")
+    checkpoint.verify(path)
+
+
+def test_a_stderr_whose_reader_goes_away_costs_neither_the_run_nor_its_checkpoint(home: Home) -> None:
+    reading, writing = os.pipe()
+    process = start_with(home, "alone", writing)
+    os.close(writing)
+    os.read(reading, 1)
+    os.close(reading)
+    wait_for_steps(home, "alone", 20)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert checkpoint.checkpoints(home.path / "alone")
+
+
+def test_a_terminal_that_is_stopped_and_then_closed_costs_neither_the_run_nor_its_checkpoint(home: Home) -> None:
+    """Ctrl-S, and later the window is closed: the kernel sends SIGHUP and lets writing fail."""
+    leader, follower = pty.openpty()
+    process = start_with(home, "closed", follower)
+    os.close(follower)
+    wait_for_steps(home, "closed", 150)  # nobody reads the terminal's other end
+    os.close(leader)
+    wait_for_steps(home, "closed", 170)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 129
+    assert checkpoint.checkpoints(home.path / "closed")
