@@ -38,6 +38,8 @@ COMMANDS = [
     "bench",
 ]
 SUBCOMMANDS = [
+    "corpus filter",
+    "corpus decontaminate",
     "corpus dedup",
     "config show",
     "config keys",

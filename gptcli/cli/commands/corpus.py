@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
+from gptcli.cli.commands.corpus_decontaminate import decontaminate
 from gptcli.cli.commands.corpus_dedup import dedup
+from gptcli.cli.commands.corpus_filter import filter as filter_command
 from gptcli.cli.commands.groups import Ordered
 
 
@@ -22,5 +24,5 @@ def corpus() -> None:
     """
 
 
-for command in (dedup,):
+for command in (filter_command, dedup, decontaminate):
     corpus.add_command(command)
