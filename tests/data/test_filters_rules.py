@@ -20,8 +20,8 @@ def names(text: str, preset: str) -> set[str]:
 
 GOOD = english(12)
 PROSE = """The tide went out before anybody in the village had finished breakfast, and the boats that had been moored
-along the quay were left leaning on their keels. Nobody worried about it. Fishing would begin again with the evening, and
-until then there were nets to mend, engines to clean, and stories to be told by those who had stayed awake during the storm.
+along the quay were left leaning on their keels. Nobody worried about it. Fishing would begin again with the evening,
+and until then there were nets to mend, engines to clean, and stories to be told by those who had stayed awake.
 """
 
 
