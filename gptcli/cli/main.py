@@ -56,6 +56,7 @@ COMMANDS = {
     "generate": "generate.generate",
     "chat": "chat.chat",
     "classify": "classify.classify",
+    "serve": "serve.serve",
     "export": "export_model.export_model",
     "bench": "bench.bench",
 }

@@ -1,0 +1,307 @@
+"""The routes of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gptcli.api.serve.answer import Answer
+from gptcli.api.serve.body import Fields, read_object
+from gptcli.api.serve.fields import read_chat, read_completion, read_messages
+from gptcli.api.serve.guard import Guard, Rules
+from gptcli.api.serve.metrics import Metrics
+from gptcli.api.serve.openapi import document as openapi_document
+from gptcli.api.serve.problems import Problem, dumps, invalid
+from gptcli.api.serve.shapes import Head
+from gptcli.api.serve.worker import Worker
+from gptcli.config.generate import GenerateOptions
+
+MAX_BODY_BYTES = 4 << 20
+BODY_SECONDS = 30.0
+MAX_INPUTS = 1024
+PAGE_TYPES = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+
+Handler = Callable[[Request], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the server answers."""
+
+    run: str
+    name: str  # of the model
+    defaults: GenerateOptions
+    rules: Rules
+    ping: float = 15.0  # seconds of silence before a comment in a stream; 0: none
+    interval: float = 0.02  # seconds between events of a stream
+
+
+class Routes:
+    """The handlers, over one worker."""
+
+    def __init__(self, worker: Worker, settings: Settings) -> None:
+        self.worker, self.settings = worker, settings
+        self.metrics = Metrics(worker)
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    async def completions(self, request: Request) -> Any:
+        ask = read_completion(await self._object(request), self.settings.defaults)
+        return self._answer(request, ask, chat=False)
+
+    async def chat(self, request: Request) -> Any:
+        ask = read_chat(await self._object(request), self.settings.defaults)
+        if self.worker.available().task != "chat":
+            raise invalid(None, "this model was not tuned to converse; ask /v1/completions", "unsupported_route")
+        return self._answer(request, ask, chat=True)
+
+    def _answer(self, request: Request, ask: Any, *, chat: bool) -> Answer:
+        self._check_model(ask.model)
+        service = self.worker.available()
+        if service.task == "classify":
+            raise invalid(None, "this model names labels; ask /v1/classify", "unsupported_route")
+        facts = request.state.facts
+        job = self.worker.submit(ask, facts["owner"])
+        head = Head(chat, self.settings.name, service.fingerprint, ask)
+        how = self.settings
+        return Answer(self.worker, job, head, self.metrics, facts, ping=how.ping, interval=how.interval)
+
+    def _check_model(self, given: str | None) -> None:
+        """Take the model's name, its run's path, or none."""
+        if given not in (None, "", self.settings.name, self.settings.run):
+            message = f"no model {given[:80]!r} here; there is {self.settings.name!r}"
+            raise Problem(404, "model_not_found", message, param="model")
+
+    # ----------------------------------------------------------------------------------------------------- measuring
+
+    async def classify(self, request: Request) -> Any:
+        fields, texts = await self._inputs(request)
+        fields.rest()
+        service = self.worker.available()
+        found = await self.worker.call(lambda service: service.classify(texts))
+        data = [
+            {"index": number, "label": service.labels[row.index(max(row))], "probs": row, "num_classes": len(row)}
+            for number, row in enumerate(found)
+        ]
+        return {"object": "list", "model": self.settings.name, "labels": list(service.labels), "data": data}
+
+    async def score(self, request: Request) -> Any:
+        fields, texts = await self._inputs(request)
+        if fields.take("text_1") is not None or fields.take("text_2") is not None:
+            raise invalid("text_1", "scores of pairs are not supported; input takes texts", "unsupported_parameter")
+        fields.rest()
+        data = []
+        for number, text in enumerate(texts):  # one between two steps, so that streams go on
+            data.append({"index": number} | await self.worker.call(functools.partial(_score, text=text)))
+        return {"object": "list", "model": self.settings.name, "data": data}
+
+    async def _inputs(self, request: Request) -> tuple[Fields, tuple[str, ...]]:
+        fields = Fields(await self._object(request))
+        self._check_model(fields.text("model"))
+        texts = fields.texts("input", MAX_INPUTS, 1 << 20)
+        if not texts:
+            raise invalid("input", "must be a string or a list of strings")
+        return fields, texts
+
+    async def tokenize(self, request: Request) -> Any:
+        fields = Fields(await self._object(request))
+        self._check_model(fields.text("model"))
+        prompt, messages = fields.text("prompt"), fields.take("messages")
+        prompt = fields.text("content") if prompt is None else prompt
+        special, words = fields.flag("add_special_tokens"), fields.flag("return_token_strs")
+        fields.take("add_generation_prompt")
+        fields.rest()
+        service = self.worker.available()
+        if messages is not None:
+            ids = await self.worker.call(lambda service: service.chat_ids(read_messages(messages)))
+        elif prompt is not None:
+            ids = await asyncio.to_thread(service.tokenizer.encode, prompt)
+        else:
+            raise invalid("prompt", "missing; give text, or messages")
+        ids = [*service.tokenizer.first, *ids] if special else ids
+        found = {"tokens": ids, "count": len(ids), "max_model_len": service.context_length}
+        return found | ({"token_strs": [service.tokenizer.decode([index]) for index in ids]} if words else {})
+
+    async def detokenize(self, request: Request) -> Any:
+        fields = Fields(await self._object(request))
+        self._check_model(fields.text("model"))
+        ids = fields.take("tokens")
+        fields.rest()
+        service = self.worker.available()
+        size = service.tokenizer.vocab_size
+        whole = isinstance(ids, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
+        if not whole or not all(0 <= index < size for index in ids):
+            raise invalid("tokens", f"must be a list of token ids below {size}")
+        return {"prompt": service.tokenizer.decode(ids), "content": service.tokenizer.decode(ids)}
+
+    async def tokenizer_info(self, _request: Request) -> Any:
+        service = self.worker.available()
+        return {
+            "tokenizer_class": "gptcli",
+            "vocab_size": service.tokenizer.vocab_size,
+            "eos_token": None,  # text never becomes a control token, so that its name cannot be encoded
+            "bos_token": None,
+            "pad_token": None,
+            "chat_template": None,
+        }
+
+    # ------------------------------------------------------------------------------------------------------- looking
+
+    async def models(self, request: Request) -> Any:
+        service = self.worker.available()
+        defaults = self.settings.defaults
+        facts = {
+            "id": self.settings.name,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "gptcli",
+            "context_length": service.context_length,
+            "max_model_len": service.context_length,
+            "parameters": service.parameters,
+            "task": service.task,
+            "labels": list(service.labels),
+            "defaults": {"temperature": defaults.temperature, "max_tokens": defaults.max_tokens},
+        }
+        if "model" in request.path_params:
+            self._check_model(request.path_params["model"])
+            return facts
+        return {"object": "list", "data": [facts]}
+
+    async def health(self, _request: Request) -> Response:
+        state = "failed" if self.worker.stuck else self.worker.state
+        headers = {} if state == "ready" else {"retry-after": "1"}
+        body = dumps({"status": "ok" if state == "ready" else state})
+        return _json(body, 200 if state == "ready" else 503, headers)
+
+    async def show_metrics(self, _request: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def openapi(self, _request: Request) -> Any:
+        return openapi_document(self.settings.name)
+
+    async def embeddings(self, _request: Request) -> Any:
+        raise Problem(404, "not_found", "a GPT's states are no tested embeddings; there is no such route")
+
+    async def page(self, request: Request) -> Response:
+        name = request.path_params.get("name") or "index.html"
+        content, etag = page_file(name)
+        if request.headers.get("if-none-match") == etag:
+            return Response(status_code=304, headers={"etag": etag})
+        headers = {"etag": etag, "cache-control": "no-cache"}
+        return Response(content, media_type=f"{PAGE_TYPES[name]}; charset=utf-8", headers=headers)
+
+    async def _object(self, request: Request) -> dict[str, Any]:
+        """Return the body as a JSON object, read within limits of size and time."""
+        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise Problem(415, "unsupported_encoding", "want Content-Type: application/json")
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise Problem(415, "unsupported_encoding", "the body must not be compressed")
+        content = bytearray()
+
+        async def read() -> None:
+            async for part in request.stream():
+                content.extend(part)
+                if len(content) > MAX_BODY_BYTES:
+                    raise Problem(413, "body_too_large", f"the body is larger than {MAX_BODY_BYTES} bytes")
+
+        try:
+            await asyncio.wait_for(read(), BODY_SECONDS)
+        except TimeoutError:
+            raise Problem(408, "request_timeout", f"the body did not come within {BODY_SECONDS:.0f} s") from None
+        return read_object(bytes(content))
+
+
+def _score(service: Any, *, text: str) -> dict[str, Any]:
+    found: dict[str, Any] = service.score(text)
+    return found
+
+
+@functools.cache
+def page_file(name: str) -> tuple[bytes, str]:
+    """Return a file of the page with its ETag."""
+    import hashlib
+
+    content = resources.files("gptcli.api.serve").joinpath("page", name).read_bytes()
+    return content, f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+
+
+def _json(content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(content, status, headers=headers, media_type="application/json")
+
+
+def make_app(worker: Worker, settings: Settings, log: Callable[[str], None]) -> Guard:
+    """Make the ASGI application."""
+    routes = Routes(worker, settings)
+
+    def answers(path: str, handler: Handler) -> Handler:
+        @functools.wraps(handler)
+        async def answer(request: Request) -> Any:
+            request.state.facts["route"] = path
+            found = await handler(request)
+            return _json(dumps(found)) if isinstance(found, dict) else found
+
+        return answer
+
+    table: list[tuple[str, str, Handler]] = [
+        ("POST", "/v1/chat/completions", routes.chat),
+        ("POST", "/v1/completions", routes.completions),
+        ("GET", "/v1/models", routes.models),
+        ("GET", "/v1/models/{model:path}", routes.models),
+        ("POST", "/v1/classify", routes.classify),
+        ("POST", "/classify", routes.classify),
+        ("POST", "/v1/score", routes.score),
+        ("POST", "/v1/embeddings", routes.embeddings),
+        ("POST", "/tokenize", routes.tokenize),
+        ("POST", "/detokenize", routes.detokenize),
+        ("GET", "/tokenizer_info", routes.tokenizer_info),
+        ("GET", "/health", routes.health),
+        ("GET", "/metrics", routes.show_metrics),
+        ("GET", "/openapi.json", routes.openapi),
+        ("GET", "/", routes.page),
+    ]
+    listed = [Route(path, answers(path, handler), methods=[method]) for method, path, handler in table]
+    for name in ("page.css", "page.js"):
+        listed.append(Route(f"/{name}", answers(f"/{name}", functools.partial(_page_part, routes, name))))
+
+    async def refuse(_request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 404)
+        headers = dict(getattr(error, "headers", None) or {})
+        problem = Problem(404, "not_found", "no such route; see /openapi.json")
+        if status == 405:
+            problem = Problem(405, "method_not_allowed", "this route takes another method", headers=headers)
+        return _json(problem.content(), problem.status, problem.headers)
+
+    async def problem(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, Problem)
+        headers = dict(error.headers)
+        if error.status in (408, 413, 415, 431):
+            headers["connection"] = "close"
+        return _json(error.content(), error.status, headers)
+
+    async def bug(_request: Request, _error: Exception) -> Response:
+        found = Problem(500, "internal_error", "this is a bug in gptcli; the server's log names a report")
+        return _json(found.content(), 500, found.headers)
+
+    app = Starlette(routes=listed, exception_handlers={404: refuse, 405: refuse, Problem: problem, Exception: bug})
+    app.router.redirect_slashes = False
+
+    def count(route: str, status: int, seconds: float) -> None:
+        routes.metrics.requests.labels(route, str(status or "cut")).inc()
+        routes.metrics.seconds.observe(seconds)
+
+    return Guard(app, settings.rules, log=log, count=count)
+
+
+async def _page_part(routes: Routes, name: str, request: Request) -> Response:
+    request.path_params["name"] = name
+    return await routes.page(request)

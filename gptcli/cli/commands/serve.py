@@ -1,0 +1,107 @@
+"""gptcli serve"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gptcli.base.errors import ConfigError
+from gptcli.base.escape import shown
+from gptcli.cli.commands import options
+
+
+@click.command(no_args_is_help=True)
+@click.argument("run")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a key.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option("--unix-socket", metavar="PATH", help="Listen on a unix socket that only you can open instead.")
+@click.option("--api-key-file", metavar="FILE", help="Keys, one a line; default GPTCLI_API_KEY, else none.")
+@click.option("--no-key", is_flag=True, help="Let others than this machine ask without a key.")
+@click.option("--allow-host", multiple=True, metavar="NAME", help="Another name of this server in a Host header.")
+@click.option("--allow-origin", multiple=True, metavar="ORIGIN", help="A site whose pages may ask, https://a.example.")
+@click.option("--model-name", metavar="NAME", help="Name of the model in the API; default the run's own.")
+@options.drawing
+@options.batch_size("Texts")
+@click.option("--queue", type=click.IntRange(1), help="Texts that may wait for a row; default 4 times the rows.")
+@click.option("--timeout", type=click.FloatRange(1), default=600, show_default=True, help="Seconds for a text.")
+@click.option(
+    "--grace", type=click.FloatRange(0), default=30, show_default=True, help="Seconds for answers at the end."
+)
+@click.option("--ping", type=click.FloatRange(0), default=15, show_default=True,
+              help="Seconds of silence before a comment in a stream; 0: none.")  # fmt: skip
+@options.quiet
+@options.on_device
+@options.quantize
+def serve(
+    run: str,
+    host: str,
+    port: int,
+    unix_socket: str | None,
+    api_key_file: str | None,
+    no_key: bool,
+    allow_host: tuple[str, ...],
+    allow_origin: tuple[str, ...],
+    model_name: str | None,
+    queue: int | None,
+    timeout: float,
+    grace: float,
+    ping: float,
+    quiet: bool,
+    **how: Any,
+) -> None:
+    """Serve a model over HTTP: OpenAI's API, and a page to talk with it in the browser.
+
+    The URL is printed on stdout as soon as the server listens; requests are answered once the model is loaded. The
+    options of drawing are the defaults of requests that do not say otherwise. Ctrl-C or SIGTERM ends it after the
+    answers in hand.
+
+    \b
+    Examples:
+      gptcli serve runs/shop
+      curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
+        -d '{"prompt": "Once upon a time", "max_tokens": 50}'
+      gptcli serve runs/shop --host 0.0.0.0 --api-key-file key.txt --allow-host models.example
+      url=$(gptcli serve runs/demo --port 0 | head -1) &
+    """
+    options.ask_for_huge_pages()
+    from gptcli.cli import console
+
+    chosen = options.take_drawing(how)
+    keys = _keys(api_key_file)
+    if not Path(run).exists():
+        raise ConfigError(f"{shown(run)}: no such directory; want the directory of a run or of a checkpoint")
+    try:
+        from gptcli.api.serve.server import Limits, Place
+        from gptcli.api.serve.server import serve as run_server
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is not installed; pip install 'gptcli[serve]'") from None
+    place = Place(host, port, unix_socket, keys, not no_key, allow_host, allow_origin)
+    code = run_server(
+        run,
+        place,
+        Limits(queue, timeout, grace, ping),
+        chosen,
+        how,
+        name=model_name or Path(run).resolve().name,
+        announce=console.write_line,
+        report=console.ConsoleReport("serve", quiet=quiet),
+    )
+    click.get_current_context().exit(code)
+
+
+def _keys(path: str | None) -> tuple[str, ...]:
+    """The keys of a file, or of the environment; never of a flag, which others can see."""
+    if path is None:
+        given = os.environ.get("GPTCLI_API_KEY", "").strip()
+        return (given,) if given else ()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{shown(path)}: cannot be read ({getattr(error, 'strerror', error)})") from None
+    keys = tuple(line.strip() for line in lines if line.strip())
+    if not keys:
+        raise ConfigError(f"{shown(path)}: holds no key; write one a line")
+    return keys
