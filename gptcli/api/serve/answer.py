@@ -65,12 +65,12 @@ class Answer:
             if work.done():
                 work.result()
         finally:
+            if self.job.unfinished or self.job.waiting or not self.job.completions:
+                self.worker.cancel(self.job)
             for task in (gone, work):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await task
-            if self.job.unfinished or self.job.waiting or not self.job.completions:
-                self.worker.cancel(self.job)
             self._count()
 
     async def _pieces(self, *, first_wait: float | None = None) -> AsyncIterator[list[Piece]]:
@@ -79,7 +79,9 @@ class Answer:
         wait = first_wait
         while len(self.ended) < total:
             try:
-                pieces = await asyncio.wait_for(self.job.pieces.get(), wait if wait is not None else self.ping or None)
+                # Not wait_for: up to Python 3.11 it swallows a cancellation that comes with a result.
+                async with asyncio.timeout(wait if wait is not None else self.ping or None):
+                    pieces = await self.job.pieces.get()
             except TimeoutError:
                 yield []
                 wait = None
@@ -152,9 +154,8 @@ class Answer:
         last: dict[int, Piece] = {}
 
         async def put(content: bytes) -> None:
-            await asyncio.wait_for(
-                send({"type": "http.response.body", "body": content, "more_body": True}), STALL_SECONDS
-            )
+            async with asyncio.timeout(STALL_SECONDS):
+                await send({"type": "http.response.body", "body": content, "more_body": True})
 
         try:
             async for pieces in self._pieces(first_wait=HEAD_SECONDS):

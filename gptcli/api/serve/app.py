@@ -215,7 +215,8 @@ class Routes:
                     raise Problem(413, "body_too_large", f"the body is larger than {MAX_BODY_BYTES} bytes")
 
         try:
-            await asyncio.wait_for(read(), BODY_SECONDS)
+            async with asyncio.timeout(BODY_SECONDS):
+                await read()
         except TimeoutError:
             raise Problem(408, "request_timeout", f"the body did not come within {BODY_SECONDS:.0f} s") from None
         return read_object(bytes(content))

@@ -26,6 +26,7 @@ SECURITY_HEADERS = [
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"content-security-policy", PAGE_POLICY.encode()),
 ]
+HEAD_BYTES, MAX_HEADERS = 16 << 10, 64
 METHODS = "GET, HEAD, POST, OPTIONS"
 OPEN_PATHS = ("/health", "/", "/page.css", "/page.js")  # without a key: the page asks for it
 
@@ -102,6 +103,9 @@ class Guard:
         self, scope: Scope, headers: dict[str, str], origin: str | None, facts: dict[str, Any]
     ) -> list[tuple[bytes, bytes]] | None:
         """Refuse who may not ask; return the headers of the answer to a preflight, None for other requests."""
+        size = sum(len(name) + len(value) + 4 for name, value in scope["headers"]) + len(scope["raw_path"])
+        if size > HEAD_BYTES or len(scope["headers"]) > MAX_HEADERS:
+            raise Problem(431, "head_too_large", f"the head is larger than {HEAD_BYTES} bytes or {MAX_HEADERS} lines")
         host = headers.get("host", "")
         if self.rules.hosts and _host_name(host) not in self.rules.hosts:
             raise Problem(403, "forbidden_host", "this Host is not served here; see --allow-host")

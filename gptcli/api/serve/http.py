@@ -13,12 +13,11 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from gptcli.api.serve.guard import HEAD_BYTES
 from gptcli.api.serve.problems import Problem
 
 HEAD_SECONDS = 10.0
-HEAD_BYTES = 16 << 10
 KEEP_ALIVE_SECONDS = 120
-MAX_HEADERS = 64
 
 
 class Protocol(H11Protocol):
