@@ -83,8 +83,8 @@ class Service:
         except DataError as error:
             raise invalid("messages", str(error), "context_length_exceeded") from None
         ids = self._fit([*fitted.ids, *self.tokenizer.encode(goes_on)], ask.options)
-        stops = self.speaker.stop_ids
-        requests = [Request(ids, ask.options, sample, stops, owner) for sample in range(ask.n)]
+        made = (self.speaker.request(ids, ask.options, sample) for sample in range(ask.n))
+        requests = [dataclasses.replace(request, owner=owner) for request in made]
         return requests, [""], fitted.dropped_turns
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
