@@ -321,6 +321,28 @@ def test_a_holder_who_has_only_begun_is_given_the_time_to_tell_its_name(tmp_path
             pass
 
 
+def test_looking_at_what_a_dead_writer_left_never_makes_the_next_one_fail(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            fsio.is_held(tmp_path)
+
+    lookers = [threading.Thread(target=look) for _ in range(2)]
+    (tmp_path / "lock").write_text("pid 99999 on here since now\n")
+    for looker in lookers:
+        looker.start()
+    try:
+        for _ in range(300):
+            with fsio.locked(tmp_path):
+                assert fsio.is_held(tmp_path)
+            (tmp_path / "lock").write_text("pid 99999 on here since now\n")
+    finally:
+        done.set()
+        for looker in lookers:
+            looker.join()
+
+
 def test_one_who_waits_for_a_lock_is_told_of_the_holder_and_gets_it_in_the_end(tmp_path: Path) -> None:
     process = start(HOLD, tmp_path)
     told: list[str] = []
