@@ -17,7 +17,8 @@ from conftest import Result, RunCli, environment, tiny_run_file
 from gptcli.config import yaml_file, yaml_write
 from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.train import PretrainConfig
-from gptcli.data.conversation import ASSISTANT, USER, read_messages
+from gptcli.data.conversation import ASSISTANT, USER
+from gptcli.data.messages import read_messages
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"

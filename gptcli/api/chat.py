@@ -18,13 +18,14 @@ from typing import Any, NamedTuple, Unpack
 
 from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.api.records import Item, Warnings, answered, completion_record, in_order, read_items
-from gptcli.api.score import parse_object
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.ready import Ready, always
 from gptcli.base.report import Report
 from gptcli.config.generate import GenerateOptions
-from gptcli.data.conversation import ASSISTANT, SYSTEM, USER, Message, read_messages
+from gptcli.data.conversation import ASSISTANT, SYSTEM, USER, Message
+from gptcli.data.jsonl import parse_object
+from gptcli.data.messages import read_messages
 from gptcli.data.rows import read_rows
 from gptcli.data.template import Form
 from gptcli.data.tokenizer import Tokenizer

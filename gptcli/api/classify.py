@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from gptcli.api.open_model import DeviceOptions, open_model
-from gptcli.api.score import read_records
 from gptcli.base.ready import Ready, always, blocks
+from gptcli.base.report import Report
+from gptcli.base.units import count
+from gptcli.data.jsonl import answered, read_records
 from gptcli.device.runtime import keep_freed_memory
 from gptcli.evaluate.classification_head import Ensemble, common_labels
 from gptcli.train.metadata import read_metadata
@@ -35,13 +37,30 @@ class Classifier:
         if self.ensemble.members[0].runtime.on_cpu:
             keep_freed_memory()
 
-    def records(self, records: Iterable[dict[str, Any]], field: str, ready: Ready = always) -> Iterator[dict[str, Any]]:
-        """Every record with its label and all probabilities, in order, up to a thousand at a time of those there."""
+    def records(
+        self, records: Iterable[dict[str, Any]], field: str, ready: Ready = always, report: Report | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield every record with its label and all probabilities, in order, up to a thousand at a time of those there.
+
+        A field `label` that a record has of its own becomes `input_label`. The report is told at the end how many there
+        were, and how many texts were longer than the context.
+        """
+        report = report or Report()
+        labels, cut, kept = self.ensemble.labels, 0, 0
         for block in blocks(iter(records), LINES_AT_ONCE, ready):
-            labels = self.ensemble.labels
-            found, _ = self.ensemble.probabilities([record[field] for record in block])
+            found, block_cut = self.ensemble.probabilities([record[field] for record in block])
+            cut += len(block_cut)
             for record, best, row in zip(block, found.argmax(-1).tolist(), found.tolist(), strict=True):
-                yield {**record, "label": labels[best], "probabilities": dict(zip(labels, row, strict=True))}
+                answer = {"label": labels[best], "probabilities": dict(zip(labels, row, strict=True))}
+                kept += not answer.keys().isdisjoint(record)
+                yield answered(record, answer)
+        if cut:
+            report.warning(f"{count(cut, 'text')} cut to the context of the model: their ends were not read")
+        if kept:
+            report.warning(
+                f"{count(kept, 'record')} had a field 'label' or 'probabilities' of their own; it came back as "
+                "'input_label' or 'input_probabilities'"
+            )
 
 
 def classify(
@@ -51,7 +70,8 @@ def classify(
     ready: Ready = always,
     jsonl: bool = False,
     field: str = "text",
+    report: Report | None = None,
     **how: Any,
 ) -> Iterator[dict[str, Any]]:
     """The records that lines are, each with `label` and `probabilities`; DataError names a line that is wrong."""
-    return Classifier(run, **how).records(read_records(lines, jsonl=jsonl, field=field), field, ready)
+    return Classifier(run, **how).records(read_records(lines, jsonl=jsonl, field=field), field, ready, report)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.api.tokens import documents_of, encode
+from gptcli.api.trained_on import Kept, warn_of_training_text
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
-from gptcli.data.text import Piece, TextOptions, decompressed_bytes, find_sources, read_pieces
+from gptcli.data.text import Findings, Piece, TextOptions, decompressed_bytes, find_sources, read_pieces
 from gptcli.evaluate.perplexity import TextScore, score_documents
 from gptcli.generate.packed_weights import Quantize, pack
 
@@ -58,23 +59,22 @@ def evaluate(
     inputs: Sequence[str],
     *,
     stride: int | None = None,
-    field: str = "text",
-    encoding: str = "utf-8",
-    errors: Literal["strict", "replace", "ignore"] = "strict",
     quantize: Quantize | None = None,
     report: Report,
+    reading: TextOptions | None = None,
     **how: Unpack[DeviceOptions],
 ) -> Evaluation:
-    """Score every byte of the inputs once. DataError where they hold no text."""
+    """Score every byte of the inputs once, and tell what of them the model was trained on. DataError where they hold no
+    text."""
     opened = open_model(run, **how)
     model, tokenizer, runtime = opened.model, opened.tokenizer, opened.runtime
     if quantize:
         runtime = pack(model, runtime, quantize=quantize)
     context_length = model.config.context_length
     stride = min(stride or max(1, context_length // 2), context_length)
-    options = TextOptions(field=field, encoding=encoding, errors=errors)
-    pieces, total_bytes = _pieces(inputs, options)
-    done_bytes = 0
+    options, found = reading or TextOptions(), Findings()
+    all_pieces, total_bytes = _pieces(inputs, options, found, report)
+    pieces, done_bytes = Kept(all_pieces), 0
 
     def counted() -> Iterator[Piece]:
         nonlocal done_bytes
@@ -97,12 +97,16 @@ def evaluate(
     report.progress("evaluate", done_bytes, done_bytes, unit="B")
     if not tokens:
         raise DataError(f"{shown(', '.join(inputs))}: no text to evaluate")
+    found.tell(report, options)
+    warn_of_training_text(opened.directory, pieces.pieces, shown(", ".join(inputs)), report)
     return Evaluation(str(opened.directory), TextScore(nats, tokens, text_bytes), count, context_length, stride)
 
 
-def _pieces(inputs: Sequence[str], options: TextOptions) -> tuple[Iterator[Piece], int | None]:
+def _pieces(
+    inputs: Sequence[str], options: TextOptions, found: Findings, report: Report
+) -> tuple[Iterator[Piece], int | None]:
     """The pieces of all inputs, and the bytes they will take where every one is a plain file."""
-    sources = find_sources(inputs, options)
+    sources = find_sources(inputs, options, report)
     plain = all(source.stream is None and source.path is not None and not source.compressed for source in sources)
-    total = sum(map(decompressed_bytes, sources)) if plain else None
-    return (piece for source in sources for piece in read_pieces(source, options)), total
+    total = sum(decompressed_bytes(source, options) for source in sources) if plain else None
+    return (piece for source in sources for piece in read_pieces(source, options, found)), total

@@ -8,12 +8,12 @@ from typing import Any, Unpack
 
 from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.api.records import Item, Warnings, answered, completion_record, in_order, read_items
-from gptcli.api.score import parse_record
 from gptcli.base.errors import DataError, GptcliError
 from gptcli.base.ready import Ready, always
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.config.generate import GenerateOptions
+from gptcli.data.jsonl import parse_object, text_of
 from gptcli.generate.constrain import matches, most_tokens
 from gptcli.generate.engine import Completion, Engine, Request
 from gptcli.generate.packed_weights import Quantize, pack
@@ -103,5 +103,6 @@ def check_match(completion: Completion) -> None:
 
 def text_prompt(line: str, place: str) -> tuple[str, dict[str, Any]]:
     """The prompt of a record {"prompt": ...} and its other fields."""
-    record = parse_record(line, place, "prompt")
+    record = parse_object(line, place)
+    text_of(record, "prompt", place)
     return record.pop("prompt"), record

@@ -14,8 +14,8 @@ from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.config.data import DataConfig
 from gptcli.data.corpus import survey
-from gptcli.data.encode import JOURNAL, SHARD_TOKENS, encode_corpus, finish
-from gptcli.data.shards import SPLITS, is_prepared, read_index
+from gptcli.data.encode import JOURNAL, SHARD_TOKENS, encode_corpus, finish, tell_overlap
+from gptcli.data.shards import SPLITS, SplitIndex, is_prepared, read_index
 from gptcli.data.tokenizer import Tokenizer
 
 
@@ -33,18 +33,41 @@ def prepare(
     A run that was killed goes on after its last whole shard when it is started again with the same content.
     """
     _check_replaceable(output, force=force)
+    if tokenizer.end_of_text is None:
+        tokenizer = tokenizer.with_end_of_text()
+        mark = tokenizer.decode(tokenizer.last or tokenizer.first)
+        report.message(f"the tokenizer names no token between documents; {shown(mark)} is taken")
     partial = output.parent / f".partial-{output.name}"
     with fsio.locked(partial):
         _check_replaceable(output, force=force)  # again: another process may have made it meanwhile
         try:
-            corpus = survey(data, partial / "spool", report)
+            corpus = survey(data, partial / "spool", report, flags=True)
             encode_corpus(corpus, tokenizer, partial, report=report, shard_tokens=shard_tokens)
             finish(partial, output)
         except BaseException:
             if not (partial / JOURNAL).exists():  # nothing to go on with
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-    return read_index(output)
+    index = read_index(output)
+    tell_overlap(index, report)
+    _tell_split(data, index["splits"], report)
+    return index
+
+
+def _tell_split(data: DataConfig, splits: dict[str, SplitIndex], report: Report) -> None:
+    """Warn where something was to be held out and nothing is."""
+    if splits["validation"].tokens or not (data.validation or data.validation_fraction):
+        return
+    if data.validation:
+        report.warning("nothing is held out: the validation inputs hold no text")
+    elif data.validation_split == "document":
+        documents = count(splits["train"].documents, "document")
+        report.warning(
+            f"nothing is held out: of {documents} none was drawn at {data.validation_fraction:g}; divide the "
+            "text by --separator, raise --validation-fraction, or take --validation-split tail"
+        )
+    else:
+        report.warning("nothing is held out: the text is too short; raise --validation-fraction or pass --validation")
 
 
 def _check_replaceable(output: Path, *, force: bool) -> None:

@@ -20,6 +20,7 @@ from gptcli.base.escape import shown
 from gptcli.base.ready import Ready
 from gptcli.base.report import Report
 from gptcli.config.generate import GenerateOptions
+from gptcli.data.jsonl import decode_line
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.generate.constrain import automaton_of
 from gptcli.generate.engine import Completion, Engine, Request
@@ -88,11 +89,7 @@ def read_items(
         place = f"stdin:{number}"
         fields: dict[str, Any] = {}
         try:
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{place}: byte 0x{line[error.start]:02x} is not UTF-8") from None
-            prompt, record = parse(text, place)
+            prompt, record = parse(decode_line(line, place), place)
             fields, given = split_options(record, place, warnings)
             yield Item(prompt, options_of(defaults, given, place), fields)
         except GptcliError as error:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
-from gptcli.data.text import Piece, TextOptions, find_sources, read_pieces
+from gptcli.base.report import Report
+from gptcli.data.jsonl import decode_line, parse_object
+from gptcli.data.text import Findings, Piece, TextOptions, find_sources, read_pieces
 from gptcli.data.tokenizer import Tokenizer
 
 
-def read_inputs(inputs: Sequence[str], options: TextOptions) -> Iterator[Piece]:
-    """The pieces of all inputs, in order."""
-    for source in find_sources(inputs, options):
-        yield from read_pieces(source, options)
+def read_inputs(inputs: Sequence[str], options: TextOptions, report: Report | None = None) -> Iterator[Piece]:
+    """Yield the pieces of all inputs, in order; the report is told what is worth knowing of them."""
+    report, found = report or Report(), Findings()
+    for source in find_sources(inputs, options, report):
+        yield from read_pieces(source, options, found)
+    found.tell(report, options)
 
 
-def documents(inputs: Sequence[str], options: TextOptions, *, lines: bool = False) -> Iterator[Iterator[str]]:
+def documents(
+    inputs: Sequence[str], options: TextOptions, report: Report | None = None, *, lines: bool = False
+) -> Iterator[Iterator[str]]:
     """Each document as its pieces of text, or each line of text without its newline. Take them in order."""
-    pieces = read_inputs(inputs, options)
+    pieces = read_inputs(inputs, options, report)
     if lines:
         yield from ([line] for line in _lines(pieces))  # type: ignore[misc]
     else:
@@ -68,24 +73,25 @@ def encode(tokenizer: Tokenizer, document: Iterable[str]) -> Iterator[int]:
 def read_ids(lines: Iterable[bytes], *, as_json: bool) -> Iterator[tuple[dict[str, Any], list[int]]]:
     """(other fields, ids) of each line: `464 1263`, or {"ids": [464, 1263]}. DataError names the line."""
     for number, line in enumerate(lines, 1):
-        record: dict[str, Any] = {}
-        try:
-            if as_json:
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise ValueError('want {"ids": [...]}')
-                ids = record.pop("ids")
-            else:
-                words = line.split()
-                if wrong := next((word for word in words if not word.lstrip(b"-").isdigit()), None):
-                    raise ValueError(f"{wrong.decode(errors='replace')!r} is no whole number")
-                ids = [int(word) for word in words]
-            if not isinstance(ids, list) or not all(type(index) is int for index in ids):
-                raise ValueError("ids must be a list of whole numbers")
-        except (ValueError, KeyError, RecursionError) as error:
-            what = "no field 'ids'" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"stdin:{number}: not a line of ids ({shown(what)})") from None
+        place = f"stdin:{number}"
+        record = parse_object(decode_line(line, place), place) if as_json else {}
+        if as_json and "ids" not in record:
+            raise DataError(f"{place}: not a line of ids (no field 'ids')")
+        ids = record.pop("ids") if as_json else _numbers(line, place)
+        if not isinstance(ids, list) or not all(type(index) is int for index in ids):
+            raise DataError(f"{place}: not a line of ids (ids must be a list of whole numbers)")
         yield record, ids
+
+
+def _numbers(line: bytes, place: str) -> list[int]:
+    words = line.split()
+    if wrong := next((word for word in words if not word.lstrip(b"-").isdigit()), None):
+        what = shown(f"{wrong.decode(errors='replace')!r} is no whole number")
+        raise DataError(f"{place}: not a line of ids ({what})")
+    try:
+        return [int(word) for word in words]
+    except ValueError:  # more digits than Python reads
+        raise DataError(f"{place}: not a line of ids (a number has too many digits)") from None
 
 
 def decode(tokenizer: Tokenizer, ids: list[int], line: int) -> bytes:
@@ -111,10 +117,10 @@ class Count:
                 for name, v in self.as_dict().items()]  # fmt: skip
 
 
-def count(tokenizer: Tokenizer, inputs: Sequence[str], options: TextOptions) -> Count:
+def count(tokenizer: Tokenizer, inputs: Sequence[str], options: TextOptions, report: Report | None = None) -> Count:
     """Documents, bytes and tokens of the inputs, in constant memory."""
     found = text_bytes = tokens = 0
-    for piece in read_inputs(inputs, options):
+    for piece in read_inputs(inputs, options, report):
         found += piece.starts_document
         text_bytes += len(piece.text.encode())
         tokens += len(tokenizer.encode(piece.text))

@@ -14,3 +14,16 @@ class Report:
 
     def progress(self, task: str, done: float, total: float | None, note: str = "", *, unit: str = "") -> None:
         """How far `task` has come; done == total ends it. `unit` "B" means bytes."""
+
+
+class Collected(Report):
+    """A listener that keeps the messages and warnings, to be told later."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def warning(self, text: str) -> None:
+        self.messages.append(text)

@@ -14,7 +14,8 @@ class DataConfig(Section):
     """The training text: files, directories, globs, or one directory made by `gptcli prepare`."""
 
     train: tuple[str, ...] = value(
-        doc="text or JSONL files (.gz too), directories, globs, or one prepared directory", path=True
+        doc="text, JSON or Parquet files (.gz, .xz, .bz2, .zst too), directories, globs, or one prepared directory",
+        path=True,
     )
     validation: tuple[str, ...] = value((), "inputs to validate on; empty: hold out a part of `train`", path=True)
     validation_fraction: float = number(0.05, "share of `train` to hold out where `validation` is empty", ge=0, lt=1)
@@ -23,7 +24,13 @@ class DataConfig(Section):
     )
     field: str = value("text", "JSONL field that holds the text")
     encoding: str = value("utf-8", "encoding of the input files")
-    errors: Literal["strict", "replace", "ignore"] = value("strict", "what to do with bytes that cannot be decoded")
+    errors: Literal["strict", "replace", "ignore"] = value(
+        "strict", "what to do with bytes or JSON escapes that are no character"
+    )
+    separator: str | None = value(
+        None, "what divides a text file into documents: line, blank (a blank line) or a text; null: nothing"
+    )
+    on_bad_row: Literal["error", "skip"] = value("error", "stop at a JSON record without text, or skip and count it")
     cache_dir: str | None = value(
         None, "directory for prepared data; null: $XDG_CACHE_HOME/gptcli", path=True, may_change=True
     )
@@ -33,6 +40,8 @@ class DataConfig(Section):
             yield "train", "no input; name a file"
         if not is_name(self.cache_dir):
             yield "cache_dir", "must name a directory"
+        if self.separator == "":
+            yield "separator", "is empty; write null, line, blank or a text"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,4 +53,6 @@ class TokenizerConfig(Section):
         4096, "vocabulary size of a trained tokenizer, special tokens included", ge=257, le=1 << 20, auto=True
     )
     pattern: Literal["gpt2", "llama3", "qwen2"] = value("gpt2", "pre-tokenization pattern of a trained tokenizer")
-    max_bytes: int | None = number(200_000_000, "train it on at most this many bytes, sampled evenly; null: all", ge=1)
+    max_bytes: int | None = number(
+        200_000_000, "train it on at most this many bytes, sampled evenly, long words counted 16-fold; null: all", ge=1
+    )

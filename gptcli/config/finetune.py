@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,15 +16,25 @@ class RowsConfig(Section):
     """The training rows, with named fields; for task text, text as in pretraining."""
 
     train: tuple[str, ...] = value(
-        doc="JSONL files, CSV or TSV with a header row (.gz too), directories, globs", path=True
+        doc="JSONL, JSON arrays, Parquet, CSV or TSV with a header row, directories, globs", path=True
     )
     validation: tuple[str, ...] = value((), "inputs to validate on; empty: hold out a part of `train`", path=True)
     validation_fraction: float = number(0.1, "share of the rows to hold out where `validation` is empty", ge=0, lt=1)
     text_field: str = value("text", "field of the text (tasks classify and text)")
     label_field: str = value("label", "field of the label (task classify)")
     prompt_field: str = value("prompt", "field of the prompt (task instruct)")
+    prompt_template: str = value(
+        "", "prompt of several fields (task instruct): {instruction}\\n\\n{input}; empty paragraphs are left out"
+    )
     completion_field: str = value("completion", "field of the completion (task instruct)")
-    messages_field: str = value("messages", "field of the conversation, a list of {role, content} (task chat)")
+    messages_field: str = value(
+        "messages", "field of the conversation, a list of {role, content} or {from, value} (task chat)"
+    )
+    turns: Literal["strict", "mend"] = value(
+        "strict", "refuse turns out of order (task chat), or join neighbours, leave out what cannot be held, and count"
+    )
+    encoding: str = value("utf-8", "encoding of the input files")
+    errors: Literal["strict", "replace", "ignore"] = value("strict", "what to do with bytes that cannot be decoded")
     max_tokens: int | None = number(None, "truncate longer rows at their end; null: at the model's context", ge=2)
     on_bad_line: Literal["error", "skip"] = value(
         "error", "stop at a line that is no row of the task, or skip and count it"
@@ -32,6 +43,8 @@ class RowsConfig(Section):
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.train:
             yield "train", "no input; name a file"
+        if self.prompt_template and not re.search(r"\{\w+\}", self.prompt_template):
+            yield "prompt_template", "names no field of a row; write one in braces, as {instruction}"
 
 
 Pooling = Literal["last", "average"]

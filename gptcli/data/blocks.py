@@ -1,6 +1,6 @@
 """The bytes of an input: read in bounded blocks, decompressed, and never waited for at a terminal.
 
-raw_blocks ─ gunzip ─> content_blocks
+raw_blocks ─ decompressed ─> content_blocks
 """
 
 import codecs
@@ -8,30 +8,55 @@ import errno
 import hashlib
 import os
 import sys
-import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
-from gptcli.base.errors import ConfigError, DataError, GptcliError
+from gptcli.base.errors import ConfigError, GptcliError
 from gptcli.base.escape import shown
+from gptcli.data.compression import Compression, decompressed
 
 PIECE_BYTES = 1 << 20  # characters of a piece at most, and bytes read at a time
+HEAD_BYTES = 8 << 10  # looked at to tell what a file holds
+
+Kind = Literal["text", "jsonl", "json", "parquet"]
 
 # Python's codecs for host names and source literals: no file is written in them, and they can yield lone surrogates.
 _NOT_FOR_FILES = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape", "utf-7"}
 
 
+class Reading(TypedDict, total=False):
+    """The fields of TextOptions that callers of the Python API give."""
+
+    field: str
+    encoding: str
+    errors: Literal["strict", "replace", "ignore"]
+    separator: str | None
+    on_bad_row: Literal["error", "skip"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """How inputs are read: the JSONL field that holds the text, the encoding, and what becomes of undecodable bytes."""
+    """How inputs are read.
+
+    `field` of a record holds its text. `errors` says what becomes of what is no character: undecodable bytes, and lone
+    surrogates in JSON. `separator` divides a text file into documents, see data.separator. `flags`: messages name
+    options of the command line (--encoding) and not keys of a run file (data.encoding).
+    """
 
     field: str = "text"
     encoding: str = "utf-8"
     errors: Literal["strict", "replace", "ignore"] = "strict"
+    separator: str | None = None
+    on_bad_row: Literal["error", "skip"] = "error"
+    flags: bool = True
+
+    def setting(self, key: str, value: str) -> str:
+        """Return how a user sets an option of this class: `--encoding utf-16` or `-s data.encoding=utf-16`."""
+        return f"--{key.replace('_', '-')} {value}" if self.flags else f"-s data.{key}={value}"
 
 
 @dataclass(frozen=True)
@@ -44,10 +69,14 @@ class Source:
 
     name: str  # for messages, safe to show
     path: Path | None  # None: standard input
-    kind: Literal["text", "jsonl"]
-    compressed: bool  # gzip, by its first bytes
+    kind: Kind
+    compression: Compression | None  # by its first bytes
     stream: list[Iterator[bytes]] | None = field(default=None, repr=False, compare=False)
     encoding: str | None = None
+
+    @property
+    def compressed(self) -> bool:
+        return self.compression is not None
 
 
 def codec_name(options: TextOptions) -> str:
@@ -76,42 +105,24 @@ def unreadable(name: str, error: OSError) -> GptcliError:
 
 
 def raw_blocks(path: Path | None, name: str) -> Generator[bytes]:
-    """The bytes of a file, or of standard input (None), in blocks. Never waits for a person to type."""
+    """Yield the bytes of a file, or of standard input (None), a few at first and then PIECE_BYTES at a time.
+
+    Never waits for a person to type.
+    """
     if path is None and (sys.stdin is None or sys.stdin.closed):
         raise ConfigError("stdin is closed; name a file or pipe text in")
     try:
         with nullcontext(sys.stdin.buffer) if path is None else open(path, "rb", buffering=0) as file:
             if file.isatty():
                 raise ConfigError(f"{name} is a terminal; name a file or pipe text in")
-            while (block := file.read(PIECE_BYTES)) != b"":
+            size = min(HEAD_BYTES, PIECE_BYTES)
+            while (block := file.read(size)) != b"":
+                size = PIECE_BYTES
                 if block is None:  # a stream in non-blocking mode is not at its end
                     raise BlockingIOError(errno.EAGAIN, "no data is ready, and it is set not to wait for it")
                 yield block
     except OSError as error:
         raise unreadable(name, error) from None
-
-
-def gunzip(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
-    """Decompresses gzip members, one after another, in blocks however well they are compressed."""
-    member, total_bytes = zlib.decompressobj(wbits=31), 0
-    for block in blocks:
-        while block:
-            if member.eof:
-                block = block.lstrip(b"\0")  # padding of tape and disk blocks, as gzip allows it
-                if not block:
-                    break
-                member = zlib.decompressobj(wbits=31)
-            try:
-                output = member.decompress(block, PIECE_BYTES)
-            except zlib.error as error:
-                reason = str(error).rpartition(": ")[2]
-                raise DataError(f"{name}: gzip data is corrupt ({reason}); copy or compress the file again") from None
-            total_bytes += len(output)
-            if output:
-                yield output
-            block = member.unused_data if member.eof else member.unconsumed_tail
-    if not member.eof:
-        raise DataError(f"{name}: ends early after {total_bytes} bytes; the gzip file is cut short, copy it again")
 
 
 def peek(blocks: Iterator[bytes], enough: Callable[[bytearray], bool]) -> tuple[bytes, Iterator[bytes]]:
@@ -132,11 +143,14 @@ def content_blocks(source: Source) -> Iterator[bytes]:
             raise GptcliError(f"{source.name}: can be read only once; save it to a file and name that")
         return source.stream.pop()
     blocks = raw_blocks(source.path, source.name)
-    return gunzip(blocks, source.name) if source.compressed else blocks
+    return blocks if source.compression is None else decompressed(blocks, source.name, source.compression, PIECE_BYTES)
 
 
 def decompressed_bytes(source: Source) -> int:
-    """The bytes of a source's content: a file's size, or for gzip what a pass over it counts. A stream has no size."""
+    """Return the bytes of a source's content: a file's size, or what a pass over a compressed one counts.
+
+    GptcliError for a stream, which has no size.
+    """
     if source.path is None or source.stream is not None:
         raise GptcliError(f"{source.name}: the size of a stream is not known before it is read")
     if source.compressed:

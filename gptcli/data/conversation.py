@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
 from gptcli.data.tokenizer import Tokenizer
 
 SYSTEM, USER, ASSISTANT = ROLES = ("system", "user", "assistant")
@@ -85,45 +83,3 @@ class Conversation:
             ids += turn
             learnt += [False] + [message.role == ASSISTANT] * (len(turn) - 1)
         return ids, learnt
-
-
-def read_messages(value: Any, place: str, *, to_answer: bool = False) -> list[Message]:
-    """The `messages` of a row, [{"role": ..., "content": ...}, ...] as OpenAI's API has them; DataError at `place`.
-
-    A system message may come first; then user and assistant take turns, the user first. To learn from, there must be
-    a turn of the assistant; `to_answer`, the last must be the user's.
-    """
-    if not isinstance(value, list) or not value:
-        raise DataError(f'{place}: messages must be a list of {{"role": ..., "content": ...}}, and not empty')
-    messages = [_message(item, f"{place}: message {number}") for number, item in enumerate(value, 1)]
-    turns = messages[1:] if messages[0].role == SYSTEM else messages
-    offset = 1 + len(messages) - len(turns)
-    for number, message in enumerate(turns):
-        wanted = (USER, ASSISTANT)[number % 2]
-        if message.role != wanted:
-            raise DataError(
-                f"{place}: message {number + offset} is the {message.role}'s, want the {wanted}'s; a system message "
-                "may come first, then user and assistant take turns"
-            )
-    if not to_answer and not any(message.role == ASSISTANT for message in turns):
-        raise DataError(f"{place}: no turn of the assistant, so nothing to learn; add one or drop the row")
-    if to_answer and (not turns or turns[-1].role != USER):
-        raise DataError(f"{place}: the last message must be the user's, for the model to answer")
-    return messages
-
-
-def _message(item: Any, place: str) -> Message:
-    if not isinstance(item, dict):
-        raise DataError(f'{place}: not an object; want {{"role": ..., "content": ...}}')
-    role, content = item.get("role"), item.get("content")
-    if role not in ROLES:
-        raise DataError(f"{place}: role {shown(repr(role))}; want {', '.join(ROLES)}")
-    if not isinstance(content, str):
-        raise DataError(f"{place}: content must be text")
-    if not content.strip():
-        raise DataError(f"{place}: the content is empty; write it or drop the row")
-    try:
-        content.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{place}: the content has a lone surrogate, which is not text; mend or drop the row") from None
-    return Message(role, content)

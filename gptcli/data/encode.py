@@ -13,9 +13,10 @@ from typing import Any
 from gptcli.base import fsio
 from gptcli.base.errors import DataError
 from gptcli.base.report import Report
-from gptcli.data.corpus import Corpus, read_corpus
+from gptcli.data.corpus import Corpus, read_corpus, split_pieces
+from gptcli.data.overlap import Overlap, find_overlap
 from gptcli.data.shards import SPLITS, SplitIndex, SplitWriter, token_dtype, write_index
-from gptcli.data.text import Piece, split_text
+from gptcli.data.text import Findings, Piece, split_text
 from gptcli.data.tokenizer import Tokenizer
 
 SHARD_TOKENS = 1 << 26
@@ -42,7 +43,8 @@ def encode_corpus(
     journal = _read_journal(partial, key)
     writers = {split: SplitWriter(partial, split, dtype, journal["splits"][split]) for split in SPLITS}
     done_batches, done_bytes = journal["batches"], 0
-    batches = enumerate(_batches(read_corpus(corpus)))
+    found = Findings()
+    batches = enumerate(_batches(read_corpus(corpus, found)))
     for _, batch in itertools.islice(batches, done_batches):
         done_bytes += sum(piece.raw_bytes for _, piece in batch)
     for number, (batch, encoded) in _encode_ahead(tokenizer, batches):
@@ -60,6 +62,8 @@ def encode_corpus(
     report.progress("encode", corpus.total_bytes, corpus.total_bytes, unit="B")
     if not writers["train"].index.tokens:
         raise DataError("no training text is left after the split; lower data.validation_fraction or give more text")
+    found.tell(report, corpus.options)
+    overlap = _overlap(corpus, report) if writers["validation"].index.tokens else None
     fsio.write_file(partial / "tokenizer.json", tokenizer.content)
     write_index(
         partial,
@@ -67,7 +71,26 @@ def encode_corpus(
         splits={split: writer.index for split, writer in writers.items()},
         tokenizer_sha256=tokenizer.sha256,
         inputs=list(corpus.facts),
+        left_out_rows=found.bad_rows,
+        overlap=None if overlap is None else overlap.as_dict(),
     )
+
+
+def _overlap(corpus: Corpus, report: Report) -> Overlap:
+    """What of the held-out text is in the training text, too."""
+    found = find_overlap(
+        split_pieces(corpus, "validation"),
+        split_pieces(corpus, "train"),
+        lambda done: report.progress("compare with held-out text", done, corpus.total_bytes, unit="B"),
+    )
+    report.progress("compare with held-out text", corpus.total_bytes, corpus.total_bytes, unit="B")
+    return found
+
+
+def tell_overlap(index: dict[str, Any], report: Report) -> None:
+    """Warn where the held-out text of a prepared directory is in its training text; one made earlier does not say."""
+    if index.get("overlap") and (line := Overlap(**index["overlap"]).warning()):
+        report.warning(line)
 
 
 Labelled = tuple[str, Piece]

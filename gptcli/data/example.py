@@ -35,17 +35,24 @@ def cut_example(place: str, ids: list[int], learnt: list[bool], max_tokens: int)
     return Example(place, ids[:max_tokens], learnt[:max_tokens], None, len(ids) > max_tokens)
 
 
+def named_by(key: str) -> str:
+    """Return the advice for a field that a row has not: the setting that names it."""
+    return f"; name it, -s data.{key}=NAME"
+
+
 def label_text(text: str) -> str:
     """Begin a text with a space, as a classifier reads it, so that its first word is the token it is elsewhere."""
     return text if text[:1].isspace() else " " + text
 
 
 def label_of(row: Row, name: str) -> str:
-    """Return the label of a row: text, or a whole number or boolean as JSON writes it."""
+    """Return the label of a row: text, or a whole number (3.0 is 3) or boolean as JSON writes it."""
     value = row.fields.get(name)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, (bool, int)):
         return str(value).lower()
-    label = row.text(name)
+    label = row.text(name, advice=named_by("label_field"))
     if not label.strip():
         raise DataError(f"{row.place}: the label is empty; write it or drop the row")
     return label

@@ -17,9 +17,9 @@ from gptcli.base.places import cache_directory
 from gptcli.base.report import Report
 from gptcli.config.data import DataConfig, TokenizerConfig
 from gptcli.data.corpus import Corpus, read_corpus, survey
-from gptcli.data.encode import encode_corpus, finish
+from gptcli.data.encode import encode_corpus, finish, tell_overlap
 from gptcli.data.learn_tokenizer import learn_tokenizer
-from gptcli.data.shards import SPLITS, TokenArray, is_prepared
+from gptcli.data.shards import SPLITS, TokenArray, is_prepared, read_index
 from gptcli.data.tokenizer import Tokenizer
 
 ABANDONED_SECONDS = 7 * 24 * 3600  # what a killed preparation left is kept so long, to go on with
@@ -32,14 +32,15 @@ def prepare_data(data: DataConfig, wanted: TokenizerConfig, report: Report) -> t
         if len(data.train) > 1 or data.validation:
             raise ConfigError(f"data.train: {shown(str(directories[0]))} is a prepared directory; name it alone")
         tokenizer = Tokenizer.load(directories[0])
-        if wanted.path and Tokenizer.load(wanted.path).sha256 != tokenizer.sha256:
+        if wanted.path and Tokenizer.load(wanted.path).with_end_of_text().sha256 != tokenizer.sha256:
             raise DataError(
                 f"tokenizer.path: {shown(wanted.path)} is not the tokenizer that "
                 f"{shown(str(directories[0]))} was prepared with; leave it out or run gptcli prepare again"
             )
+        tell_overlap(read_index(directories[0]), report)
         return tokenizer, directories[0]
     cache = cache_directory(data.cache_dir)
-    given = Tokenizer.load(wanted.path) if wanted.path else None
+    given = Tokenizer.load(wanted.path).with_end_of_text() if wanted.path else None
     with _spool_directory(cache) as spool:
         corpus = survey(data, spool, report)
         work = cache / "work" / corpus.key()
@@ -55,6 +56,7 @@ def prepare_data(data: DataConfig, wanted: TokenizerConfig, report: Report) -> t
                     fsio.make_directory(directory)
                 encode_corpus(corpus, tokenizer, partial, report=report)
                 finish(partial, prepared)
+    tell_overlap(read_index(prepared), report)
     return tokenizer, prepared
 
 

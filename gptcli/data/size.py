@@ -12,9 +12,11 @@ from typing import NamedTuple
 from gptcli.base.errors import DataError, GptcliError
 from gptcli.config.data import DataConfig
 from gptcli.config.train import PretrainConfig
-from gptcli.data.blocks import PIECE_BYTES, Source, codec_name, gunzip, raw_blocks
+from gptcli.data.blocks import PIECE_BYTES, Source, TextOptions, codec_name, raw_blocks
+from gptcli.data.compression import decompressed
+from gptcli.data.corpus import text_options
 from gptcli.data.shards import is_prepared, read_index
-from gptcli.data.text import TextOptions, find_sources, read_pieces
+from gptcli.data.text import decompressed_bytes, find_sources, read_pieces
 from gptcli.data.tokenizer import Tokenizer
 
 SAMPLE_CHARACTERS = 1 << 17
@@ -39,7 +41,7 @@ def training_tokens(data: DataConfig, tokenizer: Tokenizer | None, vocab_size: i
     try:
         if is_prepared(Path(data.train[0])):
             return TokenCount(read_index(Path(data.train[0]))["splits"]["train"].tokens, estimated=False)
-        options = TextOptions(field=data.field, encoding=data.encoding, errors=data.errors)
+        options = text_options(data)
         sources = find_sources(data.train, options)
         text_bytes = estimate_text_bytes(sources, options)
         sample, documents = _beginning(sources[0], options)
@@ -69,14 +71,16 @@ def estimate_text_bytes(sources: Sequence[Source], options: TextOptions) -> int:
     Exact for plain UTF-8 text, and for other files as far as SAMPLE_BYTES at their beginning reach; beyond, and for all
     but some of many such files, the share of text in what was read is taken for that of the rest.
     """
-    sizes = {source: source.path.stat().st_size for source in sources if source.path is not None}
+    tables = sum(decompressed_bytes(source, options) for source in sources if source.kind == "parquet")
+    files = [source for source in sources if source.kind != "parquet"]
+    sizes = {source: source.path.stat().st_size for source in files if source.path is not None}
     plain = [source for source in sizes if _is_plain(source, options)]
     others = [source for source in sizes if not _is_plain(source, options) and sizes[source]]
     sampled = others[:: -(-len(others) // SAMPLED_SOURCES)] if others else []
     shares = {source: _text_per_byte(source, options) for source in sampled}
     mean = sum(shares[source] * sizes[source] for source in sampled) / max(1, sum(sizes[source] for source in sampled))
     held = sum(shares.get(source, mean) * sizes[source] for source in others)
-    return sum(sizes[source] for source in plain) + round(held)
+    return tables + sum(sizes[source] for source in plain) + round(held)
 
 
 def _is_plain(source: Source, options: TextOptions) -> bool:
@@ -95,7 +99,7 @@ def _text_per_byte(source: Source, options: TextOptions) -> float:
 
 
 def _decompressed_per_byte(source: Source) -> float:
-    blocks = itertools.islice(raw_blocks(source.path, source.name), SAMPLE_BYTES // PIECE_BYTES)
+    blocks = itertools.islice(raw_blocks(source.path, source.name), 1 + SAMPLE_BYTES // PIECE_BYTES)
     read = content = 0
 
     def counted() -> Iterator[bytes]:
@@ -104,8 +108,9 @@ def _decompressed_per_byte(source: Source) -> float:
             read += len(block)
             yield block
 
+    assert source.compression is not None
     with suppress(DataError):  # the sample ends within the compressed data
-        for block in gunzip(counted(), source.name):
+        for block in decompressed(counted(), source.name, source.compression, PIECE_BYTES):
             content += len(block)
             if content >= SAMPLE_OUTPUT_BYTES:
                 break
@@ -121,6 +126,6 @@ def find_vocabulary(config: PretrainConfig) -> tuple[Tokenizer | None, int]:
     """Return the run's tokenizer, if it is there, and the rows of the model's embedding."""
     prepared = Path(config.data.train[0])
     path = prepared if is_prepared(prepared) else config.tokenizer.path
-    tokenizer = None if path is None else Tokenizer.load(path)
+    tokenizer = None if path is None else Tokenizer.load(path).with_end_of_text()
     own = config.tokenizer.vocab_size if tokenizer is None else tokenizer.vocab_size
     return tokenizer, config.model.vocab_size or own

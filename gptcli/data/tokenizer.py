@@ -37,6 +37,7 @@ SPACE, REST = re.compile(r"\s+"), re.compile(r"\S+")
 MAX_BYTES = 1 << 27  # of a tokenizer.json; those of a million tokens have some 50 MB
 END_OF_TEXT = "<|endoftext|>"
 DOCUMENT_MARKS = (END_OF_TEXT, "<|bos|>")  # ours and GPT-2's name of the token between documents, and nanochat's
+OTHER_MARKS = ("</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "<EOS>", "[EOS]")  # names of it elsewhere
 MARKS = "gptcli"  # the key of a tokenizer.json whose tokens between documents have other names
 # Texts that a tokenizer may change, by what becomes of them.
 PROBES = {
@@ -118,6 +119,22 @@ class Tokenizer:
         added = [special(self.vocab_size + index, name) for index, name in enumerate(new)]
         document["added_tokens"] = [*(document.get("added_tokens") or []), *added]
         return Tokenizer(_written(document))
+
+    def with_end_of_text(self) -> Tokenizer:
+        """Return this tokenizer, or one with a token between documents where it names none: its </s> or another of
+        OTHER_MARKS, else a new <|endoftext|>."""
+        if self.end_of_text is not None:
+            return self
+        mark = next((name for name in OTHER_MARKS if name in self.specials), None)
+        return self.with_specials([END_OF_TEXT]) if mark is None else self.with_marks(mark, [mark])
+
+    def with_end(self) -> Tokenizer:
+        """Return this tokenizer, or one with a token that ends an answer where it names none, as with_end_of_text."""
+        if self.end is not None:
+            return self
+        begin = next((name for name, index in self.specials.items() if index == self.begin), None)
+        mark = next((name for name in (*DOCUMENT_MARKS, *OTHER_MARKS) if name in self.specials), END_OF_TEXT)
+        return self.with_specials([mark]).with_marks(begin, [mark])
 
     @functools.cached_property
     def sha256(self) -> str:

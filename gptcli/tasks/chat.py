@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from gptcli.base.errors import DataError
 from gptcli.config.finetune import FinetuneConfig, RowsConfig
-from gptcli.data.conversation import Conversation, read_messages
+from gptcli.data.conversation import ASSISTANT, Conversation
 from gptcli.data.example import Example, Reader, cut_example
+from gptcli.data.messages import Mended, row_messages
 from gptcli.data.rows import Row
 from gptcli.data.template import Form
 from gptcli.data.tokenizer import Tokenizer
@@ -19,19 +20,25 @@ def chat(config: FinetuneConfig, tokenizer: Tokenizer, base: ModelMetadata, max_
     """Make the task, in the form of conversation that the base has."""
     form = base.conversation or Conversation()
     tokenizer = tokenizer.with_specials(form.specials)
-    reader = _reader(config.data, tokenizer, form, max_tokens)
-    return Task(tokenizer, ModelMetadata(conversation=form), reader, lambda _: next_token_nats, validate_targets)
+    mended = Mended() if config.data.turns == "mend" else None
+    reader = _reader(config.data, tokenizer, form, max_tokens, mended)
+    metadata = ModelMetadata(conversation=form)
+    return Task(tokenizer, metadata, reader, lambda _: next_token_nats, validate_targets, mended=mended)
 
 
-def _reader(data: RowsConfig, tokenizer: Tokenizer, form: Form, max_tokens: int) -> Reader:
-    """Read a conversation, of which the assistant's turns are learnt."""
+def _reader(data: RowsConfig, tokenizer: Tokenizer, form: Form, max_tokens: int, mended: Mended | None) -> Reader:
+    """Read a conversation, of which the assistant's turns are learnt: all, or those of TRL's completion."""
 
     def read(row: Row) -> Example:
-        messages = read_messages(row.fields.get(data.messages_field), row.place)
+        messages, given = row_messages(row, data.messages_field, data.prompt_field, data.completion_field, mended)
         try:
             ids, learnt = form.example(messages, tokenizer)
         except DataError as error:
             raise DataError(*(f"{row.place}: {problem}" for problem in error.problems)) from None
+        for _ in (message for message in messages[:given] if message.role == ASSISTANT):
+            start = learnt.index(True)
+            end = learnt.index(False, start) if False in learnt[start:] else len(learnt)
+            learnt[start:end] = [False] * (end - start)
         first = form.first(tokenizer)
         return cut_example(row.place, first + ids, [False] * len(first) + learnt, max_tokens)
 

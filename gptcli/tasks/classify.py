@@ -14,15 +14,15 @@ from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
 from gptcli.config.finetune import FinetuneConfig, RowsConfig
 from gptcli.data.batches import IGNORE, Batch
-from gptcli.data.example import Example, Reader, cut_example, label_of, label_text
-from gptcli.data.rows import Row, load_rows
+from gptcli.data.example import Example, Reader, cut_example, label_of, label_text, named_by
+from gptcli.data.rows import Row
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime
 from gptcli.evaluate.classification import Labelled
 from gptcli.evaluate.classification_head import label_probabilities
 from gptcli.model.attention import Packed
 from gptcli.model.gpt import GPT, evaluating
-from gptcli.tasks.task import Task
+from gptcli.tasks.task import Task, load_examples
 from gptcli.train.loss import head_cross_entropy
 from gptcli.train.metadata import ModelMetadata
 from gptcli.train.run import Validation
@@ -31,8 +31,7 @@ from gptcli.train.run import Validation
 def classify(config: FinetuneConfig, tokenizer: Tokenizer, base: ModelMetadata, max_tokens: int) -> Task:
     """Make the task; its labels are those of the training rows."""
     data, options = config.data, config.classify
-    rows = load_rows(data.train, lambda row: label_of(row, data.label_field), on_bad_line=data.on_bad_line)
-    labels = tuple(sorted(set(rows.items)))
+    labels = tuple(sorted(set(load_examples(data.train, lambda row: label_of(row, data.label_field), data).items)))
     if len(labels) < 2:
         names = shown(", ".join(data.train))
         raise DataError(f"{names}: every row has the label {shown(repr(labels[0]))}; give two labels or more")
@@ -63,7 +62,7 @@ def _reader(data: RowsConfig, tokenizer: Tokenizer, labels: Sequence[str], max_t
     numbers = {label: number for number, label in enumerate(labels)}
 
     def read(row: Row) -> Example:
-        text, label = row.text(data.text_field), label_of(row, data.label_field)
+        text, label = row.text(data.text_field, advice=named_by("text_field")), label_of(row, data.label_field)
         if not text.strip():
             raise DataError(f"{row.place}: the text is empty; write it or drop the row")
         if label not in numbers:

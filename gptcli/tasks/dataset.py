@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
+from gptcli.base.report import Collected, Report
 from gptcli.base.units import count
 from gptcli.config.finetune import FinetuneConfig, RowsConfig
 from gptcli.config.model import ModelConfig
 from gptcli.data.batches import derived_seed
 from gptcli.data.example import Example
 from gptcli.data.packing import ExampleBatches
-from gptcli.data.rows import load_rows
-from gptcli.data.text import TextOptions, file_sha256, find_sources
+from gptcli.data.text import file_sha256, find_sources
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT
@@ -22,7 +22,7 @@ from gptcli.tasks.chat import chat
 from gptcli.tasks.classify import classify
 from gptcli.tasks.instruct import instruct
 from gptcli.tasks.job import train_config, tuning_job
-from gptcli.tasks.task import Task
+from gptcli.tasks.task import Task, load_examples, reading
 from gptcli.tasks.text import write_sample
 from gptcli.train.metadata import ModelMetadata
 from gptcli.train.run import Job, Validation
@@ -38,6 +38,7 @@ class ExampleSet:
     bad_lines: tuple[str, ...]
     unlearnable: int  # rows left out, since a cut took all that there was to learn
     sha256: list[str]  # of the inputs
+    told: tuple[str, ...] = ()  # of the inputs, and of what was mended in them
 
     def notes(self) -> list[str]:
         """What a person should know before training."""
@@ -48,11 +49,19 @@ class ExampleSet:
         counts = Counter(labels_of_model[row.label] for row in train if row.label is not None)
         labels = ", ".join(f"{shown(name, 40)} {count:,}" for name, count in sorted(counts.items()))
         lost = [shown(name, 40) for name in labels_of_model if counts and name not in counts]
+        held_out = {row.label for row in validation}
+        unmeasured = [shown(name, 40) for number, name in enumerate(labels_of_model) if number not in held_out]
         tokens = sum(len(row.ids) for row in train)
         return [
+            *self.told,
             f"{count(len(train), 'row')} to train on ({count(tokens, 'token')}), {len(validation):,} held out",
             *([f"labels: {labels}"] if counts else []),
             *([f"no row to train on has the label {', '.join(lost)}"] if lost else []),
+            *(
+                [f"no held-out row has the label {', '.join(unmeasured)}"]
+                if counts and validation and unmeasured
+                else []
+            ),
             *([f"{count(truncated, 'row')} cut at the end: longer than allowed"] if truncated else []),
             *(
                 [f"{count(self.unlearnable, 'row')} left out: cut before what there is to learn"]
@@ -79,14 +88,15 @@ def read_examples(
 ) -> ExampleSet:
     """All examples of a run file for a base with this tokenizer; DataError names the first row that is wrong."""
     data, names = config.data, shown(", ".join(config.data.train))
-    sha256 = _hashes(data)
+    told = Collected()
+    sha256 = _hashes(data, told)
     max_tokens = min(data.max_tokens or model.context_length, model.context_length)
     task = make_task(config, tokenizer, metadata, max_tokens)
     reader = task.read_row
-    found = load_rows(data.train, reader, on_bad_line=data.on_bad_line)
+    found = load_examples(data.train, reader, data)
     train, validation, bad = found.items, list[Example](), found.bad_lines
     if data.validation:
-        held_out = load_rows(data.validation, reader, on_bad_line=data.on_bad_line)
+        held_out = load_examples(data.validation, reader, data)
         validation, bad = held_out.items, bad + held_out.bad_lines
     elif data.validation_fraction:
         train, validation = _split(train, data.validation_fraction)
@@ -98,12 +108,13 @@ def read_examples(
             "should teach; shorten the rows, raise data.max_tokens, or take a base with a longer context"
         )
     validation = [row for row in validation if not row.unlearnable]
-    return ExampleSet(train, validation, task, bad, unlearnable, sha256)
+    notes = (*told.messages, *(task.mended.notes() if task.mended else ()))
+    return ExampleSet(train, validation, task, bad, unlearnable, sha256, notes)
 
 
-def _hashes(data: RowsConfig) -> list[str]:
+def _hashes(data: RowsConfig, report: Report) -> list[str]:
     """Of the inputs' content; ConfigError where one is a stream, since rows are read more than once."""
-    paths = [source.path for source in find_sources([*data.train, *data.validation], TextOptions())]
+    paths = [source.path for source in find_sources([*data.train, *data.validation], reading(data), report, rows=True)]
     return [file_sha256(path) if path and path.is_file() else _refuse_stream() for path in paths]
 
 
@@ -124,13 +135,41 @@ def make_task(config: FinetuneConfig, tokenizer: Tokenizer, metadata: ModelMetad
 
 
 def _split(examples: list[Example], fraction: float) -> tuple[list[Example], list[Example]]:
-    """Rows drawn by a hash of their number are held out; repetitions of a text fall on the same side."""
+    """Hold out rows drawn by a hash of their number; repetitions of a text fall on the same side.
+
+    Of rows with labels the same share of each label is held out, so that a rare one is not missing on one side.
+    """
     first: dict[tuple[int, ...], int] = {}
     for number, example in enumerate(examples):
         first.setdefault(key(example), number)
-    held_out = {number for number in set(first.values()) if derived_seed("validation", number) < fraction * 2**63}
+    draws = {number: derived_seed("validation", number) for number in first.values()}
+    if all(example.label is None for example in examples):
+        held_out = {number for number, draw in draws.items() if draw < fraction * 2**63}
+    else:
+        labelled = {number: (examples[number].label or 0, draw) for number, draw in draws.items()}
+        held_out = _stratified(labelled, fraction)
     train = [example for example in examples if first[key(example)] not in held_out]
     return train, [example for example in examples if first[key(example)] in held_out]
+
+
+def _stratified(draws: dict[int, tuple[int, int]], fraction: float) -> set[int]:
+    """Choose numbers so that of each label its share is held out, one more or less; one of each stays.
+
+    `draws`: (label, draw) of each number. In the order of labels and draws every 1/fraction-th is taken, which spreads
+    what the labels' shares leave over, too.
+    """
+    order = sorted(draws, key=lambda number: (draws[number], number))
+    start = derived_seed("validation", "start") / 2**63
+    taken = [int(place * fraction + start) for place in range(len(order) + 1)]
+    chosen = {number for place, number in enumerate(order) if taken[place + 1] > taken[place]}
+    sizes = Counter(label for label, _ in draws.values())
+    held_out = Counter(draws[number][0] for number in chosen)
+    for number in reversed(order):
+        label = draws[number][0]
+        if number in chosen and held_out[label] == sizes[label]:
+            chosen.remove(number)
+            held_out[label] -= 1
+    return chosen
 
 
 def rows_job(

@@ -10,7 +10,7 @@ import torch
 from gptcli.base.errors import DataError
 from gptcli.config.finetune import FinetuneConfig, RowsConfig
 from gptcli.data.batches import IGNORE
-from gptcli.data.example import Example, Reader, cut_example
+from gptcli.data.example import Example, Reader, cut_example, named_by
 from gptcli.data.packing import group_by_tokens, pack
 from gptcli.data.rows import Row
 from gptcli.data.tokenizer import Tokenizer
@@ -24,7 +24,8 @@ from gptcli.train.run import Validation
 
 
 def instruct(config: FinetuneConfig, tokenizer: Tokenizer, base: ModelMetadata, max_tokens: int) -> Task:
-    """Make the task."""
+    """Make the task; a tokenizer without a token that ends an answer gets one."""
+    tokenizer = tokenizer.with_end()
     metadata = ModelMetadata(conversation=base.conversation)
     reader = _reader(config.data, tokenizer, max_tokens)
     return Task(tokenizer, metadata, reader, lambda _: next_token_nats, validate_targets)
@@ -34,7 +35,8 @@ def _reader(data: RowsConfig, tokenizer: Tokenizer, max_tokens: int) -> Reader:
     """Read a prompt, and the completion that is learnt with the token that ends it."""
 
     def read(row: Row) -> Example:
-        prompt, completion = row.text(data.prompt_field), row.text(data.completion_field)
+        prompt = row.filled(data.prompt_template) if data.prompt_template else _prompt(row, data.prompt_field)
+        completion = row.text(data.completion_field, advice=named_by("completion_field"))
         if not completion.strip():
             raise DataError(f"{row.place}: the completion is empty, so nothing to learn; write it or drop the row")
         before = [*tokenizer.first, *tokenizer.encode(prompt)]
@@ -42,6 +44,14 @@ def _reader(data: RowsConfig, tokenizer: Tokenizer, max_tokens: int) -> Reader:
         return cut_example(row.place, before + after, [False] * len(before) + [True] * len(after), max_tokens)
 
     return read
+
+
+def _prompt(row: Row, field: str) -> str:
+    """The text of the field; where there is none, the advice is how several are joined."""
+    if isinstance(row.fields.get(field), list):
+        return row.text(field, advice="; conversations are of task chat")
+    several = "or join several in data.prompt_template, such as {instruction}\\n\\n{input}"
+    return row.text(field, advice=f"{named_by('prompt_field')}, {several}")
 
 
 @torch.inference_mode()

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from gptcli.config.finetune import RowsConfig
 from gptcli.data.example import Example, Reader
+from gptcli.data.messages import Mended
+from gptcli.data.rows import Row, Rows, load_rows
+from gptcli.data.text import TextOptions
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT
 from gptcli.train.metadata import ModelMetadata
 from gptcli.train.run import Validation
 from gptcli.train.step import Objective
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,4 +31,16 @@ class Task:
     objective: Callable[[Sequence[Example]], Objective]  # for these rows to train on
     validate: Callable[[GPT, Sequence[Example], Runtime], Validation]
     writes: bool = True  # text, of which a run can show samples
+    mended: Mended | None = None  # what the reader changes in conversations, counted
     token_dropout: float = 0.0  # share of an example's tokens replaced by <|endoftext|>, drawn anew each time
+
+
+def reading(data: RowsConfig) -> TextOptions:
+    """Return how the files of a run file are read."""
+    return TextOptions(encoding=data.encoding, errors=data.errors, flags=False)
+
+
+def load_examples(inputs: Sequence[str], parse: Callable[[Row], T], data: RowsConfig) -> Rows[T]:
+    """Return what `parse` makes of every row of the inputs, read as a run file says."""
+    advice = "mend or drop such rows, or -s data.on_bad_line=skip"
+    return load_rows(inputs, parse, on_bad_line=data.on_bad_line, options=reading(data), advice=advice)

@@ -38,17 +38,20 @@ def text_job(
     report: Report,
 ) -> Job:
     """Make the job of going on with pretraining on more text; a row is a window."""
+    if tokenizer.end_of_text is None:
+        raise DataError(f"{shown(str(base))}: its tokenizer has no <|endoftext|>, with which every window begins")
     data = config.data
     text = DataConfig(
         train=data.train,
         validation=data.validation,
         validation_fraction=data.validation_fraction,
         field=data.text_field,
+        encoding=data.encoding,
+        errors=data.errors,
+        on_bad_row=data.on_bad_line,
     )
     given = TokenizerConfig(path=str(base / "tokenizer.json"))
     _, prepared = prepare_data(text, given, report)
-    if tokenizer.end_of_text is None:
-        raise DataError(f"{shown(str(base))}: its tokenizer has no <|endoftext|>, with which every window begins")
     tokens, held_out = TokenArray(prepared, "train"), TokenArray(prepared, "validation")
     window = min(data.max_tokens or model.context_length, model.context_length)
     rows = max(1, len(tokens) // window - 1)

@@ -26,7 +26,8 @@ from gptcli.base.report import Report
 from gptcli.cli.terminal import follow
 from gptcli.config.generate import GenerateOptions
 from gptcli.config.model import ModelConfig
-from gptcli.data.conversation import ASSISTANT, SYSTEM, USER, Conversation, Message, read_messages
+from gptcli.data.conversation import ASSISTANT, SYSTEM, USER, Conversation, Message
+from gptcli.data.messages import read_messages
 from gptcli.data.tokenizer import Tokenizer, learn_merges
 from gptcli.model.gpt import GPT
 from gptcli.train import checkpoint

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.base.errors import DataError
-from gptcli.data.conversation import Conversation, Message, read_messages
+from gptcli.data.conversation import Conversation, Message
+from gptcli.data.messages import read_messages
 from gptcli.data.tokenizer import Tokenizer, learn_merges
 
 FORM = Conversation()

@@ -54,12 +54,12 @@ def test_jsonl_may_be_compressed_and_have_blank_lines(tmp_path: Path) -> None:
     ("name", "content", "said"),
     [
         ("r.jsonl", '{"text": "a"}\n{"text": \n', ":2: not JSON (column 11: Expecting value)"),
-        ("r.jsonl", "[1]\n", ":1: not a JSON object"),
+        ("r.jsonl", "[1]\n", ":1: record is a list, want an object"),
         ("r.csv", "text,label\na,b\na\n", ":3: 1 fields, want the 2 of the header"),
         ("r.csv", 'text,label\n"a,b\n', ":2: not a record (unexpected end of data)"),
         ("r.csv", "text,text\n", ":1: the header must name every field once, got 'text', 'text'"),
         ("r.csv", "text,label\n", ": no rows"),
-        ("r.txt", "a\n", ": rows are read from JSONL, CSV and TSV"),
+        ("r.txt", "a\n", ": rows are read from JSON lines, JSON arrays, Parquet, CSV and TSV"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, name: str, content: str, said: str) -> None:
@@ -82,7 +82,7 @@ def test_bad_lines_are_skipped_and_kept_as_messages_where_that_is_wanted(tmp_pat
 
 def test_rows_of_a_text_field_say_what_they_have_instead() -> None:
     row = Row("f:1", json.loads('{"text": {"a": 1}, "b": "c"}'))
-    with pytest.raises(DataError, match=r"f:1: field 'text' must be text, got \{\"a\": 1\}"):
+    with pytest.raises(DataError, match=r"f:1: field 'text' must be text, got an object, \{\"a\": 1\}"):
         row.text("text")
     with pytest.raises(DataError, match="f:1: no field 'label'; it has 'text', 'b'"):
         row.text("label")

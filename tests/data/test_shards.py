@@ -220,12 +220,17 @@ def test_the_document_split_is_stable_and_takes_about_its_share(tmp_path: Path) 
     assert longer[: len(held_out)] == held_out
 
 
-def test_the_same_bytes_as_text_and_as_records_are_another_corpus(tmp_path: Path) -> None:
+def test_the_same_bytes_are_the_same_corpus_by_any_name_and_another_where_they_are_read_in_another_way(
+    tmp_path: Path,
+) -> None:
     keys = set()
-    for name in ("same.jsonl", "same.txt", "other.txt"):
+    for name in ("same.jsonl", "same.txt", "wiki_00"):
         path = records(tmp_path / name, 5)
         keys.add(survey(DataConfig(train=(str(path),)), tmp_path / "spool", Report()).key())
-    assert len(keys) == 2
+    assert len(keys) == 1
+    for data in (DataConfig(train=(str(path),), separator="line"), DataConfig(train=(str(path),), on_bad_row="skip")):
+        keys.add(survey(data, tmp_path / "spool", Report()).key())
+    assert len(keys) == 3
 
 
 def test_given_validation_inputs_leave_the_training_text_whole(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -285,7 +290,7 @@ def test_a_second_preparation_is_refused_and_force_replaces_only_prepared_direct
     assert content(tmp_path / "out") == before
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one").touch()
-    with pytest.raises(RefusedError, match="other files"):
+    with pytest.raises(RefusedError, match="does not replace it"):
         prepare(data, tokenizer, tmp_path / "photos", report=Report(), force=True)
     assert {path.name for path in tmp_path.iterdir()} == {"corpus.txt", "out", "photos"}
 
@@ -309,15 +314,16 @@ from pathlib import Path
 from gptcli.config.data import DataConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.base.report import Report
-from gptcli.api import prepare
+from gptcli.api.prepare import prepare
+from gptcli.data import encode
 seconds = float(sys.argv[4])
 class Slow(Report):
     def progress(self, task, done, total, note="", *, unit=""):
         if task == "encode":
             time.sleep(seconds)
-prepare.BATCH_CHARACTERS = 1000
+encode.BATCH_CHARACTERS = 1000
 data = DataConfig(train=(sys.argv[1],), validation_fraction=0.2, validation_split="document")
-prepare.prepare(data, Tokenizer.load(sys.argv[2]), Path(sys.argv[3]), report=Slow(), shard_tokens=700)
+prepare(data, Tokenizer.load(sys.argv[2]), Path(sys.argv[3]), report=Slow(), shard_tokens=700)
 """
 
 

@@ -24,7 +24,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from gptcli.base.errors import ConfigError, DataError, GptcliError
 from gptcli.base.escape import shown
-from gptcli.data import blocks, sources
+from gptcli.data import blocks, jsonl, records, sources, split
 from gptcli.data import text as text_module
 from gptcli.data.text import (
     Piece,
@@ -43,7 +43,7 @@ FEW = settings(max_examples=100, deadline=None)
 
 def set_limit(monkeypatch: pytest.MonkeyPatch, name: str, limit: int) -> None:
     """In every module that has it."""
-    for module in (blocks, sources, text_module):
+    for module in (blocks, jsonl, records, sources, split, text_module):
         if hasattr(module, name):
             monkeypatch.setattr(module, name, limit)
 
@@ -190,11 +190,12 @@ def test_no_input_two_standard_inputs_and_unknown_encodings_are_refused(tmp_path
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        (b"\x28\xb5\x2f\xfd\x24\0", r"is zstd data, not text; zstd -dc FILE \| gptcli \.\.\. -"),
-        (b"\xfd7zXZ\0\0", r"xz -dc FILE"),
-        (b"BZh91AY&SY", r"bzip2 -dc FILE"),
         (b"PK\x03\x04\x14\0", r"is a zip archive"),
-        (b"PAR1\x15\x04", r"is a Parquet file"),
+        (b"a.txt" + bytes(252) + b"ustar\x0000", r"is a tar archive, not text; tar xOf FILE \| gptcli \.\.\. -"),
+        (b"7z\xbc\xaf\x27\x1c", r"is a 7z archive"),
+        (b"SQLite format 3\0", r"is a SQLite database"),
+        ("hé, text\n".encode("utf-16-le") * 9, r"NUL byte at offset 1\); pass --encoding utf-16-le"),
+        ("hé, text\n".encode("utf-32-be") * 9, r"NUL byte at offset 0\); pass --encoding utf-32-be"),
         (b"%PDF-1.7", r"is a PDF document"),
         (b"\x7fELF\x02", r"is an ELF program"),
         (b"\x89PNG\r\n", r"is a PNG image"),
@@ -303,8 +304,7 @@ def test_an_undecodable_byte_is_placed(
     path = write(tmp_path / "corpus.txt", compress(codecs.BOM_UTF8 + good.encode() + b"\xff and more\n"))
     with pytest.raises(DataError) as caught:
         pieces_of(path)
-    message = "corpus.txt:1042: byte 0xff at column 16 is not UTF-8; pass --encoding latin-1 or --errors replace"
-    assert str(caught.value).endswith(message)
+    assert "corpus.txt:1042: byte 0xff at column 16 is not UTF-8; " in str(caught.value)
 
 
 def test_a_character_across_blocks_before_the_undecodable_byte_counts_once(
@@ -323,7 +323,7 @@ def test_a_character_cut_off_by_the_end_is_placed(tmp_path: Path) -> None:
 
 def test_utf16_without_a_mark_needs_its_byte_order(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "ab".encode("utf-16-le"))
-    with pytest.raises(DataError, match="no byte order mark; pass --encoding utf-16-le or utf-16-be"):
+    with pytest.raises(DataError, match="no byte order mark; pass --encoding utf-16-le or --encoding utf-16-be"):
         pieces_of(path, TextOptions(encoding="utf-16"))
     with pytest.raises(DataError, match="looks binary"):
         pieces_of(path)
@@ -403,13 +403,13 @@ def test_a_long_record_is_cut_into_pieces(tmp_path: Path, monkeypatch: pytest.Mo
         ('{"text": "a"', r"rows\.jsonl:3: not JSON \(column 13: "),
         ('{"text": "a"} {}', r"rows\.jsonl:3: not JSON \(column 15: Extra data"),
         ('"text"', r"rows\.jsonl:3: record is a string, want an object with the field 'text'"),
-        ('{"a": 1, "b\\u001b": 2}', r"rows\.jsonl:3: no field 'text'; it has 'a', 'b\\x1b'; pass --field"),
-        ("{}", r"rows\.jsonl:3: no field 'text'; it has no fields; pass --field"),
-        ('{"text": 1.5}', r"rows\.jsonl:3: field 'text' is a number, want a string"),
-        ('{"text": null}', r"rows\.jsonl:3: field 'text' is null, want a string"),
-        ('{"text": false}', r"rows\.jsonl:3: field 'text' is a boolean, want a string"),
-        ('{"text": ["a"]}', r"rows\.jsonl:3: field 'text' is a list, want a string"),
-        ('{"text": {"a": 1}}', r"rows\.jsonl:3: field 'text' is an object, want a string"),
+        ('{"a": 1, "b\\u001b": 2}', r"rows\.jsonl:3: no field 'text'; it has 'a', 'b\\x1b'; name it, --field NAME"),
+        ("{}", r"rows\.jsonl:3: no field 'text'; it has no fields; name it, --field NAME"),
+        ('{"text": 1.5}', r"rows\.jsonl:3: field 'text' must be text, got a number, 1\.5"),
+        ('{"text": null}', r"rows\.jsonl:3: field 'text' must be text, got null"),
+        ('{"text": false}', r"rows\.jsonl:3: field 'text' must be text, got a boolean"),
+        ('{"text": ["a"]}', r"rows\.jsonl:3: field 'text' must be text, got a list"),
+        ('{"text": {"a": 1}}', r"rows\.jsonl:3: field 'text' must be text, got an object"),
         ('{"text": "ab\\ud800"}', r"rows\.jsonl:3: field 'text' has a lone surrogate \\ud800 at character 3; "),
         ('{"text": "a", "x": ' + "[" * 200_000, r"rows\.jsonl:3: JSON is nested too deeply"),
         ('{"text": "a", "x": ' + "9" * 5000 + "}", r"rows\.jsonl:3: a number has more than 4300 digits"),

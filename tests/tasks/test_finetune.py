@@ -303,7 +303,11 @@ CHAT = '{"messages": [{"role": "user", "content": "a"}'
             f'{CHAT}, {{"role": "assistant", "content": ""}}]}}\n',
             "rows.jsonl:1: message 2: the content is empt",
         ),
-        ("chat", '{"text": "a"}\n', "rows.jsonl:1: messages must be a list"),
+        (
+            "chat",
+            '{"text": "a"}\n',
+            "rows.jsonl:1: no field 'messages'; it has 'text'; name it, -s data.messages_field=NAME",
+        ),
         ("instruct", '{"prompt": "a", "completion": ""}\n', "rows.jsonl:1: the completion is empty"),
         ("instruct", json.dumps({"prompt": "a " * 99, "completion": "b"}) + "\n", "rows.jsonl: nothing to learn"),
     ],
@@ -322,10 +326,14 @@ def test_a_label_that_training_does_not_have_is_named(home: Path, run_cli: RunCl
     result.error(3, "finetune", "held.jsonl:3: label 'fair' is not in the training rows; they have bad, good")
 
 
-def test_a_label_of_which_every_row_is_held_out_is_named_and_stops_nothing(home: Path, run_cli: RunCli) -> None:
+def test_of_every_label_a_row_stays_to_train_on_and_one_that_is_not_held_out_is_named(
+    home: Path, run_cli: RunCli
+) -> None:
     how = ("-s", "data.validation_fraction=0.99", "-s", "classify.class_weights=balanced", "-s", "train.epochs=1")
     write_rows(home / "reviews.jsonl", [*reviews(60), {"text": "never seen", "label": "rare"}])
-    assert "no row to train on has the label" in ok(run_cli("finetune", "classify.yaml", *how, cwd=home)).err
+    said = ok(run_cli("finetune", "classify.yaml", *how, cwd=home)).err
+    assert "labels: bad 1, good 1, rare 1" in said
+    assert "no held-out row has the label rare" in said
 
 
 def test_a_label_with_a_tab_and_a_newline_stays_in_its_field(home: Path, run_cli: RunCli) -> None:

@@ -115,7 +115,7 @@ def _spooled(source: Source, directory: Path, reading: Reading) -> Source:
     write_documents(source_documents(source, reading.text, reading.split), path)
     if not path.stat().st_size:
         raise DataError(f"{source.name}: no documents; pipe some in")
-    return Source(source.name, path, "jsonl", False, encoding="utf-8")
+    return Source(source.name, path, "jsonl", None, encoding="utf-8")
 
 
 def _sketches(

@@ -19,7 +19,8 @@ def classify(run: str, jsonl: bool, **how: Any) -> None:
     """Name the label of each line of stdin.
 
     RUN is a run of gptcli finetune with task classify, or a checkpoint of one. A line comes out for every line that
-    goes in, in order: the label, a tab and its probability; with --jsonl the record with `label` and `probabilities`.
+    goes in, in order: the label, a tab and its probability; with --jsonl the record with `label` and `probabilities`,
+    a `label` of its own comes back as `input_label`.
 
     \b
     Examples:
@@ -30,8 +31,9 @@ def classify(run: str, jsonl: bool, **how: Any) -> None:
     from gptcli.api.classify import classify as run_classify
     from gptcli.cli import console
 
+    report = console.ConsoleReport("classify")
     lines = console.stdin_lines(blank=not jsonl)
-    for record in run_classify(run, lines, ready=lines.ready, jsonl=jsonl, **how):
+    for record in run_classify(run, lines, ready=lines.ready, jsonl=jsonl, report=report, **how):
         if jsonl:
             console.write_json(record)
         else:

@@ -9,7 +9,7 @@ import click
 
 from gptcli.base.errors import ConfigError
 from gptcli.cli.commands import options
-from gptcli.data.text import TextOptions
+from gptcli.data.blocks import Reading, TextOptions
 from gptcli.evaluate.options import RowOptions
 
 DEFAULT = RowOptions()
@@ -89,7 +89,8 @@ def evaluate(
             raise ConfigError(f"{flag}: is of labelled rows; add --task classify, choice or generate")
         from gptcli.api.evaluate import evaluate as evaluate_text
 
-        result: Any = evaluate_text(run, inputs or ("-",), stride=stride, report=report, **how)
+        reading = TextOptions(**{name: how.pop(name) for name in Reading.__annotations__})
+        result: Any = evaluate_text(run, inputs or ("-",), stride=stride, reading=reading, report=report, **how)
     else:
         if stride is not None:
             raise ConfigError("--stride: is of the task text; leave it out")
@@ -97,6 +98,8 @@ def evaluate(
 
         outputs = {name: given.pop(name) for name in OTHER_FLAGS if name in given}
         text = TextOptions(encoding=how.pop("encoding"), errors=how.pop("errors"))
+        if how.pop("separator") is not None or how.pop("on_bad_row") != "error":
+            raise ConfigError("--separator, --on-bad-row: are of the task text; leave them out")
         if how.pop("field") != "text":
             raise ConfigError("--field: is of the task text; name the fields of a row in --template")
         rows = RowOptions(task=task, **prepared(given))  # type: ignore[arg-type]

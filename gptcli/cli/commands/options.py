@@ -95,11 +95,23 @@ def text_input(command: F) -> F:
     """How text inputs are read."""
     for option in (
         click.option(
+            "--on-bad-row",
+            type=click.Choice(["error", "skip"]),
+            default="error",
+            show_default=True,
+            help="A JSON record without the text: stop, or leave out and count.",
+        ),
+        click.option(
+            "--separator",
+            metavar="line|blank|TEXT",
+            help="Divides a text file into documents: each line, blank lines, or a text such as '<|endoftext|>'.",
+        ),
+        click.option(
             "--errors",
             type=click.Choice(["strict", "replace", "ignore"]),
             default="strict",
             show_default=True,
-            help="What becomes of undecodable bytes.",
+            help="What becomes of undecodable bytes, and of lone surrogates in JSON.",
         ),
         click.option("--encoding", default="utf-8", show_default=True, help="Of the text."),
         click.option("--field", default="text", show_default=True, help="JSONL field that holds the text."),

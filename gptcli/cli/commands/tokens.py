@@ -36,7 +36,8 @@ def encode(tokenizer: str, inputs: tuple[str, ...], lines: bool, as_json: bool, 
     from gptcli.data.tokenizer import Tokenizer
 
     loaded = Tokenizer.load(tokenizer)
-    for document in tokens.documents(inputs or ("-",), TextOptions(**how), lines=lines):
+    report = console.ConsoleReport("encode")
+    for document in tokens.documents(inputs or ("-",), TextOptions(**how), report, lines=lines):
         ids = tokens.encode(loaded, document)
         if as_json:
             console.write_json({"ids": list(ids)})
@@ -89,7 +90,8 @@ def count(tokenizer: str, inputs: tuple[str, ...], as_json: bool, **how: Any) ->
     from gptcli.data.text import TextOptions
     from gptcli.data.tokenizer import Tokenizer
 
-    found = tokens.count(Tokenizer.load(tokenizer), inputs or ("-",), TextOptions(**how))
+    report = console.ConsoleReport("count")
+    found = tokens.count(Tokenizer.load(tokenizer), inputs or ("-",), TextOptions(**how), report)
     if as_json:
         console.write_json(found.as_dict())
     else:
