@@ -243,16 +243,6 @@ def _json(content: bytes, status: int = 200, headers: dict[str, str] | None = No
 def make_app(worker: Worker, settings: Settings, log: Callable[[str], None]) -> Guard:
     """Make the ASGI application."""
     routes = Routes(worker, settings)
-
-    def answers(path: str, handler: Handler) -> Handler:
-        @functools.wraps(handler)
-        async def answer(request: Request) -> Any:
-            request.state.facts["route"] = path
-            found = await handler(request)
-            return _json(dumps(found)) if isinstance(found, dict) else found
-
-        return answer
-
     table: list[tuple[str, str, Handler]] = [
         ("POST", "/v1/chat/completions", routes.chat),
         ("POST", "/v1/completions", routes.completions),
@@ -269,31 +259,12 @@ def make_app(worker: Worker, settings: Settings, log: Callable[[str], None]) -> 
         ("GET", "/metrics", routes.show_metrics),
         ("GET", "/openapi.json", routes.openapi),
         ("GET", "/", routes.page),
+        *[("GET", f"/{name}", functools.partial(_page_part, routes, name)) for name in ("page.css", "page.js")],
     ]
-    listed = [Route(path, answers(path, handler), methods=[method]) for method, path, handler in table]
-    for name in ("page.css", "page.js"):
-        listed.append(Route(f"/{name}", answers(f"/{name}", functools.partial(_page_part, routes, name))))
-
-    async def refuse(_request: Request, error: Exception) -> Response:
-        status = getattr(error, "status_code", 404)
-        headers = dict(getattr(error, "headers", None) or {})
-        problem = Problem(404, "not_found", "no such route; see /openapi.json")
-        if status == 405:
-            problem = Problem(405, "method_not_allowed", "this route takes another method", headers=headers)
-        return _json(problem.content(), problem.status, problem.headers)
-
-    async def problem(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, Problem)
-        headers = dict(error.headers)
-        if error.status in (408, 413, 415, 431):
-            headers["connection"] = "close"
-        return _json(error.content(), error.status, headers)
-
-    async def bug(_request: Request, _error: Exception) -> Response:
-        found = Problem(500, "internal_error", "this is a bug in gptcli; the server's log names a report")
-        return _json(found.content(), 500, found.headers)
-
-    app = Starlette(routes=listed, exception_handlers={404: refuse, 405: refuse, Problem: problem, Exception: bug})
+    app = Starlette(
+        routes=[Route(path, _answers(path, handler), methods=[method]) for method, path, handler in table],
+        exception_handlers={404: _refuse, 405: _refuse, Problem: _tell, Exception: _tell_bug},
+    )
     app.router.redirect_slashes = False
 
     def count(route: str, status: int, seconds: float) -> None:
@@ -301,6 +272,37 @@ def make_app(worker: Worker, settings: Settings, log: Callable[[str], None]) -> 
         routes.metrics.seconds.observe(seconds)
 
     return Guard(app, settings.rules, log=log, count=count)
+
+
+def _answers(path: str, handler: Handler) -> Handler:
+    """Return a handler whose objects are sent as JSON, and which names its route to the log."""
+
+    async def answer(request: Request) -> Any:
+        request.state.facts["route"] = path
+        found = await handler(request)
+        return _json(dumps(found)) if isinstance(found, dict) else found
+
+    return answer
+
+
+async def _refuse(_request: Request, error: Exception) -> Response:
+    """Refuse a path that is none, or a method that a path does not take."""
+    problem = Problem(404, "not_found", "no such route; see /openapi.json")
+    if getattr(error, "status_code", 404) == 405:
+        headers = dict(getattr(error, "headers", None) or {})
+        problem = Problem(405, "method_not_allowed", "this route takes another method", headers=headers)
+    return _json(problem.content(), problem.status, problem.headers)
+
+
+async def _tell(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    closes = {"connection": "close"} if error.status in (408, 413, 415, 431) else {}
+    return _json(error.content(), error.status, {**error.headers, **closes})
+
+
+async def _tell_bug(_request: Request, _error: Exception) -> Response:
+    found = Problem(500, "internal_error", "this is a bug in gptcli")
+    return _json(found.content(), 500, found.headers)
 
 
 async def _page_part(routes: Routes, name: str, request: Request) -> Response:
