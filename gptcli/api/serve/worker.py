@@ -179,7 +179,9 @@ class Worker:
         engine = self.service.engine
         idle = not engine.busy and not self.turns
         if idle:
-            self.inbox.get()()
+            message = self.inbox.get()
+            self.stepped_at = time.monotonic()  # no step was due before
+            message()
         while True:
             try:
                 self.inbox.get_nowait()()
