@@ -28,7 +28,8 @@ from gptcli.device.machine import device_memory_bytes
 from gptcli.device.private_torch import disable_torch_function
 from gptcli.device.runtime import Runtime
 from gptcli.generate.constrain import Constraints, most_tokens
-from gptcli.generate.kv_cache import QUERY_BLOCK, Decode, Prefill, cache_bytes
+from gptcli.generate.forward_view import ForwardView
+from gptcli.generate.kv_cache import QUERY_BLOCK, Prefill, cache_bytes, decode_layout
 from gptcli.generate.multi_step import STEPS, MultiStepDecoder
 from gptcli.generate.prefix_cache import PrefixCache, common_length
 from gptcli.generate.sampling import draw
@@ -74,6 +75,7 @@ class Engine:
         the device.
         """
         self.model, self.tokenizer, self.runtime = model, tokenizer, runtime
+        self.forward = ForwardView(model)
         self.context_length = model.config.context_length
         self.first = tokenizer.first
         self.count = slots or min(most or MAX_ROWS, _default_rows(model.config, runtime))
@@ -187,6 +189,7 @@ class Engine:
 
     def add(self, request: Request) -> Completion:
         """Queue a text, whose prompt must `fit`; ConfigError where its pattern cannot be used."""
+        self.view = self.forward.current()  # a hook that was put on the model since the last text is heard
         completion = Completion(request, self.added)
         if request.void:
             completion.finish_reason = "stop"
@@ -323,7 +326,7 @@ class Engine:
             ([sequence.last_token, *guess] + [sequence.last_token] * width)[:width]
             for sequence, guess in zip(sequences, guesses, strict=True)
         ]
-        hidden = self._hidden(fed, Decode(cache, len(sequences), width))  # (B, width, C)
+        hidden = self._hidden(fed, decode_layout(cache, len(sequences), width))  # (B, width, C)
         going = list(range(len(sequences)))
         for place in range(width):
             at_place = hidden[:, place] if len(going) == len(sequences) else hidden[going, place]
@@ -377,12 +380,12 @@ class Engine:
         """Ids (B, T) -> the head's input (B, T, C)."""
         with _NO_OVERRIDES():
             batch = torch.tensor(ids, device=self.runtime.device)
-            return self.model.hidden(batch, dtype=self.runtime.dtype, layout=layout)
+            return self.view.hidden(batch, dtype=self.runtime.dtype, layout=layout)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Logits (B, V), float32 on the CPU."""
         with _NO_OVERRIDES():
-            logits = self.model.logits(hidden).cpu()
+            logits = self.view.logits(hidden).cpu()
         return logits[:, : self.tokenizer.vocab_size]  # rows of the embedding beyond the tokenizer are padding
 
     def _draw(self, logits: Tensor, sequences: Sequence[ActiveSequence]) -> None:

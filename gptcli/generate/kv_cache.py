@@ -9,8 +9,10 @@ that). For that prompts are cut into blocks of queries at fixed positions, and k
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +73,15 @@ class KVCache:
             larger.lengths[row] = tokens
         return larger
 
+    def append(self, layer: int, places: Places, k: Tensor, v: Tensor) -> None:
+        """Store the keys and values (B, K, T, D) of a layer; the tokens of B and T lie one after another in places."""
+        if places.views is not None:
+            places.views[0][layer].copy_(k[0])
+            places.views[1][layer].copy_(v[0])
+            return
+        for held, new in ((self.keys[layer], k), (self.values[layer], v)):
+            held[places.rows, :, places.positions] = new.transpose(1, 2).flatten(0, 1).to(held.dtype)
+
     def erase_stale(self, row: int) -> None:
         """Put zeros behind what a row holds, where numbers may not be finite."""
         for held in (self.keys, self.values):
@@ -84,37 +95,75 @@ class KVCache:
 
 def cache_bytes(config: ModelConfig, rows: int, tokens: int, *, activation_size: int) -> int:
     """Keys and values that writing `rows` texts of `tokens` tokens keeps."""
-    places = -(-tokens // KEY_BLOCK) * KEY_BLOCK
+    places = _whole_blocks(tokens)
     return 2 * activation_size * config.num_layers * rows * config.kv_heads * places * config.head_size
 
 
-class Prefill:
+@dataclass(frozen=True)
+class Places:
+    """Where new tokens lie in a cache: by row and position, (N,) each; those of one row also as views of all layers,
+    (L, K, N, D), which take less time to write to."""
+
+    rows: Tensor
+    positions: Tensor
+    views: tuple[Tensor, Tensor] | None = None
+
+
+class CacheLayout:
+    """New tokens of some rows of a cache, so many behind what each holds: in every layer their keys and values are
+    stored, and then their queries meet all that their rows hold, as a subclass says by `attention`."""
+
+    positions: Tensor  # (B, T), on the device
+
+    def __init__(self, cache: KVCache, rows: Sequence[int], counts: Sequence[int]) -> None:
+        for row, count in zip(rows, counts, strict=True):
+            cache.check(row, count)
+        self.cache, self.rows, self.counts = cache, rows, counts
+        if len(rows) == 1:
+            piece = slice(cache.lengths[rows[0]], cache.lengths[rows[0]] + counts[0])
+            views = cache.keys[:, rows[0], :, piece], cache.values[:, rows[0], :, piece]
+            index = torch.full((counts[0],), rows[0]), torch.arange(piece.start, piece.stop)
+        else:
+            views, sizes = None, torch.tensor(counts)
+            behind = torch.tensor([cache.lengths[row] for row in rows]) - (sizes.cumsum(0) - sizes)
+            number = torch.arange(int(sizes.sum()))
+            index = torch.tensor(rows).repeat_interleave(sizes), number + behind.repeat_interleave(sizes)
+        device = cache.keys.device
+        self.places = Places(index[0].to(device), index[1].to(device), views)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D)."""
+        self.cache.append(layer, self.places, k, v)
+        return self.attention(layer, q)
+
+    def attention(self, layer: int, q: Tensor) -> Tensor:
+        """q (B, H, T, D) against the keys and values that are stored -> (B, H, T, D)."""
+        raise NotImplementedError
+
+    def commit(self) -> None:
+        """Count the new tokens as held."""
+        for row, count in zip(self.rows, self.counts, strict=True):
+            self.cache.lengths[row] += count
+
+
+class Prefill(CacheLayout):
     """New tokens of several rows laid end to end, (1, sum of counts): no padding passes through the matrices."""
 
     def __init__(self, cache: KVCache, rows: Sequence[int], counts: Sequence[int]) -> None:
-        self.cache, self.rows, self.counts = cache, rows, counts
-        for row, count in zip(rows, counts, strict=True):
-            cache.check(row, count)
-        device = cache.keys.device
-        starts = [cache.lengths[row] for row in rows]
-        self.positions = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, counts, strict=True)])[None]
-        self.positions = self.positions.to(device)
-        self.last = torch.tensor(counts).cumsum(0).sub(1).to(device)  # where each row has its last token
-        self.hidden = torch.full((QUERY_BLOCK, QUERY_BLOCK), -math.inf, device=device).triu(1)
+        super().__init__(cache, rows, counts)
+        self.positions = self.places.positions[None]
+        self.last = torch.tensor(counts).cumsum(0).sub(1).to(self.positions.device)  # of each row, its last token
+        self.hidden = torch.full((QUERY_BLOCK, QUERY_BLOCK), -math.inf, device=self.positions.device).triu(1)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:  # noqa: ARG002
-        """Store k and v (1, K, T, D) of one layer; q (1, H, T, D) against all that its row holds -> (1, H, T, D)."""
+    def attention(self, layer: int, q: Tensor) -> Tensor:
         outputs = []
         begin = 0
         for row, count in zip(self.rows, self.counts, strict=True):
-            start, piece = self.cache.lengths[row], slice(begin, begin + count)
-            keys, values = self.cache.keys[layer, row], self.cache.values[layer, row]  # (K, capacity, D)
-            keys[:, start : start + count] = k[0, :, piece]
-            values[:, start : start + count] = v[0, :, piece]
+            start = self.cache.lengths[row]
             keys, values = (
-                held[:, : start + count].to(q.dtype) for held in (keys, values)
+                held[layer, row, :, : start + count].to(q.dtype) for held in (self.cache.keys, self.cache.values)
             )  # rounded, as they are held
-            outputs.append(self._causal(q[0, :, piece], keys, values, start))
+            outputs.append(self._causal(q[0, :, begin : begin + count], keys, values, start))
             begin += count
         return torch.cat(outputs, 1)[None]
 
@@ -136,42 +185,29 @@ class Prefill:
             first = end
         return torch.cat(outputs, 1)
 
-    def commit(self) -> None:
-        for row, count in zip(self.rows, self.counts, strict=True):
-            self.cache.lengths[row] += count
+
+def decode_layout(cache: KVCache, batch: int, tokens: int) -> CacheLayout:
+    """Return the layout of T new tokens for each of the first B rows."""
+    return Decode(cache, batch, tokens) if cache.keys.device.type == "cpu" else DeviceDecode(cache, batch, tokens)
 
 
-class Decode:
-    """T new tokens for each of the first B rows."""
+class Decode(CacheLayout):
+    """T new tokens for each of the first B rows, on a CPU."""
 
     def __init__(self, cache: KVCache, batch: int, tokens: int) -> None:
-        self.cache, self.batch, self.tokens = cache, batch, tokens
-        for row in range(batch):
-            cache.check(row, tokens)
-        device = cache.keys.device
-        positions = torch.tensor(cache.lengths[:batch])[:, None] + torch.arange(tokens)  # (B, T)
-        self.positions = positions.to(device)
-        self.new: tuple[Tensor, Tensor] | None = None  # where those of a single row go, of all layers
-        if batch == 1:
-            piece = slice(cache.lengths[0], cache.lengths[0] + tokens)
-            self.new = cache.keys[:, 0, :, piece], cache.values[:, 0, :, piece]
-        else:
-            self.row_index = torch.arange(batch, device=device)[:, None]
-        longest = max(cache.lengths[:batch]) + tokens
-        self.end = -(-longest // KEY_BLOCK) * KEY_BLOCK
+        super().__init__(cache, range(batch), [tokens] * batch)
+        self.batch, self.tokens = batch, tokens
+        self.positions = self.places.positions.view(batch, tokens)
+        end = _whole_blocks(max(cache.lengths[:batch]) + tokens)
         # A token sees the keys up to its own position; later ones are stale, or padding.
-        later = torch.arange(self.end) > positions[:, None, :, None]
-        self.hidden = torch.where(later, -math.inf, 0.0)  # (B, 1, T, N)
-        self.bags: Bags | None = None
-        if device.type != "cpu":
-            self.hidden = self.hidden.to(device, cache.keys.dtype)
-        else:
-            self.bags = self._bags()
-            heads = cache.config.num_heads if batch * tokens > 1 else 1
-            self.hidden = self.hidden.expand(-1, heads, -1, -1).reshape(-1, self.end)  # (B * H * T or 1, N)
+        later = torch.arange(end) > self.positions[:, None, :, None]
+        heads = cache.config.num_heads if batch * tokens > 1 else 1
+        hidden = torch.where(later, -math.inf, 0.0)  # (B, 1, T, N)
+        self.hidden = hidden.expand(-1, heads, -1, -1).reshape(-1, end)  # (B * H * T or 1, N)
+        self.bags = self._bags()
 
     def _bags(self) -> Bags:
-        """Those of the step before where the same pages are read, as in most steps."""
+        """Return the bags of the step before where the same pages are read, as in most steps."""
         lengths = self.cache.lengths[: self.batch]
         pages = [[(length + number) // PAGE + 1 for number in range(self.tokens)] for length in lengths]
         if self.cache.bags is not None and self.cache.bags[0] == pages:
@@ -189,19 +225,32 @@ class Decode:
         self.cache.bags = pages, bags
         return bags
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:  # noqa: ARG002
-        """Store k and v (B, K, T, D) of one layer; q (B, H, T, D) against all that is held so far -> (B, H, T, D)."""
-        if self.new is not None:
-            self.new[0][layer].copy_(k[0])
-            self.new[1][layer].copy_(v[0])
-        else:
-            for held, new in ((self.cache.keys[layer], k), (self.cache.values[layer], v)):
-                held[self.row_index, :, self.positions] = new.transpose(1, 2).to(held.dtype)
-        if self.bags:
-            return self.bags.attend(layer, q.reshape(-1, q.shape[3]), self.hidden).view_as(q)
-        keys, values = (held[layer, : self.batch, :, : self.end] for held in (self.cache.keys, self.cache.values))
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=self.hidden, enable_gqa=True)
+    def attention(self, layer: int, q: Tensor) -> Tensor:
+        return self.bags.attend(layer, q.reshape(-1, q.shape[3]), self.hidden).view_as(q)
 
-    def commit(self) -> None:
-        for row in range(self.batch):
-            self.cache.lengths[row] += self.tokens
+
+class DeviceDecode(CacheLayout):
+    """T new tokens for each of the first B rows against the first `end` places of each, on any device.
+
+    What depends on the positions is computed from the tensor that holds them, so that a CUDA graph can move them on.
+    """
+
+    def __init__(self, cache: KVCache, batch: int, tokens: int, *, end: int | None = None) -> None:
+        super().__init__(cache, range(batch), [tokens] * batch)
+        self.places = dataclasses.replace(self.places, views=None)  # which do not move on
+        self.positions = self.places.positions.view(batch, tokens)
+        self.batch, self.end = batch, end or _whole_blocks(max(cache.lengths[:batch]) + tokens)
+        self.keys_at = torch.arange(self.end, device=self.positions.device)
+        self.seen = self.keys_at <= self.positions[:, None, :, None]  # (B, 1, T, N)
+
+    def look(self) -> None:
+        """See what there is to see from the positions as they are now."""
+        torch.le(self.keys_at, self.positions[:, None, :, None], out=self.seen)
+
+    def attention(self, layer: int, q: Tensor) -> Tensor:
+        keys, values = (held[layer, : self.batch, :, : self.end] for held in (self.cache.keys, self.cache.values))
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=self.seen, enable_gqa=True)
+
+
+def _whole_blocks(tokens: int) -> int:
+    return -(-tokens // KEY_BLOCK) * KEY_BLOCK

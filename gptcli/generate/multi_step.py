@@ -16,12 +16,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from gptcli.config.generate import GenerateOptions
 from gptcli.device.cuda_graphs import Record, Work, record, recorded
-from gptcli.generate.kv_cache import KVCache
+from gptcli.generate.kv_cache import DeviceDecode, KVCache
 from gptcli.generate.sampling import draw_on_device
 from gptcli.generate.sequence import ActiveSequence
 from gptcli.model.gpt import GPT
@@ -31,38 +29,26 @@ CONTEXT_BUCKET = 256
 MOST_GRAPHS = 64  # what they compute in is shared
 
 
-class _Steps:
+class _Steps(DeviceDecode):
     """The steps of a bucket, and between model and cache the layout of their tokens."""
 
     def __init__(
         self, model: GPT, cache: KVCache, options: GenerateOptions, *, batch: int, end: int, count: int, vocab_size: int
     ) -> None:
-        self.model, self.cache, self.options, self.vocab_size = model, cache, options, vocab_size
+        super().__init__(cache, batch, 1, end=end)
+        self.model, self.options, self.vocab_size = model, options, vocab_size
         device = cache.keys.device
         self.ids = torch.zeros(batch, 1, dtype=torch.long, device=device)
-        self.positions = torch.zeros(batch, 1, dtype=torch.long, device=device)
         self.uniforms = torch.zeros(batch, count, dtype=torch.float64, device=device)
         self.drawn = torch.zeros(batch, count, dtype=torch.long, device=device)
         self.finite = torch.zeros(batch, count, dtype=torch.bool, device=device)
-        self.rows = torch.arange(batch, device=device)[:, None]
-        self.places = torch.arange(end, device=device)
-        self.seen = self.places <= self.positions[:, None, :, None]  # (B, 1, 1, N)
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:  # noqa: ARG002
-        """As Decode's, at positions that only the device knows."""
-        keys, values = self.cache.keys[layer], self.cache.values[layer]  # (S, K, capacity, D)
-        keys[self.rows, :, self.positions] = k.transpose(1, 2)
-        values[self.rows, :, self.positions] = v.transpose(1, 2)
-        batch, end = len(self.rows), len(self.places)
-        keys, values = keys[:batch, :, :end], values[:batch, :, :end]
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=self.seen, enable_gqa=True)
 
     def commit(self) -> None:
-        """The engine keeps count of what a row holds."""
+        """Leave it to the engine to count what a row holds."""
 
     def __call__(self) -> None:
         for step in range(self.drawn.shape[1]):
-            torch.le(self.places, self.positions[:, None, :, None], out=self.seen)
+            self.look()
             hidden = self.model.hidden(self.ids, dtype=self.cache.keys.dtype, layout=self)
             logits = self.model.logits(hidden[:, 0])[:, : self.vocab_size]
             self.finite[:, step] = torch.isfinite(logits.sum(-1))

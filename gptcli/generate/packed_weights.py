@@ -196,7 +196,6 @@ def pack(model: GPT, runtime: Runtime, *, quantize: Quantize | None = None) -> R
             module.up.before_activation(module)
         if isinstance(module, Attention | MLP) and isinstance(module.projection, PackedLinear):
             module.projection.output_dtype = runtime.dtype  # what it is added to is wider
-    _shorten_the_way(model)
     short = quantize is not None or runtime.dtype == torch.bfloat16
     return dataclasses.replace(runtime, dtype=torch.float32, short_cache=short)
 
@@ -207,17 +206,6 @@ def _replace(model: GPT, make: Callable[[nn.Linear], nn.Module]) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, Linear) and not (make is HalfLinear and child.weight.abs().max() > LARGEST_HALF):
                 setattr(module, name, make(child))
-
-
-def _shorten_the_way(model: GPT) -> None:
-    """Let modules find their parameters and parts without nn.Module.__getattr__, and those of a block call their parts
-    without a look for hooks: 6 % of the time of one text."""
-    for module in model.modules():
-        module.__dict__.update(module._parameters | module._modules)
-    for block in model.blocks:
-        for module in block.modules():
-            parts = {name: part.forward for name, part in module.named_children() if not isinstance(part, Scale)}
-            module.__dict__.update(parts)
 
 
 def _layout(dtype: torch.dtype, quantize: Quantize | None) -> Callable[[nn.Linear], nn.Module] | None:

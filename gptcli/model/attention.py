@@ -97,8 +97,9 @@ class Packed:
     `positions` (1, N) count from 0 in each sequence. Only attention itself works on padded groups of similar lengths.
     """
 
-    def __init__(self, lengths: Sequence[int], *, device: torch.device | None = None) -> None:
-        self.lengths = list(lengths)
+    def __init__(self, lengths: Sequence[int], *, device: torch.device | None = None, dropout: float = 0.0) -> None:
+        """`dropout`: the rate at which weights of attention are dropped."""
+        self.lengths, self.dropout = list(lengths), dropout
         sizes = torch.tensor(self.lengths)
         starts = sizes.cumsum(0) - sizes
         self.positions = (torch.arange(int(sizes.sum())) - starts.repeat_interleave(sizes))[None].to(device)
@@ -121,13 +122,13 @@ class Packed:
         """Where each sequence has its last token, (number of sequences,)."""
         return torch.tensor(self.lengths, device=self.positions.device).cumsum(0) - 1
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:  # noqa: ARG002
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
         """Causal attention inside each sequence; q (1, H, N, D), k and v (1, K, N, D) -> (1, H, N, D)."""
         parts = []
         for tokens, real in self.groups:
             # (1, heads, N, D) -> (S, heads, L, D)
             padded = [heads[0].transpose(0, 1)[tokens].transpose(1, 2) for heads in (q, k, v)]
-            y = causal_attention(padded[0], padded[1], padded[2], dropout=dropout)
+            y = causal_attention(padded[0], padded[1], padded[2], dropout=self.dropout)
             parts.append(y.transpose(1, 2).flatten(0, 1)[real])  # (n, H, D)
         return torch.cat(parts)[self.unsort].transpose(0, 1)[None]
 

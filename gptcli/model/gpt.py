@@ -82,7 +82,7 @@ class Layout(Protocol):
     def positions(self) -> Tensor:
         """The position of every token in its sequence, (B, T)."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of a layer: q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D)."""
 
     def commit(self) -> None:
@@ -118,11 +118,10 @@ class Attention(nn.Module):
             if rotation is not None:
                 q_and_k = rotate(q_and_k, *rotation)
         q, k, v = (part.transpose(0, 1) for part in (*q_and_k.split_with_sizes((H, K)), v))  # each (B, heads, T, D)
-        rate = config.dropout if self.training else 0.0
         if layout is None:
-            y = causal_attention(q, k, v, dropout=rate)
+            y = causal_attention(q, k, v, dropout=config.dropout if self.training else 0.0)
         else:
-            y = layout.attend(self.layer, q, k, v, dropout=rate)
+            y = layout.attend(self.layer, q, k, v)
         return self.projection(y.transpose(1, 2).reshape(B, T, H * D))
 
 
@@ -304,6 +303,11 @@ class GPT(nn.Module):
         if self.config.embedding_norm and not self.config.tie_embeddings and self.config.position == "rope":
             weight = self.embedding.weight
             weight.mul_(weight.square().mean(1, keepdim=True).clamp_min(1e-12).rsqrt())
+
+    @property
+    def dropout_rate(self) -> float:
+        """The rate of dropout: the config's while training, else 0."""
+        return self.config.dropout if self.training else 0.0
 
     def set_dropout(self, dropout: float) -> None:
         """Another rate of dropout, everywhere."""

@@ -87,7 +87,7 @@ class LabelObjective:
     def __call__(self, model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
         """Summed over the examples, a float32 scalar."""
         assert batch.lengths is not None
-        layout = Packed(batch.lengths, device=runtime.device)
+        layout = Packed(batch.lengths, device=runtime.device, dropout=model.dropout_rate)
         hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype, layout=layout)
         labels = batch.targets[0].to(runtime.device)[layout.last]
         nats = self._nats(model.label_logits(hidden[0, layout.last]), labels).sum()

@@ -111,7 +111,9 @@ def head_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, *, 
 
 def next_token_nats(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
     """Return the summed cross-entropy of the batch's targets, a float32 scalar: what pretraining minimises."""
-    layout = None if batch.lengths is None else Packed(batch.lengths, device=runtime.device)
+    layout = None
+    if batch.lengths is not None:
+        layout = Packed(batch.lengths, device=runtime.device, dropout=model.dropout_rate)
     hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype, layout=layout)
     targets = batch.targets.to(runtime.device)
     return head_cross_entropy(hidden, model.head.weight, targets, cap=model.config.logit_softcap)

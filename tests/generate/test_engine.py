@@ -304,15 +304,13 @@ def test_without_stops_every_whole_character_is_shown_at_once(text: str, cuts: l
 class Counting:
     """How many tokens pass through the model."""
 
-    def __init__(self, model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, model: GPT, request: pytest.FixtureRequest) -> None:
         self.tokens = 0
-        whole = model.hidden
+        hook = model.embedding.register_forward_pre_hook(self.count)
+        request.addfinalizer(hook.remove)
 
-        def hidden(ids: torch.Tensor, **how: Any) -> torch.Tensor:
-            self.tokens += ids.numel()
-            return whole(ids, **how)
-
-        monkeypatch.setattr(model, "hidden", hidden)
+    def count(self, _: Any, inputs: tuple[torch.Tensor]) -> None:
+        self.tokens += inputs[0].numel()
 
     def since(self) -> int:
         tokens, self.tokens = self.tokens, 0
@@ -320,9 +318,9 @@ class Counting:
 
 
 def test_a_conversation_computes_only_what_is_new(
-    model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    model: GPT, tokenizer: Tokenizer, request: pytest.FixtureRequest
 ) -> None:
-    engine, counting = make_engine(model, tokenizer, 2), Counting(model, monkeypatch)
+    engine, counting = make_engine(model, tokenizer, 2), Counting(model, request)
     options = GenerateOptions(max_tokens=5, temperature=0.0)
     window, held = tokenizer.encode("the cat sat"), 0
     for _ in range(3):
@@ -336,9 +334,9 @@ def test_a_conversation_computes_only_what_is_new(
 
 
 def test_a_prompt_that_leaves_an_earlier_one_is_computed_from_there(
-    model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    model: GPT, tokenizer: Tokenizer, request: pytest.FixtureRequest
 ) -> None:
-    engine, counting = make_engine(model, tokenizer, 3), Counting(model, monkeypatch)
+    engine, counting = make_engine(model, tokenizer, 3), Counting(model, request)
     options = GenerateOptions(max_tokens=1, temperature=0.0)
     for prompt, computed in [
         (range(40), 41),
@@ -357,19 +355,19 @@ def test_a_prompt_that_leaves_an_earlier_one_is_computed_from_there(
 
 @pytest.mark.parametrize("slots", [1, 4])
 def test_samples_of_a_prompt_share_it(
-    model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, slots: int
+    model: GPT, tokenizer: Tokenizer, request: pytest.FixtureRequest, slots: int
 ) -> None:
-    counting, prompt = Counting(model, monkeypatch), list(range(20))
+    counting, prompt = Counting(model, request), list(range(20))
     asked = [Request(prompt, GenerateOptions(max_tokens=1, temperature=1.0, seed=3), sample) for sample in range(9)]
     found = [c.ids for c in make_engine(model, tokenizer, slots).run(asked)]
     assert counting.since() == 21
-    assert found == [c.ids for request in asked for c in make_engine(model, tokenizer).run([request])]
+    assert found == [c.ids for one in asked for c in make_engine(model, tokenizer).run([one])]
 
 
 def test_prompts_that_begin_alike_share_whole_blocks(
-    model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    model: GPT, tokenizer: Tokenizer, request: pytest.FixtureRequest
 ) -> None:
-    counting, options = Counting(model, monkeypatch), GenerateOptions(max_tokens=1, temperature=0.0)
+    counting, options = Counting(model, request), GenerateOptions(max_tokens=1, temperature=0.0)
     asked = [Request([*range(35), 100 + number], options) for number in range(6)]
     found = [c.ids for c in make_engine(model, tokenizer, 3).run(asked)]
     assert counting.since() == 37 + 5 * (37 - 32)
