@@ -11,6 +11,9 @@ def main() -> None:
     try:
         if sys.getfilesystemencoding() == "ascii":  # LC_ALL=C and PYTHONUTF8=0: no name or text beyond it can be given
             os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+        from gptcli.device.process import own_process
+
+        own_process()
         from gptcli.cli.main import main as run
     except KeyboardInterrupt:
         os.write(2, b"gptcli: interrupted\n")

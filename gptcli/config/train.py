@@ -132,7 +132,9 @@ class TrainConfig(Section):
 class RuntimeConfig(Section):
     """Device, precision, threads and seed."""
 
-    device: str = value("auto", "auto, cpu, cuda, cuda:1 or mps", may_change=True)
+    device: str = value(
+        "auto", "auto (cuda where there is one, otherwise cpu), cpu, cuda, cuda:1, mps", may_change=True
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = value("auto", "precision of activations; weights are float32")
     threads: int | None = number(
         None, "CPU threads; null: one for each core this process may use", ge=1, le=4096, may_change=True

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from gptcli.device.cpus import available_cpus
+
 MATRIX_SIZES = {"cpu": (512, 1024), "cuda": (2048, 8192)}  # the larger where it does not take too long
 READ_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}  # far beyond the last-level cache
 TRIAL_SECONDS = 0.25
@@ -45,7 +47,7 @@ def measure(device: torch.device) -> Machine:
     return Machine(
         device=str(device),
         processor=processor_name(device),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=available_cpus(),
         threads=torch.get_num_threads(),
         memory_bytes=device_memory_bytes(device),
         float32_flops_per_second=matmul_peak(device, torch.float32),

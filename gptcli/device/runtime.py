@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,10 @@ import torch
 from gptcli.base.errors import ConfigError
 from gptcli.config.train import RuntimeConfig
 from gptcli.device import accelerators
+from gptcli.device.cpus import default_threads
 from gptcli.device.machine import matmul_peak
 from gptcli.device.private_torch import cpu_multiplies_bfloat16
+from gptcli.device.process import is_own_process
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,18 @@ class Runtime:
 
 
 def make_runtime(config: RuntimeConfig, *, inference: bool = False) -> Runtime:
-    """Check the device and dtype asked for; set the process's thread count. ConfigError says what is there.
+    """Check the device and dtype asked for, and set the number of threads. ConfigError says what is there.
 
+    Without a number of threads a caller's process keeps its own, and gptcli's has as many as it may use CPUs.
     dtype auto: bfloat16 where the device multiplies it faster than float32; for inference on a CPU float32, in which
     a text does not depend on what else is in its batch.
     """
     device = _device(config.device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = config.threads or cores
+    threads = config.threads or (default_threads() if is_own_process() else torch.get_num_threads())
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     if config.dtype == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_multiplies_bfloat16() and not inference
-        dtype = torch.bfloat16 if fast else torch.float32
+        dtype = torch.bfloat16 if _multiplies_bfloat16(device, inference=inference) else torch.float32
     else:
         dtype = getattr(torch, config.dtype)
     return Runtime(device=device, dtype=dtype, threads=threads)
@@ -70,6 +70,16 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _multiplies_bfloat16(device: torch.device, *, inference: bool) -> bool:
+    """Return whether a device multiplies bfloat16 faster than float32, and whether that is wanted on it."""
+    match device.type:
+        case "cuda":
+            return bool(torch.cuda.is_bf16_supported())
+        case "cpu":
+            return cpu_multiplies_bfloat16() and not inference
+    return False  # MPS: not on every chip and macOS, and no faster
+
+
 def matmul_flops_per_second(runtime: Runtime) -> float | None:
     """The device's peak in the run's dtype: in bfloat16 of the data sheet on known accelerators, measured on a CPU
     (50 ms); else None."""
@@ -85,11 +95,12 @@ def keep_freed_memory() -> None:
     """Let glibc return what is free now, and keep blocks that are freed from now on instead of returning them to the
     kernel and faulting them in again.
 
-    Activations of a training step are freed and allocated anew every step: 5 to 20 % of its time on a CPU. What was
-    freed before is in pieces: kept, encoding a text of 1 MB would add 60 MB to the peak of the training after it.
+    Activations of a training step are freed and allocated anew every step. What was freed before is in pieces: kept,
+    it would add to the peak of the training after it.
     New threads use what heaps there are: one of their own cannot hold a block of 64 MB, which would be faulted in anew.
+    In a caller's process nothing is changed.
     """
-    if sys.platform == "linux":
+    if sys.platform == "linux" and is_own_process():
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
             m_mmap_max, m_trim_threshold, m_arena_max = -4, -1, -8

@@ -31,6 +31,7 @@ from gptcli.data.packing import counted
 from gptcli.data.shards import is_prepared
 from gptcli.data.size import estimate_text_bytes
 from gptcli.data.text import TextOptions, find_sources
+from gptcli.device.machine import synchronize
 from gptcli.device.runtime import Runtime, matmul_flops_per_second
 from gptcli.model.gpt import GPT
 from gptcli.train.compile import unable_to_compile
@@ -225,8 +226,7 @@ def step_seconds(config: PretrainConfig, state: TrainState, batches: Callable[[i
     while time.perf_counter() < end or len(times) <= MIN_PROBE_STEPS:
         started = time.perf_counter()
         train_step(state, batches(len(times)), config.optim.grad_clip_norm, runtime, seed=config.runtime.seed)
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize(runtime.device)
+        synchronize(runtime.device)
         times.append(time.perf_counter() - started)
         end = min(end, time.perf_counter() + PROBE_SECONDS)
     return statistics.median(times[1:])

@@ -8,6 +8,7 @@ from gptcli.config.model import ModelConfig
 from gptcli.config.train import PretrainConfig
 from gptcli.data.batches import derived_seed
 from gptcli.device.attention_kernels import use_fastest
+from gptcli.device.process import is_own_process
 from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT
 from gptcli.train.compile import compile_blocks
@@ -21,7 +22,7 @@ def new_state(model_config: ModelConfig, config: PretrainConfig, runtime: Runtim
     model = GPT(model_config)
     model.initialize(torch.Generator().manual_seed(derived_seed(config.runtime.seed, "weights")))
     model.to(runtime.device)
-    if runtime.device.type == "cuda":
+    if runtime.device.type == "cuda" and is_own_process():
         rows = micro_batch_rows(config.train, model_config.context_length, on_cpu=False)
         shape = (rows, model_config.num_heads, model_config.context_length, model_config.head_size)
         use_fastest(shape, model_config.kv_heads, runtime.dtype, runtime.device)

@@ -91,6 +91,7 @@ def begin(run_file: Path, overrides: list[str], seed: int) -> tuple:
     from gptcli.data.batches import TokenBatches
     from gptcli.data.prepared import prepare_data
     from gptcli.data.shards import TokenArray
+    from gptcli.device.process import own_process
     from gptcli.device.runtime import keep_freed_memory, make_runtime
     from gptcli.evaluate.perplexity import score_documents
     from gptcli.train.initial import new_state
@@ -98,6 +99,7 @@ def begin(run_file: Path, overrides: list[str], seed: int) -> tuple:
 
     settings = [*overrides, f"runtime.seed={seed}", "runtime.threads=1", "data.cache_dir=cache"]
     config = yaml_file.load(PretrainConfig, run_file, settings).value
+    own_process()
     runtime = make_runtime(config.runtime)
     keep_freed_memory()
     tokenizer, prepared = prepare_data(config.data, config.tokenizer, Report())

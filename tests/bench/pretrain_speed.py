@@ -106,6 +106,7 @@ def gptcli_step(
     from gptcli.config.model import ModelConfig
     from gptcli.config.train import OptimConfig, PretrainConfig, RuntimeConfig, TrainConfig
     from gptcli.data.batches import TokenBatches
+    from gptcli.device.process import own_process
     from gptcli.device.runtime import keep_freed_memory, make_runtime
     from gptcli.train.initial import new_state
     from gptcli.train.loop import train_step
@@ -139,6 +140,7 @@ def gptcli_step(
         train=TrainConfig(batch_size=shape.batch),
         runtime=RuntimeConfig(device=device, dtype=dtype, threads=threads, compile=compiled),
     )
+    own_process()
     runtime = make_runtime(config.runtime)
     keep_freed_memory()
     state = new_state(config.model, config, runtime)

@@ -1,0 +1,34 @@
+"""Whether this process is gptcli's own, to be set up as its work needs, or a caller's, to be left alone.
+
+The command line says that it is: threads, how they wait, the allocator and PyTorch's choice of kernels are the whole
+process's. The Python API changes none of them, but for a number of threads that its caller names. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+
+# Turns of a waiting thread before it sleeps. GNU's OpenMP (PyTorch's on Linux) makes 300,000, some milliseconds, which
+# on a busy machine are taken from the thread that is waited for, at each of a step's thousands of operations.
+# So few bridge the gap between two operations; tests/bench/busy.py measures both sides. Intel's and LLVM's OpenMP
+# (PyTorch's on macOS) count milliseconds, 200 where none are given.
+WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
+
+_own = False
+
+
+def own_process(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Take this process for gptcli's own. To be called before torch is imported, which loads OpenMP.
+
+    A waiting policy that the environment names stays.
+    """
+    global _own
+    _own = True
+    if not any(name in environment for name in ("OMP_WAIT_POLICY", *WAITING)):
+        environment.update(WAITING)
+
+
+def is_own_process() -> bool:
+    """Return whether the settings of the whole process may be changed."""
+    return _own
