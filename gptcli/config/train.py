@@ -137,7 +137,11 @@ class RuntimeConfig(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = value("auto", "precision of activations; weights are float32")
     threads: int | None = number(
-        None, "CPU threads; null: one for each core this process may use", ge=1, le=4096, may_change=True
+        None,
+        "CPU threads; null: OMP_NUM_THREADS, or the CPUs that affinity, container and Slurm allow",
+        ge=1,
+        le=4096,
+        may_change=True,
     )
     compile: bool | None = value(
         None,

@@ -7,7 +7,7 @@ Each round takes the variants one after another, so that what else the machine d
 medians over the rounds, and the CPU seconds, which tell of spinning even where the wall clock is noisy.
 
 Policies: `before` is what OpenMP does by itself (GNU's spins 300,000 turns), `gptcli` what the command sets
-device/process.py), `active` and `passive` are OMP_WAIT_POLICY's. Steps: `paired` has two micro-batches, each by one
+(device/process.py), `active` and `passive` are OMP_WAIT_POLICY's. Steps: `paired` has two micro-batches, each by one
 thread; `single` has one, all of whose operations are shared by the threads, which is where they wait.
 
 A fair share beside B busy loops on C cores is C / (threads + B) of a core for each thread; `to fair` is the time beside
