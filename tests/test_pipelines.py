@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, RunCli, environment, tiny_run_file
+from conftest import Result, RunCli, english, environment, tiny_run_file
 
 from gptcli.config import yaml_file, yaml_write
+from gptcli.config.corpus import CorpusRecipe
 from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.train import PretrainConfig
 from gptcli.data.conversation import ASSISTANT, USER
@@ -30,7 +31,7 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/*.yaml")), ids=lambda path: path.parent.name)
 def test_the_run_file_of_a_pipeline_loads_and_loads_again(path: Path) -> None:
-    kind = FinetuneConfig if path.stem == "finetune" else PretrainConfig
+    kind = {"finetune": FinetuneConfig, "recipe": CorpusRecipe}.get(path.stem, PretrainConfig)
     loaded = yaml_file.load(kind, path)
     assert yaml_file.parse(kind, yaml_write.dump(loaded.value), name="dump").value == loaded.value
 
@@ -125,3 +126,18 @@ def test_the_reviews_are_learnt_and_labelled(work: Path, session_cache: Path) ->
     first, second, *rest = result.text.splitlines()
     assert all(line.split("\t")[0] in ("positive", "negative") for line in (first, second))
     assert json.loads("".join(rest))["reviews"] == len(rows("reviews/heldout.jsonl"))
+
+
+@pytest.mark.parametrize("engine", ["processes", "ray"])
+def test_shards_under_an_engine_give_the_bytes_of_one_process(engine: str, tmp_path: Path) -> None:
+    if engine == "ray":
+        pytest.importorskip("ray")
+    for number in range(3):
+        texts = [english(5, seed + 8 * number) for seed in range(10)]
+        (tmp_path / f"raw-{number}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    program = Path(__file__).parent.parent / "examples" / "corpus" / "shards.py"
+    shards = sorted(map(str, tmp_path.glob("raw-*.jsonl")))
+    command = [sys.executable, str(program), *shards, "-o", str(tmp_path / "clean"), "--engine", engine]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"3 shards under {engine}: the same bytes as one process" in done.stdout

@@ -38,6 +38,10 @@ COMMANDS = [
     "bench",
 ]
 SUBCOMMANDS = [
+    "corpus report",
+    "corpus extract",
+    "corpus canaries",
+    "corpus run",
     "corpus filter",
     "corpus decontaminate",
     "corpus dedup",

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
-from gptcli.api.corpus.output import output_file, write_documents, write_lines
+from gptcli.api.corpus.output import holds_others, output_file, write_documents, write_lines
 from gptcli.api.corpus.reading import Reading
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
@@ -99,7 +99,7 @@ def _work_directory(work: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="gptcli-dedup-") as name:
             yield Path(name)
         return
-    if work.exists() and not (work / "work.json").is_file() and (work.is_file() or any(work.iterdir())):
+    if work.exists() and not (work / "work.json").is_file() and (work.is_file() or holds_others(work)):
         raise ConfigError(f"{shown(str(work))}: holds other files than gptcli makes there; name another --work")
     fsio.make_directory(work)
     fsio.write_json(work / "work.json", {"of": "gptcli corpus dedup"})

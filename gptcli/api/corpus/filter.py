@@ -47,6 +47,11 @@ class Filtered:
     reasons: Counter[str] = field(default_factory=Counter)  # by rule; a document may break several
     masked: Counter[str] = field(default_factory=Counter)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts as plain JSON."""
+        counts = {"documents": self.documents, "dropped": self.dropped}
+        return {**counts, "reasons": dict(self.reasons), "masked": dict(self.masked)}
+
     def text(self) -> str:
         """Return the counts on one line."""
         share = self.dropped / max(1, self.documents)

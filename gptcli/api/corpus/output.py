@@ -59,3 +59,10 @@ def check_outputs(inputs: Iterable[str], outputs: Iterable[Path | BinaryIO | Non
             raise ConfigError(f"{shown(str(path))}: is a directory, and the output a file; name a file")
         fsio.check_writable(path, force=force)
         fsio.check_apart(path, [Path(given) for given in inputs if given != "-" and Path(given).exists()])
+
+
+def holds_others(directory: Path) -> bool:
+    """Return whether a directory holds more than what a killed writer may have left in it."""
+    return any(
+        path.name != fsio.LOCK and not path.name.startswith((".tmp-", ".trash-")) for path in directory.iterdir()
+    )

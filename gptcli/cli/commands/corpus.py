@@ -7,6 +7,7 @@ import click
 from gptcli.cli.commands.corpus_decontaminate import decontaminate
 from gptcli.cli.commands.corpus_dedup import dedup
 from gptcli.cli.commands.corpus_filter import filter as filter_command
+from gptcli.cli.commands.corpus_more import canaries, extract, report_command, run
 from gptcli.cli.commands.groups import Ordered
 
 
@@ -24,5 +25,5 @@ def corpus() -> None:
     """
 
 
-for command in (filter_command, dedup, decontaminate):
+for command in (report_command, extract, filter_command, dedup, decontaminate, canaries, run):
     corpus.add_command(command)
