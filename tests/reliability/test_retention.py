@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from faults import Fault, Home
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -33,7 +34,7 @@ from gptcli.data.tokenizer import learn_merges
 from gptcli.model.gpt import GPT
 from gptcli.train import checkpoint
 from gptcli.train.optimizers import make_optimizers
-from gptcli.train.retention import keep, newest_verified
+from gptcli.train.retention import keep, newest_verified, tidy
 from gptcli.train.state import TrainState
 
 KEEP = 2
@@ -150,6 +151,8 @@ class Retention(RuleBasedStateMachine):
         found = newest_verified(self.run, lambda _: None)
         assert found == checkpoint.step_directory(self.run, max(self.good))
         checkpoint.restore(self.state, found)
+        tidy(self.run, self.state, KEEP)
+        self._forget_deleted()
         assert self.state.step == max(self.good)
         assert math.isclose(
             float(self.state.model.embedding.weight[0, 0].detach()), self.state.step / 1000, rel_tol=1e-6
@@ -191,3 +194,16 @@ def test_some_sequences_leave_a_checkpoint_to_go_on_from() -> None:
 def test_500_sequences_leave_a_checkpoint_to_go_on_from() -> None:
     run_machine(500, 10)
     print("\nG17: 500 sequences of up to 10 acts")
+
+
+def test_crashes_in_a_row_between_publishing_and_deleting_do_not_add_up(tmp_path: Path) -> None:
+    home = Home(tmp_path, steps=20, save_every=1)
+    home.run("control")
+    for _ in range(6):
+        # A run that goes on points `latest` first at what it found, and then at what it has published.
+        moment = 2 if checkpoint.checkpoints(tmp_path / "run") else 1
+        ended = home.start("run", "--resume", fault=Fault(moment, only="link")).end()
+        assert ended.code == 137, ended
+        assert len(checkpoint.checkpoints(tmp_path / "run")) <= KEEP + 2  # the best, and the one just published
+    home.run("run", "--resume")
+    assert home.same_end("run")
