@@ -50,6 +50,88 @@ CONFIGS = {
 }
 
 
+def _rope(kind: str, **values: Any) -> dict[str, Any]:
+    return {"rope_type": kind, "rope_theta": 500.0, **values}
+
+
+_LLAMA3 = _rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+_YARN = _rope("yarn", factor=4.0, original_max_position_embeddings=16)
+_HALF = {"rope_type": "default", "partial_rotary_factor": 1 / 3}  # four of twelve
+_SLIDING = ["sliding_attention", "full_attention"]
+_GEMMA = {**SHAPE, "num_key_value_heads": 2, "head_dim": 16}
+_NEO_SHAPE = {"num_layers": 2, "hidden_size": 48, "num_heads": 4, "max_position_embeddings": 64,
+              "vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
+_T = transformers
+
+MORE = {
+    "gpt2-variants": _T.GPT2Config(
+        **GPT2_SHAPE, scale_attn_by_inverse_layer_idx=True, activation_function="silu", n_inner=70
+    ),
+    "gpt2-unscaled-relu": _T.GPT2Config(**GPT2_SHAPE, scale_attn_weights=False, activation_function="relu"),
+    "gpt2-quick-gelu": _T.GPT2Config(**GPT2_SHAPE, activation_function="quick_gelu"),
+    "gpt2-gelu-fast": _T.GPT2Config(**GPT2_SHAPE, activation_function="gelu_fast"),
+    "llama-llama3": _T.LlamaConfig(**SHAPE, rope_parameters=_LLAMA3),
+    "llama-linear": _T.LlamaConfig(**SHAPE, rope_parameters=_rope("linear", factor=4.0)),
+    "llama-dynamic": _T.LlamaConfig(**SHAPE, rope_parameters=_rope("dynamic", factor=4.0)),
+    "llama-yarn": _T.LlamaConfig(**SHAPE, rope_parameters=_YARN),
+    "llama-mlp-bias": _T.LlamaConfig(**SHAPE, mlp_bias=True),
+    "mistral": _T.MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=None),
+    "mistral-window": _T.MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=7),
+    "qwen2-window": _T.Qwen2Config(
+        **SHAPE, num_key_value_heads=2, use_sliding_window=True, sliding_window=9, max_window_layers=1
+    ),
+    "qwen2-yarn": _T.Qwen2Config(**SHAPE, num_key_value_heads=2, rope_parameters=_YARN),
+    "qwen3-yarn": _T.Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=16, rope_parameters=_YARN),
+    "smollm3": _T.SmolLM3Config(**SHAPE, num_key_value_heads=2, no_rope_layer_interval=2),
+    "smollm3-window": _T.SmolLM3Config(
+        **SHAPE, num_key_value_heads=2, no_rope_layers=[0, 1], use_sliding_window=True, sliding_window=8
+    ),
+    "gemma": _T.GemmaConfig(**_GEMMA),
+    "gemma2": _T.Gemma2Config(**_GEMMA, sliding_window=9, query_pre_attn_scalar=24, attn_logit_softcapping=5.0),
+    "gemma3": _T.Gemma3TextConfig(**_GEMMA, sliding_window=9, query_pre_attn_scalar=24, layer_types=_SLIDING),
+    "gemma3-scaled": _T.Gemma3TextConfig(
+        **_GEMMA,
+        sliding_window=9,
+        layer_types=_SLIDING,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
+    "phi3": _T.Phi3Config(**SHAPE, num_key_value_heads=2),
+    "phi3-window-partial": _T.Phi3Config(
+        **SHAPE, sliding_window=6, rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}
+    ),
+    "olmo": _T.OlmoConfig(**SHAPE, num_key_value_heads=2),
+    "olmo2": _T.Olmo2Config(**SHAPE, num_key_value_heads=2),
+    "granite": _T.GraniteConfig(
+        **SHAPE, embedding_multiplier=12.0, logits_scaling=8.0, residual_multiplier=0.22, attention_multiplier=0.05
+    ),
+    "stablelm": _T.StableLmConfig(**SHAPE, num_key_value_heads=2, use_qkv_bias=True, rope_parameters=_HALF),
+    "stablelm-parallel": _T.StableLmConfig(
+        **SHAPE, num_key_value_heads=4, use_parallel_residual=True, rope_parameters=_HALF
+    ),
+    "starcoder2": _T.Starcoder2Config(**SHAPE, num_key_value_heads=2, sliding_window=10),
+    "gpt-neox": _T.GPTNeoXConfig(**SHAPE, rope_parameters=_HALF),
+    "gpt-neox-serial": _T.GPTNeoXConfig(
+        **SHAPE, use_parallel_residual=False, rope_parameters={"rope_type": "default", "partial_rotary_factor": 1.0}
+    ),
+    "gpt-neo": _T.GPTNeoConfig(**_NEO_SHAPE, attention_types=[[["global", "local"], 1]], window_size=7),
+    "gpt-neo-global": _T.GPTNeoConfig(**_NEO_SHAPE, attention_types=[[["global"], 2]]),
+    "gptj": _T.GPTJConfig(**GPT2_SHAPE, rotary_dim=8),
+    "opt": _T.OPTConfig(
+        num_hidden_layers=2, hidden_size=48, num_attention_heads=4, ffn_dim=96, max_position_embeddings=64,
+        vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, pad_token_id=1,
+    ),
+    "phi": _T.PhiConfig(**SHAPE, num_key_value_heads=2),
+    "bloom": _T.BloomConfig(hidden_size=48, n_layer=2, n_head=4, vocab_size=VOCABULARY, bos_token_id=0,
+                            eos_token_id=0, seq_length=64),
+    "bloom-six-heads": _T.BloomConfig(hidden_size=48, n_layer=2, n_head=6, vocab_size=VOCABULARY, bos_token_id=0,
+                                      eos_token_id=0, seq_length=64),
+}  # fmt: skip
+CONFIGS |= MORE
+
+
 def random_model(config: Any) -> Any:
     """Weights far from their initial values, norms and biases too, so that a swapped one shows."""
     torch.manual_seed(1)

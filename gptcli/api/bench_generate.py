@@ -21,7 +21,8 @@ from gptcli.device.runtime import Runtime, memory_bytes
 from gptcli.generate.engine import Engine, Request
 from gptcli.generate.kv_cache import cache_bytes
 from gptcli.generate.packed_weights import Quantize, pack
-from gptcli.model.gpt import GPT, Linear
+from gptcli.model.gpt import GPT
+from gptcli.model.layers import Linear
 
 PROMPT_TOKENS, NEW_TOKENS = 64, 64
 ROUNDS = 3

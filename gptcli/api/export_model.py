@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from gptcli.base.report import Report
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.interop.card import model_card
 from gptcli.interop.configs import family_for
-from gptcli.interop.families import FAMILIES, QWEN2
+from gptcli.interop.families import FAMILIES
 from gptcli.interop.gguf_names import ARCHITECTURES
 from gptcli.interop.gguf_write import ACTIVATIONS, gguf_package, unheld, write_gguf
 from gptcli.interop.hf_write import write_directory
@@ -56,8 +57,9 @@ def export_hf(
         raise ConfigError(f"--dtype {dtype}: is for --to gguf; choose {', '.join(DTYPES)}")
     fsio.check_replaceable(output, force=force)
     directory, model, tokenizer, metadata = _load(run, output)
-    families = [family for family in FAMILIES.values() if family is not QWEN2]
-    family = family_for(model.config, families, "{} of transformers, the nearest class, cannot hold it")
+    form = "{} of transformers, the nearest class, cannot hold it"
+    came = json.loads(metadata.origin.get("config.json", "{}"))
+    family = family_for(model.config, list(FAMILIES.values()), form, came=came)
     if metadata.labels and not family.classifier:
         raise DataError(
             f"{shown(str(directory))}: a classifier, and transformers has no class for one of the shape of "

@@ -16,7 +16,7 @@ from gptcli.base.report import Report
 from gptcli.data.template import Form, Template, check_template
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.interop.chat_template import conversation_of
-from gptcli.interop.configs import architecture_of
+from gptcli.interop.configs import architecture_of, labels_of
 from gptcli.interop.gguf_read import read_gguf
 from gptcli.interop.hf_pretrained import read_hf
 from gptcli.interop.peft_read import is_adapter, merge_foreign
@@ -76,7 +76,9 @@ def import_model(
         )
     for said in _notes(tokenizer):
         report.warning(said)
-    metadata = ModelMetadata(conversation=_conversation(found, report), origin=found.origin)
+    metadata = ModelMetadata(
+        labels_of(found.config, shown(str(source))), _conversation(found, report), origin=found.origin
+    )
     with fsio.new_directory(output) as directory:
         checkpoint.save_model(model, tokenizer, directory, step=0, metadata=metadata)
     return _imported(output, architecture_of(found.config), model)

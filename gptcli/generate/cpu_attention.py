@@ -41,19 +41,22 @@ class Bags:
         self.scale = torch.full((P, 1), D**-0.5)
         self.owner, self.place = owner, owner * P + page
 
-    def attend(self, layer: int, q: Tensor, hidden: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, bias: Tensor, *, cap: float = 0.0) -> Tensor:
         """q (Q, D) -> (Q, D), both float32, whatever the dtype of the cache.
 
-        `hidden` (Q, P * PAGE), or one row for all, float32, is 0 where a query sees a token of its row, and else -inf.
+        `bias` (Q, P * PAGE), or one row for all, float32, is -inf where a query does not see a token of its row.
+        Scores are soft-capped before it is added where there is a cap.
         """
         Q, D = q.shape
         keys, values = self.tables[layer]
         weights = (q[:, None] * self.scale).to(keys.dtype) if self.even else (q * D**-0.5).to(keys.dtype)[self.owner]
         scores = _bags(keys, self.key_index, self.key_offsets, weights.view(-1))
+        if cap:
+            scores = cap * torch.tanh(scores / cap)
         if self.even:
-            weights = (scores.view(Q, -1) + hidden).softmax(-1)
+            weights = (scores.view(Q, -1) + bias).softmax(-1)
         else:
-            weights = hidden.view(-1, PAGE).index_add(0, self.place, scores.float()).view(Q, -1).softmax(-1)
+            weights = bias.view(-1, PAGE).index_add(0, self.place, scores.float()).view(Q, -1).softmax(-1)
             weights = weights.view(-1, PAGE)[self.place]
         return _bags(values, self.value_index, self.value_offsets, weights.view(-1).to(values.dtype)).float()
 

@@ -6,7 +6,8 @@ from typing import TypeVar
 
 from torch import nn
 
-from gptcli.model.gpt import GPT, Scale
+from gptcli.model.gpt import GPT
+from gptcli.model.layers import Scale
 
 M = TypeVar("M", bound=nn.Module)
 

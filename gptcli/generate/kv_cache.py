@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gptcli.config.model import ModelConfig
 from gptcli.generate.cpu_attention import PAGE, Bags
+from gptcli.model.attention import PLAIN, AttentionRule, ruled_attention
 
 QUERY_BLOCK = 32  # also the grain in which a prompt's beginning is shared exactly
 KEY_BLOCK = PAGE  # products with a number of keys that is no multiple of 8 end in other code, which rounds otherwise
@@ -131,12 +132,12 @@ class CacheLayout:
         device = cache.keys.device
         self.places = Places(index[0].to(device), index[1].to(device), views)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
         """q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D)."""
         self.cache.append(layer, self.places, k, v)
-        return self.attention(layer, q)
+        return self.attention(layer, q, rule)
 
-    def attention(self, layer: int, q: Tensor) -> Tensor:
+    def attention(self, layer: int, q: Tensor, rule: AttentionRule) -> Tensor:
         """q (B, H, T, D) against the keys and values that are stored -> (B, H, T, D)."""
         raise NotImplementedError
 
@@ -155,7 +156,7 @@ class Prefill(CacheLayout):
         self.last = torch.tensor(counts).cumsum(0).sub(1).to(self.positions.device)  # of each row, its last token
         self.hidden = torch.full((QUERY_BLOCK, QUERY_BLOCK), -math.inf, device=self.positions.device).triu(1)
 
-    def attention(self, layer: int, q: Tensor) -> Tensor:
+    def attention(self, layer: int, q: Tensor, rule: AttentionRule) -> Tensor:
         outputs = []
         begin = 0
         for row, count in zip(self.rows, self.counts, strict=True):
@@ -163,11 +164,13 @@ class Prefill(CacheLayout):
             keys, values = (
                 held[layer, row, :, : start + count].to(q.dtype) for held in (self.cache.keys, self.cache.values)
             )  # rounded, as they are held
-            outputs.append(self._causal(q[0, :, begin : begin + count], keys, values, start))
+            outputs.append(
+                self._causal(q[0, :, begin : begin + count], keys, values, start, rule.within(start + count))
+            )
             begin += count
         return torch.cat(outputs, 1)[None]
 
-    def _causal(self, q: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
+    def _causal(self, q: Tensor, keys: Tensor, values: Tensor, start: int, rule: AttentionRule) -> Tensor:
         """q (H, T, D), of positions start.., against keys (K, N, D) up to each query's own position -> (H, T, D)."""
         H, T, D = q.shape
         K = keys.shape[0]
@@ -178,8 +181,12 @@ class Prefill(CacheLayout):
             end = min(T, (start + first) // QUERY_BLOCK * QUERY_BLOCK + QUERY_BLOCK - start)
             rows, seen = end - first, start + end
             block = scaled[:, :, first:end].reshape(K, -1, D)  # (K, G*rows, D)
-            scores = torch.bmm(block, keys[:, :seen].transpose(1, 2)).view(H, rows, seen)
-            scores[:, :, seen - rows :] += self.hidden[:rows, :rows]
+            scores = rule.cap(torch.bmm(block, keys[:, :seen].transpose(1, 2)).view(H, rows, seen))
+            if rule.window is None and not rule.alibi:
+                scores[:, :, seen - rows :] += self.hidden[:rows, :rows]
+            else:
+                places = torch.arange(seen, device=q.device)
+                scores = scores + rule.bias(places[seen - rows :], places, H)
             weights = scores.softmax(-1).view(K, -1, seen)
             outputs.append(torch.bmm(weights, values[:, :seen]).view(H, rows, D))
             first = end
@@ -198,13 +205,20 @@ class Decode(CacheLayout):
         super().__init__(cache, range(batch), [tokens] * batch)
         self.batch, self.tokens = batch, tokens
         self.positions = self.places.positions.view(batch, tokens)
-        end = _whole_blocks(max(cache.lengths[:batch]) + tokens)
-        # A token sees the keys up to its own position; later ones are stale, or padding.
-        later = torch.arange(end) > self.positions[:, None, :, None]
-        heads = cache.config.num_heads if batch * tokens > 1 else 1
-        hidden = torch.where(later, -math.inf, 0.0)  # (B, 1, T, N)
-        self.hidden = hidden.expand(-1, heads, -1, -1).reshape(-1, end)  # (B * H * T or 1, N)
+        self.end = _whole_blocks(max(cache.lengths[:batch]) + tokens)
+        self.biases: dict[AttentionRule, Tensor] = {}
         self.bags = self._bags()
+
+    def bias(self, rule: AttentionRule) -> Tensor:
+        """Return what is added to the scores, (B * H * T, N) or one row for all: a token sees the keys up to its own
+        position, later ones are stale, or padding."""
+        rule = dataclasses.replace(rule.within(self.end), softcap=0.0)
+        if rule not in self.biases:
+            H = self.cache.config.num_heads
+            bias = rule.bias(self.positions, torch.arange(self.end), H)  # (B, 1 or H, T, N)
+            one = self.batch * self.tokens == 1 and not rule.alibi
+            self.biases[rule] = bias.expand(-1, 1 if one else H, -1, -1).reshape(-1, self.end)
+        return self.biases[rule]
 
     def _bags(self) -> Bags:
         """Return the bags of the step before where the same pages are read, as in most steps."""
@@ -225,8 +239,8 @@ class Decode(CacheLayout):
         self.cache.bags = pages, bags
         return bags
 
-    def attention(self, layer: int, q: Tensor) -> Tensor:
-        return self.bags.attend(layer, q.reshape(-1, q.shape[3]), self.hidden).view_as(q)
+    def attention(self, layer: int, q: Tensor, rule: AttentionRule) -> Tensor:
+        return self.bags.attend(layer, q.reshape(-1, q.shape[3]), self.bias(rule), cap=rule.softcap).view_as(q)
 
 
 class DeviceDecode(CacheLayout):
@@ -247,9 +261,11 @@ class DeviceDecode(CacheLayout):
         """See what there is to see from the positions as they are now."""
         torch.le(self.keys_at, self.positions[:, None, :, None], out=self.seen)
 
-    def attention(self, layer: int, q: Tensor) -> Tensor:
+    def attention(self, layer: int, q: Tensor, rule: AttentionRule) -> Tensor:
         keys, values = (held[layer, : self.batch, :, : self.end] for held in (self.cache.keys, self.cache.values))
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=self.seen, enable_gqa=True)
+        if rule == PLAIN:
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=self.seen, enable_gqa=True)
+        return ruled_attention(q, keys, values, rule.bias(self.positions, self.keys_at, q.shape[1]), rule=rule)
 
 
 def _whole_blocks(tokens: int) -> int:

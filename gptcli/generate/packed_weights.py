@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptcli.base.errors import ConfigError
+from gptcli.config.model import GATED
 from gptcli.device.private_torch import (
     fbgemm_half_linear,
     fbgemm_int8_linear,
@@ -43,7 +44,8 @@ from gptcli.device.private_torch import (
     onednn_pack,
 )
 from gptcli.device.runtime import Runtime
-from gptcli.model.gpt import GPT, MLP, Attention, Linear, Norm, Scale
+from gptcli.model.gpt import GPT, MLP, Attention
+from gptcli.model.layers import Linear, Norm, Scale
 
 Quantize = Literal["int8"]
 
@@ -77,7 +79,7 @@ class PackedLinear(nn.Module):
         if mlp.activation in ("gelu", "gelu_erf"):
             self.activation = ("gelu", "tanh" if mlp.activation == "gelu" else "none")
             mlp.activation = None
-        if mlp.activation != "swiglu":  # which rounds twice in 16 bits
+        if mlp.activation not in GATED:  # which round twice in 16 bits
             self.output_dtype = self.dtype
 
 

@@ -1,58 +1,79 @@
-"""config.json of transformers <-> ModelConfig, by the tables of families."""
+"""config.json of transformers <-> ModelConfig, by the table of families."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
-from gptcli.config.model import ModelConfig
-from gptcli.interop.families import FAMILIES, Family
-from gptcli.interop.names import LINEARS
+from gptcli.config.model import PARTS, ModelConfig
+from gptcli.interop.families import CLASSIFIERS, FAMILIES
+from gptcli.interop.family import Document, Family
+from gptcli.interop.rope import read_rope, write_rope
 
 # Fields that do not change what a trained model computes.
 _TRAINING_ONLY = {"preset", "dropout", "init_std", "zero_init_projections"}
 _TYPES = {declared.name: str(declared.type) for declared in dataclasses.fields(ModelConfig)}
+# What a class that always has it computes as well without: by ones or zeros.
+_FILLED = {"norm_weight", "qk_norm_weight", "head_bias", *(f"{part}_bias" for part in PARTS)}
 
 
-def family_of(document: Mapping[str, Any], place: str) -> Family:
+def family_of(document: Document, place: str) -> Family:
     """The family of a config.json; DataError where there is none."""
     architectures = document.get("architectures")
     if not architectures:
         architectures = [f.architecture for f in FAMILIES.values() if f.model_type == document.get("model_type")]
     name = architectures[0] if isinstance(architectures, list) and architectures else None
-    if not isinstance(name, str) or name not in FAMILIES:
+    family = FAMILIES.get(name) or CLASSIFIERS.get(name) if isinstance(name, str) else None
+    if family is None:
         said = f"architecture {shown(str(name))}" if name else "names no architecture that is known"
         raise DataError(f"{place}: {said}; gptcli imports {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+    return family
 
 
-def architecture_of(document: Mapping[str, Any]) -> str:
+def architecture_of(document: Document) -> str:
     """The name of a config.json's class, else of its kind."""
     architectures = document.get("architectures")
     return str(architectures[0]) if architectures else str(document.get("model_type"))
 
 
-def read_config(document: Mapping[str, Any], family: Family, place: str) -> ModelConfig:
+def labels_of(document: Document, place: str) -> tuple[str, ...]:
+    """The labels of a classifier's config.json, in the order of their numbers; none of a language model's."""
+    architectures = document.get("architectures")
+    if not isinstance(architectures, list) or not architectures or architectures[0] not in CLASSIFIERS:
+        return ()
+    given = document.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    labels = [given.get(str(number)) for number in range(len(given))] if isinstance(given, dict) else []
+    if (
+        len(labels) < 2
+        or len(set(map(str, labels))) < len(labels)
+        or not all(isinstance(label, str) for label in labels)
+    ):
+        raise DataError(f"{place}: id2label {shown(repr(given))}: want two labels or more, numbered from 0")
+    return tuple(label for label in labels if label is not None)
+
+
+def read_config(document: Document, family: Family, place: str) -> ModelConfig:
     """The ModelConfig that computes what the class does; DataError with every key that has no place in one."""
     problems = [f"{place}: {problem}" for problem in _foreign(document, family)]
-    values: dict[str, Any] = {name: choices[0] for name, choices in family.holds.items()}
+    values: dict[str, Any] = dict(family.fixed)
     for name, (key, default) in family.keys.items():
         given = document.get(key, default)
-        if given is None and name == "logit_softcap":
+        if given is None and name in ("logit_softcap", "attention_softcap"):
             given = 0.0
-        if not _fits(given, _TYPES[name]) or (given is None and default is not None):
+        if not _fits(given, _TYPES[name]) or (given is None and default is not None and "window" not in name):
             problems.append(f"{place}: {key}: want {_TYPES[name]}, got {shown(repr(given))}")
         values[name] = given
-    values["bias"] = any(has_bias(document, family, module) for module in LINEARS)
-    try:
-        values["activation"] = _activation(document, family)
-        if family.rotary:
-            values["rope_theta"] = _rope_theta(document)
-    except (ValueError, OverflowError) as error:
-        problems.append(f"{place}: {error}")
+    for read in (_activation, _biases, read_rope, lambda document, family: family.derived(document)):
+        try:
+            values |= read(document, family)
+        except ConfigError as error:  # of rope_scaling
+            problems += [f"{place}: {problem}" for problem in error.problems]
+        except (ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
+            problems.append(f"{place}: {shown(str(error))}")
     if problems:
         raise DataError(*problems)
     try:
@@ -61,7 +82,7 @@ def read_config(document: Mapping[str, Any], family: Family, place: str) -> Mode
         raise DataError(*(f"{place}: {problem}" for problem in error.problems)) from None
 
 
-def unsaid(document: Mapping[str, Any]) -> Iterator[str]:
+def unsaid(document: Document) -> Iterator[str]:
     """What of the config.json is left behind although the model computes the same."""
     if document.get("auto_map"):
         yield "auto_map names code of the model's own, which is never run; the architecture is that of transformers"
@@ -70,21 +91,24 @@ def unsaid(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"dropout is one rate in gptcli: resid_pdrop {rates.get('resid_pdrop')}, and not {shown(str(rates))}"
 
 
-def has_bias(document: Mapping[str, Any], family: Family, module: str) -> bool:
-    """Whether a linear layer has a bias in this config.json."""
-    said = family.biases.get(module, False)
-    return bool(document.get(said, False)) if isinstance(said, str) else said
+def _biases(document: Document, family: Family) -> dict[str, Any]:
+    """Which parts have biases: `bias` alone where all are alike, each part's field where they are not."""
+    parts = [part for part in PARTS if part != "norm" or family.fixed["norm"] == "layernorm"]
+    given = {}
+    for part in parts:
+        said = family.biases.get(part, False)
+        given[part] = said if isinstance(said, bool) else bool(document.get(*said))
+    if len(set(given.values())) == 1:
+        return {"bias": given["qkv"]}
+    return {f"{part}_bias": has for part, has in given.items()}
 
 
-def _foreign(document: Mapping[str, Any], family: Family) -> Iterator[str]:
+def _foreign(document: Document, family: Family) -> Iterator[str]:
     """Keys whose value model.GPT cannot hold."""
     only = {**family.only, "quantization_config": None, "is_encoder_decoder": False}
     for key, wanted in only.items():
         if bool(document.get(key, wanted)) != bool(wanted):
             yield f"{key} {shown(repr(document[key]))}: a GPT of gptcli cannot hold it; want {wanted}"
-    kinds = document.get("layer_types") or []
-    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
-        yield "layer_types: a GPT of gptcli cannot hold sliding attention; want full_attention in every layer"
 
 
 def _fits(given: Any, type_name: str) -> bool:
@@ -96,63 +120,109 @@ def _fits(given: Any, type_name: str) -> bool:
     return isinstance(given, numbers) and not isinstance(given, bool)
 
 
-def _activation(document: Mapping[str, Any], family: Family) -> str:
+def _activation(document: Document, family: Family) -> dict[str, Any]:
     default = next(iter(family.activations.values()))[0]
-    given = document.get(family.activation_key, default)
+    given = default if family.activation_key is None else document.get(family.activation_key, default)
     for ours, theirs in family.activations.items():
         if given in theirs:
-            return ours
+            return {"activation": ours}
     known = ", ".join(name for theirs in family.activations.values() for name in theirs)
-    raise ValueError(f"{family.activation_key} {shown(repr(given))}: a GPT of gptcli cannot hold it; want {known}")
+    raise ValueError(f"{family.activation_key} {given!r}: a GPT of gptcli cannot hold it; want {known}")
 
 
-def _rope_theta(document: Mapping[str, Any]) -> float:
-    """The base of the rotary frequencies: in rope_parameters since transformers 5, before that beside rope_scaling."""
-    for key in ("rope_parameters", "rope_scaling"):
-        given = document.get(key) or {}
-        if not isinstance(given, dict):
-            raise ValueError(f"{key}: want a mapping, got {shown(repr(given))}")
-        kind = given.get("rope_type", given.get("type", "default"))
-        if kind != "default" or given.get("partial_rotary_factor", 1.0) != 1.0:
-            raise ValueError(f"{key} {shown(repr(given))}: a GPT of gptcli cannot hold it; want rope_type default")
-    theta = (document.get("rope_parameters") or {}).get("rope_theta", document.get("rope_theta", 10000.0))
-    if not _fits(theta, "float"):
-        raise ValueError(f"rope_theta: want a number, got {shown(repr(theta))}")
-    return float(theta)
-
-
-def family_for(config: ModelConfig, families: Sequence[Family], form: str) -> Family:
-    """The family that can hold the model; DataError with what the nearest one cannot, and why: `form` with its name."""
-    tried = [(list(problems(config, family)), family) for family in families]
-    unheld, nearest = min(tried, key=lambda pair: len(pair[0]))
-    if unheld:
+def family_for(config: ModelConfig, families: Sequence[Family], form: str, *, came: Document | None = None) -> Family:
+    """The family that can hold the model, the one of the config.json that it came with if that can, else the one with
+    the least that is filled up; DataError with what the nearest one cannot hold, and why: `form` with its name."""
+    for family in families:
+        if came and family.model_type == came.get("model_type") and not any(problems(config, family)):
+            return family
+    nearest = nearest_family(config, families)
+    if unheld := list(problems(config, nearest)):
         raise DataError(*(f"model.{problem}; {form.format(nearest.architecture)}" for problem in unheld))
     return nearest
 
 
+def nearest_family(config: ModelConfig, families: Iterable[Family]) -> Family:
+    """The family that can hold most of the model and, of those, has the least weights and biases beyond it."""
+
+    def rank(family: Family) -> tuple[int, int]:
+        unheld = len(list(problems(config, family)))
+        theirs = {} if unheld else _computed(whole(config, family))
+        return unheld, sum(
+            theirs[name] is True and getattr(config, name) is not True for name in _FILLED & theirs.keys()
+        )
+
+    return min(families, key=rank)
+
+
 def problems(config: ModelConfig, family: Family) -> Iterator[str]:
-    """What of the config the class cannot hold. An option that no table names is held only where it is off."""
-    for declared in dataclasses.fields(config):
-        option, given = declared.name, getattr(config, declared.name)
-        if option in family.keys or option in _TRAINING_ONLY:
-            continue
-        match option:
-            case "activation":
-                fits = given in family.activations
-            case "num_kv_heads":
-                fits = config.kv_heads == config.num_heads
-            case "head_dim":
-                fits = config.head_size * config.num_heads == config.hidden_size
-            case "bias" if option not in family.holds:
-                fits = not given or len(family.biases) == len(LINEARS)
-            case "rope_theta":
-                fits = True
-            case _:
-                fits = given in family.holds[option] if option in family.holds else not given
-        if not fits:
-            yield f"{option}: {given}"
-    if family.rotary and config.hidden_size % config.num_heads:
+    """What of the config the class cannot hold: what another config comes back when its config.json is read."""
+    if config.activation not in family.activations:
+        yield f"activation: {config.activation}"
+        config = _replace_activation(config, next(iter(family.activations)))
+    if family.heads_divide and config.hidden_size % config.num_heads:
         yield f"num_heads: {config.num_heads} does not divide hidden_size {config.hidden_size}"
+    try:
+        theirs = _computed(whole(config, family))
+    except DataError as error:
+        fixed = {name: value for name, value in family.fixed.items() if getattr(config, name) != value}
+        yield from (f"{name}: {_said(getattr(config, name))}" for name in fixed)
+        yield from (problem.removeprefix("config.json: ") for problem in error.problems)
+        return
+    for name, ours in _computed(config).items():
+        if not _same(ours, theirs[name]) and not (name in _FILLED and ours is False):
+            yield f"{name}: {_said(ours)}"
+
+
+def whole(config: ModelConfig, family: Family) -> ModelConfig:
+    """The config as the class sees it: with the weights and biases that it always has."""
+    return read_config(write_config(config, family), family, "config.json")
+
+
+def _replace_activation(config: ModelConfig, activation: str) -> ModelConfig:
+    changes: dict[str, Any] = {"activation": activation, "intermediate_size": config.mlp_size}
+    return dataclasses.replace(config, **changes)
+
+
+def _computed(config: ModelConfig) -> dict[str, Any]:
+    """The options that say what a trained model computes, each spelt in one way."""
+    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for name in (*_TRAINING_ONLY, "bias", "attention_pattern"):
+        del options[name]
+    layers = range(config.num_layers)
+    windows = [config.window(layer) for layer in layers]
+    options |= {
+        "num_kv_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "intermediate_size": config.mlp_size,
+        "sliding_window": [window if window and window < config.context_length else None for window in windows],
+        "rope_pattern": [config.rotation(layer) != "none" for layer in layers],
+        "attention_scale": config.head_size**-0.5 if config.attention_scale is None else config.attention_scale,
+        **{f"{part}_bias": config.biased(part) for part in PARTS},
+    }
+    options["norm_bias"] = config.norm == "layernorm" and options["norm_bias"]
+    options["qk_norm_width"] = config.qk_norm_width if config.qk_norm else "head"
+    rotated = config.position == "rope"
+    options["rotary_dim"] = (config.rotary_dim or config.head_size) if rotated else None
+    options["rope_theta"] = config.rope_theta if rotated else None
+    local = any(config.rotation(layer) == "local" for layer in layers)
+    scaled = config.rope_scaling.kind != "none"
+    options["rope_local_theta"] = config.rope_local_theta if local else None
+    if local and config.rope_local_theta == config.rope_theta and not scaled:
+        options["rope_local_theta"] = None
+    return options
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, float) and isinstance(theirs, (int, float)):
+        return math.isclose(ours, theirs, rel_tol=1e-9)
+    return bool(ours == theirs)
+
+
+def _said(given: Any) -> str:
+    if isinstance(given, list):  # one for each layer
+        return str(next((item for item in given if item), None))
+    return given.kind if hasattr(given, "kind") else str(given)
 
 
 def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
@@ -162,19 +232,19 @@ def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
         "num_kv_heads": config.kv_heads,
         "head_dim": config.head_size,
         "intermediate_size": config.mlp_size,
+        "rotary_dim": config.rotary_dim or config.head_size,
         "logit_softcap": config.logit_softcap or None,
+        "attention_softcap": config.attention_softcap or None,
         "init_std": config.init_std or family.keys["init_std"][1],
     }
     document = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
         **{key: given[name] for name, (key, _) in family.keys.items()},
-        family.activation_key: family.activations[config.activation][0],
-        **{key: config.bias for key in family.biases.values() if isinstance(key, str)},
     }
-    if family.rotary:  # the key of transformers 5, and that of 4
-        document["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}
-        document["rope_theta"] = config.rope_theta
-    if "dropout" in family.keys:
-        document |= dict.fromkeys(("embd_pdrop", "attn_pdrop"), config.dropout)
-    return document
+    for part, said in family.biases.items():
+        if not isinstance(said, bool):  # one key may be for several parts
+            document[said[0]] = document.get(said[0], False) or config.biased(part)
+    if family.activation_key is not None:
+        document[family.activation_key] = family.activations[config.activation][0]
+    return document | write_rope(config, family) | family.express(config)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptcli.interop.families import GPT2, LLAMA, QWEN2, QWEN3, Family
+from gptcli.interop.families import GPT2, LLAMA, QWEN2, QWEN3
+from gptcli.interop.family import Family
 from gptcli.interop.names import Names
 
 _OUTSIDE = {

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
-from gptcli.interop.configs import has_bias, read_config
+from gptcli.interop.configs import read_config
 from gptcli.interop.gguf_names import ARCHITECTURES, Architecture
 from gptcli.interop.gguf_vocabulary import read_vocabulary
-from gptcli.interop.names import LINEARS, incoming
+from gptcli.interop.names import incoming
 from gptcli.interop.pretrained import Pretrained
 from gptcli.interop.special_tokens import mark, token_names
 from gptcli.model.gpt import GPT
@@ -32,6 +32,8 @@ MAGIC = b"GGUF"
 IGNORED = re.compile(r"rope_freqs\.weight")  # of the rotation, which the metadata says too
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
+# A module of each part that may have biases.
+BIASED = {"qkv": "attention.qkv", "projection": "attention.projection", "mlp": "mlp.up", "norm": "mlp_norm"}
 OTHERS = {
     ".bin": "a file of weights: pickled by torch, or llama2.c's",
     ".pt": "a file that torch pickled, as nanoGPT and Meta write them",
@@ -129,16 +131,16 @@ def _config(
     for field, (key, _) in family.keys.items():
         if field in ours:
             document[key] = ours[field]
-    if family.rotary:
+    if family.rope != "none":
         scaling = found.get("rope.scaling.type", "none")
         if scaling not in ("none", "default"):
             raise DataError(f"{place}: rope.scaling.type {shown(str(scaling))}: gptcli does not read it from a GGUF "
                             "file; import the model's Hugging Face directory")  # fmt: skip
         document["rope_parameters"] = {"rope_type": "default", "rope_theta": ours["rope_theta"]}
-    for module, said in family.biases.items():
-        if isinstance(said, str):
-            theirs = architecture.names.inside[module][0]
-            document[said] = f"{architecture.names.block.format(0)}{theirs}.bias" in tensors
+    for part, said in family.biases.items():
+        if not isinstance(said, bool):
+            theirs = architecture.names.inside[BIASED[part]][0]
+            document[said[0]] = f"{architecture.names.block.format(0)}{theirs}.bias" in tensors
     return document
 
 
@@ -178,9 +180,7 @@ def _read_model(config: Mapping[str, Any], architecture: Architecture, tensors: 
     with torch.device("meta"):
         model = GPT(shape)
     wanted = {name: tensor.shape for name, tensor in stored_weights(model).items()}
-    absent = {f"{module}.bias" for module in LINEARS if not has_bias(config, family, module)}
-    absent = {name for name in wanted if name.split(".", 2)[-1] in absent}
-    parts = {part.name: part.shape(size) for name, size in wanted.items() if name not in absent
+    parts = {part.name: part.shape(size) for name, size in wanted.items()
              for part in architecture.names.parts(name, shape)}  # fmt: skip
     if missing := sorted(set(parts) - set(tensors)):
         raise DataError(
@@ -191,12 +191,7 @@ def _read_model(config: Mapping[str, Any], architecture: Architecture, tensors: 
             f"{place}: tensor {shown(extra[0])} ({len(extra)} in all) has no place in a {architecture.name}"
         )
     read = _reader(tensors, parts, place)
-    model.take(
-        {
-            name: torch.zeros(size) if name in absent else incoming(name, read, shape, architecture.names)
-            for name, size in wanted.items()
-        }
-    )
+    model.take({name: incoming(name, read, shape, architecture.names) for name in wanted})
     return model.eval()
 
 

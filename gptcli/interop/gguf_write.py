@@ -16,7 +16,7 @@ from gptcli.data.conversation import Conversation
 from gptcli.data.template import Template
 from gptcli.data.tokenizer import PATTERNS, Tokenizer
 from gptcli.interop.chat_template import chat_template
-from gptcli.interop.families import Family
+from gptcli.interop.configs import whole
 from gptcli.interop.gguf_names import Architecture
 from gptcli.interop.gguf_vocabulary import for_gguf
 from gptcli.interop.hf_write import converted, token_ids
@@ -54,15 +54,15 @@ def write_gguf(
     """The whole model in one file. Matrices are of `dtype`, in rows that q8_0 does not divide float16; the rest is
     float32."""
     gguf = gguf_package()
-    whole = architecture.family.whole(model.config)
-    tensors = converted(model, whole, architecture.names, torch.float32)
+    config = whole(model.config, architecture.family)
+    tensors = converted(model, config, architecture.names, torch.float32)
     writer = gguf.GGUFWriter(path, architecture.name)
     try:
-        _add_shape(writer, whole, architecture.family)
+        _add_shape(writer, config)
         writer.add_file_type(getattr(gguf.LlamaFileType, TYPES[dtype][1]))
         if dtype == "q8_0":
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        _add_tokenizer(writer, tokenizer, whole, metadata)
+        _add_tokenizer(writer, tokenizer, config, metadata)
         for name, tensor in tensors.items():
             kind = "F32" if tensor.ndim < 2 or any(part in name for part in IN_FLOAT32) else TYPES[dtype][0]
             if kind == "Q8_0" and tensor.shape[-1] % 32:
@@ -76,14 +76,14 @@ def write_gguf(
         writer.close()
 
 
-def _add_shape(writer: Any, config: ModelConfig, family: Family) -> None:
+def _add_shape(writer: Any, config: ModelConfig) -> None:
     writer.add_context_length(config.context_length)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_layers)
     writer.add_feed_forward_length(config.mlp_size)
     writer.add_head_count(config.num_heads)
     writer.add_vocab_size(config.vocab_size)
-    if not family.rotary:
+    if config.position != "rope":
         writer.add_layer_norm_eps(config.norm_eps)
         return
     writer.add_layer_norm_rms_eps(config.norm_eps)

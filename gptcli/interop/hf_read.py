@@ -15,9 +15,9 @@ from torch import Tensor
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
-from gptcli.interop.configs import family_of, has_bias, read_config
-from gptcli.interop.families import Family
-from gptcli.interop.names import LINEARS, incoming
+from gptcli.interop.configs import family_of, labels_of, read_config
+from gptcli.interop.family import Family
+from gptcli.interop.names import incoming
 from gptcli.model.gpt import GPT
 from gptcli.model.safetensors_io import check_finite
 from gptcli.train.weights import stored_weights
@@ -25,7 +25,9 @@ from gptcli.train.weights import stored_weights
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_NAME = re.compile(r"[\w.-]+")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-BUFFERS = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$")  # that old files hold beside the weights
+BUFFERS = re.compile(
+    r"(^|\.)((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq)$"
+)  # that old files hold beside the weights
 TENSOR_TYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -67,9 +69,9 @@ def read_model(directory: Path, document: Mapping[str, Any]) -> GPT:
     family = family_of(document, place)
     config = read_config(document, family, place)
     with torch.device("meta"):
-        model = GPT(config)
+        model = GPT(config, labels=len(labels_of(document, place)))
     with _open_weights(directory) as files:
-        weights = _read_weights(directory, files, model, family, document)
+        weights = _read_weights(directory, files, model, family)
     model.take(weights)
     return model.eval()
 
@@ -131,14 +133,11 @@ def _no_weights(directory: Path) -> str:
     )
 
 
-def _read_weights(
-    directory: Path, files: Files, model: GPT, family: Family, document: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """All weights of `model`, which has shapes only; biases that the class does not have are zeros."""
+def _read_weights(directory: Path, files: Files, model: GPT, family: Family) -> dict[str, Tensor]:
+    """All weights of `model`, which has shapes only; a classifier's own head of a language model is zero."""
     place, config = shown(str(directory)), model.config
     wanted = {name: tensor.shape for name, tensor in stored_weights(model).items()}
-    absent = {f"{module}.bias" for module in LINEARS if not has_bias(document, family, module)}
-    absent = {name for name in wanted if name.split(".", 2)[-1] in absent}
+    absent = {name for name in wanted if name.startswith("head.") and model.label_head is not None}
     shapes = {
         part.name: part.shape(shape)
         for name, shape in wanted.items()
@@ -146,7 +145,8 @@ def _read_weights(
         for part in family.names.parts(name, config)
     }
     found = _by_full_name(files, family, set(shapes))
-    problems = list(_misfits(found, shapes, place, tied=config.tie_embeddings))
+    unused = {f"{family.names.outside['head']}.weight"} if config.tie_embeddings or absent else set[str]()
+    problems = list(_misfits(found, shapes, place, unused=unused))
     if problems:
         raise DataError(*problems)
 
@@ -171,13 +171,12 @@ def _by_full_name(files: Files, family: Family, wanted: set[str]) -> dict[str, t
 
 
 def _misfits(
-    found: Mapping[str, tuple[str, Any]], shapes: Mapping[str, torch.Size], place: str, *, tied: bool
+    found: Mapping[str, tuple[str, Any]], shapes: Mapping[str, torch.Size], place: str, *, unused: set[str]
 ) -> Iterator[str]:
     """What is missing, of another shape or type, or there without a place; at most one of each kind is told."""
     if missing := sorted(set(shapes) - set(found)):
         yield f"{place}: tensor {shown(missing[0])} is missing ({len(missing)} in all); the files are not complete"
-    known = set(shapes) | ({"lm_head.weight"} if tied else set())
-    if extra := sorted(set(found) - known):
+    if extra := sorted(set(found) - set(shapes) - unused):
         yield f"{place}: tensor {shown(extra[0])} ({len(extra)} in all) has no place in the model of config.json"
     for name in sorted(set(shapes) & set(found)):
         stored, file = found[name]

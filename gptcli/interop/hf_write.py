@@ -16,8 +16,8 @@ from gptcli.config.model import ModelConfig
 from gptcli.data.conversation import Conversation
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.interop.chat_template import chat_template
-from gptcli.interop.configs import family_of, read_config, write_config
-from gptcli.interop.families import Family
+from gptcli.interop.configs import family_of, read_config, whole, write_config
+from gptcli.interop.family import Family
 from gptcli.interop.hf_read import SINGLE
 from gptcli.interop.names import Names, outgoing
 from gptcli.model.gpt import GPT
@@ -40,7 +40,7 @@ def write_directory(
         config["id2label"] = {str(index): label for index, label in enumerate(metadata.labels)}
         config["label2id"] = {label: index for index, label in enumerate(metadata.labels)}
     fsio.write_json(directory / "config.json", config)
-    write_tensors(converted(model, family.whole(model.config), family.names, dtype), directory / SINGLE,
+    write_tensors(converted(model, whole(model.config, family), family.names, dtype), directory / SINGLE,
                   metadata={"format": "pt"})  # fmt: skip
     fsio.write_file(directory / "tokenizer.json", tokenizer.plain_content)
     beside = dict(metadata.origin) or {"tokenizer_config.json": _tokenizer_config(model.config, tokenizer)}
@@ -130,7 +130,7 @@ def converted(model: GPT, whole: ModelConfig, names: Names, dtype: torch.dtype) 
     shapes |= {name: tensor.shape for name, tensor in ours.items() if name.startswith("label_head")}
     tensors: dict[str, Tensor] = {}
     for name, shape in shapes.items():
-        if classifier and name == "head.weight":
+        if classifier and name.startswith("head."):
             continue
         tensor = ours[name] if name in ours else torch.full(shape, float(not name.endswith("bias")))
         for theirs, piece in outgoing(name, tensor, whole, names):

@@ -20,7 +20,7 @@ from gptcli.base.escape import shown
 from gptcli.config.finetune import LoraConfig
 from gptcli.config.model import ModelConfig
 from gptcli.interop.configs import problems
-from gptcli.interop.families import GPT2, LLAMA, NANOCHAT, QWEN3
+from gptcli.interop.families import FAMILIES, GPT2, LLAMA, NANOCHAT, QWEN3
 from gptcli.interop.names import Names, incoming, outgoing
 from gptcli.model.gpt import GPT
 from gptcli.model.lora import MODULES, WEIGHTS, LoraLinear, adapted
@@ -146,9 +146,9 @@ def names_of(config: ModelConfig) -> Names:
 
 
 def _class_names(config: ModelConfig) -> Names:
-    families = (GPT2, LLAMA, QWEN3, NANOCHAT)
+    first = (GPT2, LLAMA, QWEN3, NANOCHAT)  # whose names adapters have always had
     nearest = GPT2 if config.position == "learned" else NANOCHAT
-    return next((family for family in families if not any(problems(config, family))), nearest).names
+    return next((family for family in (*first, *FAMILIES.values()) if not any(problems(config, family))), nearest).names
 
 
 def _read(model: GPT, config: LoraConfig, directory: Path) -> dict[str, Tensor]:

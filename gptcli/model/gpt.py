@@ -1,6 +1,6 @@
 """The GPT, whole: token ids (B, T) -> logits (B, T, V).
 
-One class holds the families GPT-2, GPT-3, Llama and nanochat by explicit options (config.ModelConfig).
+One class holds the families of interop.families by explicit options (config.ModelConfig).
 
     B batch   T tokens   C hidden_size   H query heads   K key/value heads   D head width   V vocabulary
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -21,68 +21,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptcli.config.model import ModelConfig
-from gptcli.model.attention import causal_attention
+from gptcli.model.attention import AttentionRule, causal_attention
 from gptcli.model.dropout import dropout
 from gptcli.model.functional import normalize_and_rotate, relu_squared, rms_normalize, rotate
+from gptcli.model.layers import Embedding, Linear, Norm, Scale, softcap
+from gptcli.model.rotary import rotary_tables
 
-ROTARY_BLOCK = 1 << 14  # positions whose angles are computed at once
-
-
-class Linear(nn.Linear):
-    """y = x W^T + b in the dtype of x."""
-
-    def reset_parameters(self) -> None:
-        """Weights come from GPT.initialize or from a file; drawing them here, on the meta device, would import
-        torch._dynamo, which takes a second."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
-
-
-class Embedding(nn.Embedding):
-    """A row of the weight for each id."""
-
-    def reset_parameters(self) -> None:
-        """As in Linear."""
-
-
-class Norm(nn.Module):
-    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last dimension."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.kind, self.eps, self.size = config.norm, config.norm_eps, config.hidden_size
-        has_weight = config.norm == "layernorm" or config.norm_weight
-        self.weight = nn.Parameter(torch.ones(self.size)) if has_weight else None
-        self.bias = nn.Parameter(torch.zeros(self.size)) if config.norm == "layernorm" and config.bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = None if self.weight is None else self.weight.to(x.dtype)
-        if self.kind == "rmsnorm":
-            y = rms_normalize(x, self.eps)
-            return y if weight is None else y * weight
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return torch.layer_norm(x, (self.size,), weight, bias, self.eps)
-
-
-class Scale(nn.Module):
-    """The learned weight (D,) of an RMSNorm that is computed elsewhere."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
+Rotation = tuple[Tensor, Tensor] | None  # cos and signed sin, (T, D) or (B, T, D): the same for every head
 
 
 class Layout(Protocol):
     """What the tokens of a forward pass are to each other, where they are not whole windows that begin at position 0:
-    new tokens of a KV cache (cache.Prefill and cache.Decode), or sequences packed end to end (attention.Packed)."""
+    new tokens of a KV cache (kv_cache.Prefill and Decode), or sequences packed end to end (attention.Packed)."""
 
     @property
     def positions(self) -> Tensor:
         """The position of every token in its sequence, (B, T)."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
         """Attention of a layer: q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D)."""
 
     def commit(self) -> None:
@@ -96,75 +52,122 @@ class Attention(nn.Module):
         super().__init__()
         self.config, self.layer = config, layer
         H, K, D = config.num_heads, config.kv_heads, config.head_size
-        self.qkv = Linear(config.hidden_size, (H + 2 * K) * D, bias=config.bias)
-        self.projection = Linear(H * D, config.hidden_size, bias=config.bias)
+        self.rule = AttentionRule(
+            window=config.window(layer), softcap=config.attention_softcap, alibi=config.position == "alibi"
+        )
+        # Kernels divide by sqrt(D); whatever else there is goes into the queries.
+        self.query_scale = 1.0 if config.attention_scale is None else config.attention_scale * D**0.5
+        if config.attention_scale_by_layer:
+            self.query_scale /= layer + 1
+        self.qkv = Linear(config.hidden_size, (H + 2 * K) * D, bias=config.biased("qkv"))
+        self.projection = Linear(H * D, config.hidden_size, bias=config.biased("projection"))
         if config.qk_norm_weight:
-            self.query_norm, self.key_norm = Scale(D), Scale(D)
+            whole = config.qk_norm_width == "all"
+            self.query_norm, self.key_norm = Scale(H * D if whole else D), Scale(K * D if whole else D)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, layout: Layout | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, layout: Layout | None) -> Tensor:
         config = self.config
         B, T, _ = x.shape
         H, K, D = config.num_heads, config.kv_heads, config.head_size
         heads = self.qkv(x).view(B, T, H + 2 * K, D).permute(2, 0, 1, 3)  # (H+2K, B, T, D), as attention works on them
         q_and_k, v = heads.split_with_sizes((H + K, K))
-        if config.qk_norm and not config.qk_norm_weight and rotation is not None:  # Henry et al. 2020
-            q_and_k = normalize_and_rotate(q_and_k, config.norm_eps, *rotation)
-        else:
-            if config.qk_norm:
-                q_and_k = rms_normalize(q_and_k, config.norm_eps)
-            if config.qk_norm_weight:  # (H+K, 1, 1, D)
-                scales = torch.cat((self.query_norm.weight.expand(H, D), self.key_norm.weight.expand(K, D)))
-                q_and_k = q_and_k * scales[:, None, None].to(x.dtype)
-            if rotation is not None:
-                q_and_k = rotate(q_and_k, *rotation)
+        q_and_k = self.normalize_and_rotate(q_and_k, rotation)
         q, k, v = (part.transpose(0, 1) for part in (*q_and_k.split_with_sizes((H, K)), v))  # each (B, heads, T, D)
+        if self.query_scale != 1.0:
+            q = q * self.query_scale
         if layout is None:
-            y = causal_attention(q, k, v, dropout=config.dropout if self.training else 0.0)
+            y = causal_attention(q, k, v, rule=self.rule, dropout=config.dropout if self.training else 0.0)
         else:
-            y = layout.attend(self.layer, q, k, v)
+            y = layout.attend(self.layer, q, k, v, self.rule)
         return self.projection(y.transpose(1, 2).reshape(B, T, H * D))
+
+    def normalize_and_rotate(self, q_and_k: Tensor, rotation: Rotation) -> Tensor:
+        """Queries and keys (H+K, B, T, D) as the config has them normalised (Henry et al. 2020) and rotated."""
+        config = self.config
+        if not config.qk_norm:
+            return q_and_k if rotation is None else rotate(q_and_k, *rotation)
+        plain = not config.qk_norm_weight and config.qk_norm_width == "head"
+        if plain and rotation is not None and config.rope_scaling.kind != "yarn":  # yarn's rotation changes norms
+            return normalize_and_rotate(q_and_k, config.norm_eps, *rotation)
+        H, K, D = config.num_heads, config.kv_heads, config.head_size
+        if config.qk_norm_width == "head":
+            q_and_k = rms_normalize(q_and_k, config.norm_eps)
+        else:
+            parts = (part.permute(1, 2, 0, 3) for part in q_and_k.split_with_sizes((H, K)))  # (B, T, heads, D) each
+            normed = [rms_normalize(part.flatten(2), config.norm_eps).view_as(part) for part in parts]
+            q_and_k = torch.cat(normed, 2).permute(2, 0, 1, 3)
+        if config.qk_norm_weight:  # (H+K, 1, 1, D)
+            scales = torch.cat((self.query_norm.weight.view(-1, D).expand(H, D),
+                                self.key_norm.weight.view(-1, D).expand(K, D)))  # fmt: skip
+            q_and_k = q_and_k * scales[:, None, None].to(q_and_k.dtype)
+        return q_and_k if rotation is None else rotate(q_and_k, *rotation)
 
 
 class MLP(nn.Module):
-    """Position-wise feed-forward network; `swiglu` is Shazeer 2020, `relu2` is So et al. 2021."""
+    """Position-wise feed-forward network; gated ones are Shazeer 2020, `relu2` is So et al. 2021."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation: str | None = config.activation  # None: part of `up`, as weights.py lays it out
+        self.activation: str | None = config.activation  # None: part of `up`, as packed_weights lays it out
         self.size = config.mlp_size
-        gates = 2 if config.activation == "swiglu" else 1
-        self.up = Linear(config.hidden_size, gates * self.size, bias=config.bias)  # swiglu: gate, then up
-        self.projection = Linear(self.size, config.hidden_size, bias=config.bias)
+        bias, gates = config.biased("mlp"), 2 if config.gated else 1
+        self.up = Linear(config.hidden_size, gates * self.size, bias=bias)  # gated: gate, then up
+        self.projection = Linear(self.size, config.hidden_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(x)
         match self.activation:
             case "relu2":
                 x = relu_squared(x)
+            case "relu":
+                x = F.relu(x)
+            case "silu":
+                x = F.silu(x)
             case "gelu":
                 x = F.gelu(x, approximate="tanh")
             case "gelu_erf":
                 x = F.gelu(x)
-            case "swiglu":
+            case "gelu_sigmoid":
+                x = x * torch.sigmoid(1.702 * x)
+            case "swiglu" | "geglu" | "geglu_erf":
                 gate, up = x.chunk(2, dim=-1)
-                x = F.silu(gate) * up
+                if self.activation == "swiglu":
+                    x = F.silu(gate) * up
+                else:
+                    x = F.gelu(gate, approximate="tanh" if self.activation == "geglu" else "none") * up
         return self.projection(x)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Transformer block: attention and MLP, one after the other or beside each other, and norms around them."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm, self.attention = Norm(config), Attention(config, layer)
-        self.mlp_norm, self.mlp = Norm(config), MLP(config)
-        self.dropout = config.dropout
+        before, after = (config.norm_placement in (place, "both") for place in ("before", "after"))
+        self.attention_norm = Norm(config) if before else nn.Identity()
+        self.attention = Attention(config, layer)
+        self.attention_post_norm = Norm(config) if after else None
+        self.mlp_norm = Norm(config) if before and not config.shared_norm else nn.Identity()
+        self.mlp = MLP(config)
+        self.mlp_post_norm = Norm(config) if after else None
+        self.parallel, self.shared_norm = config.parallel_block, config.shared_norm
+        self.scale, self.dropout = config.residual_scale, config.dropout
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, layout: Layout | None) -> Tensor:
-        x = x + self.drop(self.attention(self.attention_norm(x), rotation, layout))
-        return x + self.drop(self.mlp(self.mlp_norm(x)))
+    def forward(self, x: Tensor, rotation: Rotation, layout: Layout | None) -> Tensor:
+        normed = self.attention_norm(x)
+        attended = self.finish(self.attention(normed, rotation, layout), self.attention_post_norm)
+        if self.parallel:  # Wang and Komatsuzaki 2021
+            normed = normed if self.shared_norm else self.mlp_norm(x)
+            return x + attended + self.finish(self.mlp(normed), None)
+        x = x + attended
+        return x + self.finish(self.mlp(self.mlp_norm(x)), self.mlp_post_norm)
 
-    def drop(self, x: Tensor) -> Tensor:
+    def finish(self, x: Tensor, norm: Norm | None) -> Tensor:
+        """What a sub-layer adds to the stream."""
+        if norm is not None:
+            x = norm(x)
+        if self.scale != 1.0:
+            x = x * self.scale
         return dropout(x, self.dropout) if self.dropout and self.training else x
 
 
@@ -177,6 +180,8 @@ class GPT(nn.Module):
 
     rotary_cos: Tensor
     rotary_sin: Tensor
+    local_cos: Tensor  # of layers of sliding attention, where rope_local_theta is set
+    local_sin: Tensor
     compiled_blocks: Sequence[Callable[..., Tensor]] = ()  # for training on whole windows (hardware.compiler)
 
     def __init__(self, config: ModelConfig, *, labels: int = 0) -> None:
@@ -191,17 +196,18 @@ class GPT(nn.Module):
         self.embedding_norm = Norm(config) if config.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.final_norm = Norm(config)
-        self.head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.label_head = Linear(config.hidden_size, labels, bias=False) if labels else None
         self._make_rotary_tables()
 
     def _make_rotary_tables(self) -> None:
-        empty = (torch.empty(0), torch.empty(0))
-        cos, sin = rotary_tables(self.config) if self.config.position == "rope" else empty
-        self.register_buffer("rotary_cos", cos, persistent=False)
-        self.register_buffer("rotary_sin", sin, persistent=False)
+        wanted = {self.config.rotation(layer) for layer in range(self.config.num_layers)}
+        for kind, prefix in (("rope", "rotary"), ("local", "local")):
+            tables = rotary_tables(self.config, local=kind == "local") if kind in wanted else (torch.empty(0),) * 2
+            for name, table in zip(("cos", "sin"), tables, strict=True):
+                self.register_buffer(f"{prefix}_{name}", table, persistent=False)
 
     def take(self, weights: dict[str, Tensor]) -> None:
         """Make the tensors the weights of a model that was built on the meta device, where it costs no memory."""
@@ -218,20 +224,25 @@ class GPT(nn.Module):
             raise ValueError(f"{T} tokens do not fit a context of {config.context_length}")
         positions = slice(T) if layout is None else layout.positions
         x = self.embedding(ids).to(dtype or self.embedding.weight.dtype)
+        if config.embedding_scale != 1.0:
+            x = x * config.embedding_scale
         if config.position == "learned":
             x = x + self.position_embedding.weight[positions].to(x.dtype)
-        rotation = None
-        if config.position == "rope":  # (T, D) or (B, T, D): the same for every head
-            rotation = self.rotary_cos[positions].to(x.dtype), self.rotary_sin[positions].to(x.dtype)
+        rotations: dict[str, Rotation] = {"none": None}
+        for kind, cos, sin in (("rope", self.rotary_cos, self.rotary_sin), ("local", self.local_cos, self.local_sin)):
+            if cos.numel():
+                rotations[kind] = cos[positions].to(x.dtype), sin[positions].to(x.dtype)
         x = self.embedding_norm(x)
         if config.dropout and self.training:
             x = dropout(x, config.dropout)
         compiled = self.training and layout is None  # else each shape would be compiled anew
-        for block in (compiled and self.compiled_blocks) or self.blocks:
-            x = block(x, rotation, layout)
+        blocks: Iterable[Callable[..., Tensor]] = (compiled and self.compiled_blocks) or self.blocks
+        for layer, block in enumerate(blocks):
+            x = block(x, rotations[config.rotation(layer)], layout)
         if layout is not None:
             layout.commit()
-        return self.final_norm(x)
+        x = self.final_norm(x)
+        return x * config.logit_scale if config.logit_scale != 1.0 else x  # here, so that every head has it
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Head input (..., C) -> logits (..., V) in float32, soft-capped where the config says so."""
@@ -284,6 +295,10 @@ class GPT(nn.Module):
         for layer in (self.embedding, self.head):
             rows = layer.weight.mean(0, keepdim=True).expand(vocab_size - have, -1)
             layer.weight = nn.Parameter(torch.cat((layer.weight, rows)))
+        if self.head.bias is not None:
+            self.head.bias = nn.Parameter(
+                F.pad(self.head.bias, (0, vocab_size - have), value=float(self.head.bias.mean()))
+            )
         if self.config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.embedding.num_embeddings = self.head.out_features = vocab_size
@@ -323,11 +338,12 @@ class GPT(nn.Module):
         return sum(weight.numel() for weight in self.parameters())
 
     def train_flops_per_token(self, context_length: int) -> float:
-        """FLOPs of forward and backward: 6 a weight in a matrix product and 12 L H D T of attention, not halved for
-        causality (Chowdhery et al. 2022, appendix B)."""
+        """FLOPs of forward and backward: 6 a weight in a matrix product and 12 H D T of attention a layer (of sliding
+        attention its window in place of T), not halved for causality (Chowdhery et al. 2022, appendix B)."""
         config = self.config
         weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, Linear))
-        return 6.0 * weights + 12.0 * config.num_layers * config.num_heads * config.head_size * context_length
+        seen = sum(min(config.window(layer) or context_length, context_length) for layer in range(config.num_layers))
+        return 6.0 * weights + 12.0 * config.num_heads * config.head_size * seen
 
     def matrix_shapes(self) -> dict[str, tuple[int, int]]:
         """Rows and columns of the matrices inside the blocks; of one head's query, key or value where all are stacked
@@ -348,23 +364,3 @@ def evaluating(model: GPT) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def softcap(logits: Tensor, cap: float) -> Tensor:
-    """cap x tanh(logits / cap), which bounds logits smoothly (Gemma team 2024); cap 0 leaves them alone."""
-    return cap * torch.tanh(logits / cap) if cap else logits
-
-
-def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and signed sin (T, D) of every position, in the half-split layout of Llama (Su et al. 2021)."""
-    T, D = config.context_length, config.head_size
-    cos, sin = torch.empty(T, D), torch.empty(T, D)
-    if cos.is_meta:  # without values; computing them there would import torch._dynamo, which takes a second
-        return cos, sin
-    frequencies = config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
-    for start in range(0, T, ROTARY_BLOCK):  # so that only the tables themselves need memory
-        block = slice(start, min(start + ROTARY_BLOCK, T))
-        angles = torch.outer(torch.arange(block.start, block.stop, dtype=torch.float64), frequencies)  # (block, D/2)
-        cos[block] = angles.cos().repeat(1, 2)
-        sin[block] = torch.cat((-angles.sin(), angles.sin()), 1)
-    return cos, sin

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from gptcli.config.finetune import LoraConfig
 from gptcli.config.model import ModelConfig
-from gptcli.model.gpt import GPT, Linear
+from gptcli.model.gpt import GPT
+from gptcli.model.layers import Linear
 
 WEIGHTS = "adapter_model.safetensors"  # of an adapter without its base, as PEFT names it
 MODULES = {"attention": ("attention.qkv", "attention.projection"), "mlp": ("mlp.up", "mlp.projection")}

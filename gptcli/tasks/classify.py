@@ -98,7 +98,9 @@ class LabelObjective:
         if self.text_loss_weight:
             following = batch.inputs[0].roll(-1).to(runtime.device).index_fill(0, layout.last, IGNORE)
             following = following if self.blank is None else following.masked_fill(following == self.blank, IGNORE)
-            text = head_cross_entropy(hidden, model.head.weight, following, cap=model.config.logit_softcap)
+            text = head_cross_entropy(
+                hidden, model.head.weight, following, cap=model.config.logit_softcap, bias=model.head.bias
+            )
             tokens = (following != IGNORE).sum().clamp_min(1)
             nats = nats + self.text_loss_weight * len(labels) * text / tokens
         return nats

@@ -35,7 +35,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
     """Loss and both gradients chunk by chunk in the forward pass; the backward pass only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float, bias: Tensor | None) -> Tensor:
         matrix = weight.to(hidden.dtype)
         kept, index = (targets != IGNORE).unsqueeze(1), targets.clamp_min(0)
         on_cpu = matrix.device.type == "cpu"
@@ -44,15 +44,18 @@ class _HeadCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden)
         d_weight: Tensor | None = None
+        d_bias = None if bias is None else torch.zeros_like(bias)
         for first in range(0, hidden.shape[0], held):
             group = hidden[first : first + held] * kept[first : first + held]
             slopes = group.new_empty(group.shape[0], matrix.shape[0])
             for start in range(0, group.shape[0], rows):
                 chunk = slice(first + start, first + start + rows)
                 slope = slopes[start : start + rows]
-                log_p = _slopes(hidden[chunk], matrix, index[chunk], cap, out=slope)
+                log_p = _slopes(hidden[chunk], matrix, index[chunk], cap, bias, out=slope)
                 total -= (log_p * kept[chunk, 0]).sum()
                 torch.mm(slope, matrix, out=d_hidden[chunk])
+            if d_bias is not None:
+                d_bias += (slopes * kept[first : first + held]).sum(0)
             if not ctx.needs_input_grad[1]:
                 continue
             if d_weight is None:
@@ -61,24 +64,29 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 d_weight.addmm_(slopes.t(), group)
             else:
                 d_weight += slopes.t() @ group
-        ctx.save_for_backward(d_hidden.mul_(kept), d_weight)
+        ctx.save_for_backward(d_hidden.mul_(kept), d_weight, d_bias)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = gradients
-        d_hidden, d_weight = ctx.saved_tensors
+        d_hidden, d_weight, d_bias = ctx.saved_tensors
         # In place: nobody else has them, and autograd refuses a second backward pass.
-        return d_hidden.mul_(scale.to(d_hidden.dtype)), None if d_weight is None else d_weight.mul_(scale), None, None
+        of_weight, of_bias = (None if gradient is None else gradient.mul_(scale) for gradient in (d_weight, d_bias))
+        return d_hidden.mul_(scale.to(d_hidden.dtype)), of_weight, None, None, of_bias
 
 
-def _slopes(x: Tensor, matrix: Tensor, targets: Tensor, cap: float, *, out: Tensor) -> Tensor:
+def _slopes(
+    x: Tensor, matrix: Tensor, targets: Tensor, cap: float, bias: Tensor | None = None, *, out: Tensor
+) -> Tensor:
     """-> the log-probability of each target (N,), float32; `out` (N, V) becomes d -log-probability / d logits.
 
     On a CPU every pass over `out` shows: 1 % of a step went into a copy in float32 and zeros for targets that do not
     count.
     """
     torch.mm(x, matrix.t(), out=out)
+    if bias is not None:
+        out.add_(bias)
     logits = out.mul_(1 / cap).tanh_().to(torch.float32, copy=True).mul_(cap) if cap else out
     index = targets.unsqueeze(1)
     log_p = logits.gather(1, index).squeeze(1).float() - logits.amax(-1).float()
@@ -100,13 +108,15 @@ def _largest(p: Tensor) -> Tensor:
     return p.view(torch.int16 if p.dtype.itemsize == 2 else torch.int32).amax(-1).view(p.dtype)
 
 
-def head_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, *, cap: float) -> Tensor:
-    """Summed nats, a float32 scalar, of -log softmax(softcap(hidden W^T))[targets].
+def head_cross_entropy(
+    hidden: Tensor, head_weight: Tensor, targets: Tensor, *, cap: float, bias: Tensor | None = None
+) -> Tensor:
+    """Summed nats, a float32 scalar, of -log softmax(softcap(hidden W^T + b))[targets].
 
-    hidden (..., C), head_weight (V, C), targets (...) int64 with IGNORE where nothing is learnt.
+    hidden (..., C), head_weight (V, C), bias (V,), targets (...) int64 with IGNORE where nothing is learnt.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
-    return _HeadCrossEntropy.apply(flat, head_weight, targets.reshape(-1), cap)  # type: ignore[no-untyped-call]
+    return _HeadCrossEntropy.apply(flat, head_weight, targets.reshape(-1), cap, bias)  # type: ignore[no-untyped-call]
 
 
 def next_token_nats(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
@@ -116,7 +126,7 @@ def next_token_nats(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
         layout = Packed(batch.lengths, device=runtime.device, dropout=model.dropout_rate)
     hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype, layout=layout)
     targets = batch.targets.to(runtime.device)
-    return head_cross_entropy(hidden, model.head.weight, targets, cap=model.config.logit_softcap)
+    return head_cross_entropy(hidden, model.head.weight, targets, cap=model.config.logit_softcap, bias=model.head.bias)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,7 @@ def read_config(directory: Path) -> ModelConfig:
     """Read the model config of a checkpoint directory."""
     document = _read_document(directory)
     try:
-        config = ModelConfig(**document["model"])
+        config = ModelConfig.from_json(document["model"])
         if type(config.vocab_size) is not int:
             raise TypeError("vocab_size is missing")
     except (KeyError, TypeError, AttributeError, ConfigError) as error:

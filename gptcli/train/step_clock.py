@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,11 +56,10 @@ class StepClock:
 
 def batch_flops(model: GPT) -> Callable[[Batch], float]:
     """Return what counts the FLOPs of a batch, forward and backward, with attention over each sequence's length."""
-    weights = model.train_flops_per_token(0)
-    attention = model.train_flops_per_token(1) - weights
+    per_token = functools.cache(model.train_flops_per_token)
 
     def flops(batch: Batch) -> float:
         rows, width = batch.inputs.shape
-        return sum(length * (weights + length * attention) for length in batch.lengths or (width,) * rows)
+        return sum(length * per_token(length) for length in batch.lengths or (width,) * rows)
 
     return flops

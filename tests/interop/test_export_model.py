@@ -80,15 +80,20 @@ def test_an_exported_model_gives_the_same_logits_in_transformers(name: str, tmp_
         assert float((theirs(ids).logits - ours(ids)).abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("qwen2")])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_what_was_imported_goes_out_as_the_same_tensors(name: str, tmp_path: Path) -> None:
     theirs = hf_directory(tmp_path / "hf", CONFIGS[name])
     import_model(tmp_path / "hf", tmp_path / "ours", report=Report())
     export_hf(tmp_path / "ours", tmp_path / "again", report=Report())
     again = loaded(tmp_path / "again")
     assert type(again) is type(theirs)
+    with torch.no_grad():
+        assert float((theirs(some_ids()).logits - again(some_ids()).logits).abs().max()) < 1e-4
     first, second = (dict(model.named_parameters()) for model in (theirs, again))
-    assert all(torch.equal(second.pop(name), weight) for name, weight in first.items())
+    exact = "gemma" not in name  # there, 1 + weight is rounded
+    for parameter, weight in first.items():
+        unused = 2 if name == "opt" and "embed_positions" in parameter else 0  # rows before the first position's
+        torch.testing.assert_close(second.pop(parameter)[unused:], weight[unused:], rtol=0, atol=0 if exact else 3e-7)
     assert not any(weight.any() for weight in second.values())  # biases of zero, where ours has all or none
 
 
@@ -261,7 +266,7 @@ def test_an_output_that_no_export_made_is_never_replaced(tmp_path: Path) -> None
     save(random_gpt(OURS["gpt2"]), tmp_path / "ours")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(RefusedError, match="other files"):
+    with pytest.raises(RefusedError, match="--force does not replace"):
         export_hf(tmp_path / "ours", tmp_path / "mine", report=Report(), force=True)
 
 

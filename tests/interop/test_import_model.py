@@ -247,10 +247,11 @@ def test_a_spoilt_directory_is_named_and_nothing_is_written(spoil: Any, bad: Pat
 
 
 CONFIG_CHANGES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-    ({"architectures": ["MambaForCausalLM"]}, ("MambaForCausalLM", "GPT2LMHeadModel, LlamaForCausalLM")),
+    ({"architectures": ["MambaForCausalLM"]}, ("MambaForCausalLM", "GPT2LMHeadModel, LlamaForCausalLM, Qwen2")),
     ({"architectures": None, "model_type": None}, ("no architecture",)),
     ({"hidden_act": "gelu"}, ("hidden_act 'gelu'", "want silu")),
-    ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, ("rope_parameters", "llama3")),
+    ({"rope_parameters": {"rope_type": "longrope", "factor": 8.0}}, ("rope_parameters", "longrope")),
+    ({"rope_parameters": {"rope_type": "linear", "factor": -1}}, ("factor: must be > 0",)),
     ({"quantization_config": {"bits": 4}}, ("quantization_config",)),
     ({"layer_types": ["sliding_attention", "full_attention"]}, ("layer_types",)),
     ({"num_hidden_layers": "2"}, ("num_hidden_layers: want int, got '2'",)),

@@ -15,7 +15,9 @@ from gptcli.data.batches import Batch
 from gptcli.model import dropout
 from gptcli.model.attention import QUERY_BLOCK, Packed, causal_attention
 from gptcli.model.functional import normalize_and_rotate, relu_squared, rms_normalize, rotate
-from gptcli.model.gpt import GPT, Norm, rotary_tables, softcap
+from gptcli.model.gpt import GPT
+from gptcli.model.layers import Norm, softcap
+from gptcli.model.rotary import rotary_tables
 from gptcli.train.step_clock import batch_flops
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other

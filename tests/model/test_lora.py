@@ -13,8 +13,9 @@ from gptcli.base import fsio
 from gptcli.config.finetune import LoraConfig
 from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import learn_merges
+from gptcli.interop.peft import merge_adapter, read_adapter, write_adapter
 from gptcli.model.gpt import GPT
-from gptcli.model.lora import LoraLinear, add_adapters, merge_adapter, read_adapter, write_adapter
+from gptcli.model.lora import LoraLinear, add_adapters
 from gptcli.train import checkpoint
 
 SHAPE: dict[str, Any] = {

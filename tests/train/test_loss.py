@@ -14,7 +14,8 @@ from gptcli.config.train import OptimConfig
 from gptcli.data.batches import IGNORE, Batch
 from gptcli.data.packing import counted
 from gptcli.device.runtime import Runtime
-from gptcli.model.gpt import GPT, softcap
+from gptcli.model.gpt import GPT
+from gptcli.model.layers import softcap
 from gptcli.train import loss as loss_module
 from gptcli.train.loop import train_step
 from gptcli.train.loss import cross_entropy, head_cross_entropy, target_nats
