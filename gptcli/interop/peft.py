@@ -56,8 +56,10 @@ def write_adapter(model: GPT, config: LoraConfig, base: str, directory: Path) ->
             tensors[f"{PREFIX}{their_module}.lora_A.weight"] = layer.lora_a
             tensors[f"{PREFIX}{their_module}.lora_B.weight"] = rows
     whole = whole_modules(model, names)
+    if model.config.tie_embeddings and "embedding" in whole:  # PEFT would leave the head that of the base
+        whole["head"] = names.outside["head"]
     for name, theirs in whole.items():
-        tensors[f"{PREFIX}{theirs}.weight"] = model.get_parameter(f"{name}.weight")
+        tensors[f"{PREFIX}{theirs}.weight"] = model.get_parameter(f"{name}.weight").detach().clone()
     write_tensors(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     document = {
         "peft_type": "LORA",
