@@ -122,9 +122,7 @@ def _import_adapter(source: Path, base: str | Path | None, output: Path, report:
     if any((source / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         given = read_tokenizer(source)
         if given.vocab_size > tokenizer.vocab_size:
-            marks = {index: name for name, index in tokenizer.specials.items()}
-            begin = None if tokenizer.begin is None else marks[tokenizer.begin]
-            tokenizer = given.with_marks(begin, [marks[index] for index in tokenizer.ends])
+            tokenizer = given.with_marks(tokenizer.marks.begin, tokenizer.marks.ends)
     merge_foreign(model, source)
     for said in _notes(tokenizer):
         report.warning(said)

@@ -92,6 +92,7 @@ class Tokenizer:
             ) from None
         for token, index in self.specials.items():
             self.token_bytes[index] = token.encode()
+        self.marks = marks
         self.begin = self.specials.get(marks.begin or "")  # of every document and window, if there is one
         self.ends = tuple(dict.fromkeys(self.specials[mark] for mark in marks.ends if mark in self.specials))
 
@@ -112,13 +113,15 @@ class Tokenizer:
 
     def with_specials(self, names: Sequence[str]) -> Tokenizer:
         """The same tokenizer with more control tokens, their ids after all others; those it has already stay."""
-        document = json.loads(self.content)
+        if not names:
+            return self
+        document = json.loads(self.plain_content)
         new = [name for name in names if name not in self.specials]
-        if taken := [name for name in new if name in document["model"]["vocab"]]:
+        if taken := [name for name in new if name in tokenizer_file.ordinary_tokens(document)]:
             raise DataError(f"{shown(taken[0])} is an ordinary token; it cannot become a control token")
         added = [special(self.vocab_size + index, name) for index, name in enumerate(new)]
         document["added_tokens"] = [*(document.get("added_tokens") or []), *added]
-        return Tokenizer(_written(document))
+        return Tokenizer(_with_marks(_written(document), self.marks))
 
     def with_end_of_text(self) -> Tokenizer:
         """Return this tokenizer, or one with a token between documents where it names none: its </s> or another of
@@ -145,11 +148,7 @@ class Tokenizer:
 
         The key is put before all others, so that `plain_content` has the bytes of before.
         """
-        content = self.plain_content
-        if Marks(begin, tuple(ends)) == _default_marks(json.loads(content)):
-            return Tokenizer(content)
-        marks = json.dumps({MARKS: {"begin": begin, "ends": list(ends)}}, ensure_ascii=False)
-        return Tokenizer(marks[:-1].encode() + b"," + content.lstrip()[1:])
+        return Tokenizer(_with_marks(self.plain_content, Marks(begin, tuple(ends))))
 
     @property
     def plain_content(self) -> bytes:
@@ -280,6 +279,13 @@ def _default_marks(document: dict[str, Any]) -> Marks:
     controls = tokenizer_file.added_tokens(document, special=True)
     mark = next((name for name in DOCUMENT_MARKS if name in controls), None)
     return Marks(mark, () if mark is None else (mark,))
+
+
+def _with_marks(content: bytes, marks: Marks) -> bytes:
+    if marks == _default_marks(json.loads(content)):
+        return content
+    said = json.dumps({MARKS: {"begin": marks.begin, "ends": list(marks.ends)}}, ensure_ascii=False)
+    return said[:-1].encode() + b"," + content.lstrip()[1:]
 
 
 def _read_marks(document: Any) -> Marks:

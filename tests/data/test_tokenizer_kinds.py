@@ -266,6 +266,7 @@ def test_the_marks_of_a_file_are_those_it_names_and_leave_the_rest_as_it_is() ->
     assert Tokenizer(marked.content).sha256 == marked.sha256 != plain.sha256
     more = marked.with_specials(["<|new|>"])
     assert (more.begin, more.ends) == (marked.begin, marked.ends)
+    assert HuggingFaceTokenizer.from_str(more.plain_content.decode()).token_to_id("<|new|>") == more.vocab_size - 1
 
 
 def test_a_rendered_text_has_the_ids_of_transformers() -> None:
