@@ -84,10 +84,11 @@ class Template:
                 continue
             before = self._render(guarded[:number], answer=True)
             turn = self._render(guarded[: number + 1], answer=False)
-            if not whole.startswith(before) or not turn.startswith(before):
+            end = _end_of_turn(turn, len(before), tokenizer)
+            if not turn.startswith(before) or not whole.startswith(turn[:end]):
                 raise DataError("the chat template shows earlier turns otherwise beside later ones, so it cannot be "
                                 "told what is to be learnt; give each answer a row of its own")  # fmt: skip
-            spans.append((len(before), _end_of_turn(turn, len(before), tokenizer)))
+            spans.append((len(before), end))
         return _ids(whole, spans, guard, tokenizer)
 
     def check(self) -> None:

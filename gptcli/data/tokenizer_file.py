@@ -63,7 +63,7 @@ def check(document: Mapping[str, Any]) -> None:
 def encoding_part(document: Mapping[str, Any], controls: Collection[str]) -> dict[str, Any]:
     """The part of a tokenizer.json that encodes text: it yields no control token, and cuts, pads and adds nothing.
 
-    A control token that is in the vocabulary too gets a name that no text can have, which keeps the ids of a list.
+    A control token gets a name that no text can have, so that the others keep their ids.
     """
     hidden = {name: f"{secrets.token_hex(16)}" for name in controls}
     model = dict(document["model"])
@@ -78,7 +78,8 @@ def encoding_part(document: Mapping[str, Any], controls: Collection[str]) -> dic
         made = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
         model["merges"] = [merge for merge in made if hidden.keys().isdisjoint((*merge, "".join(merge)))]
     model.pop("dropout", None)  # random; for training a model only
-    added = [token for token in document.get("added_tokens") or [] if token["content"] not in controls]
+    added = [{**token, "content": hidden.get(token["content"], token["content"])}
+             for token in document.get("added_tokens") or []]  # fmt: skip
     nothing: dict[str, Any] = {"truncation": None, "padding": None, "post_processor": None}
     return {**document, **nothing, "added_tokens": added, "model": model}
 

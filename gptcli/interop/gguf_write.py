@@ -108,14 +108,14 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, config: ModelConfig, metad
     else:
         writer.add_token_merges(vocabulary.merges)
     ids = token_ids(tokenizer, metadata)
-    begin, ends = ids["bos_token_id"], ids["eos_token_id"]
-    ends = ends if isinstance(ends, list) else [ends]
+    begin, ends = ids.get("bos_token_id"), ids["eos_token_id"]
+    ends = ends if isinstance(ends, list) and ends else [ends]
     writer.add_add_bos_token(_adds_begin(tokenizer, metadata))
     if begin is not None:
         writer.add_bos_token_id(begin)
     if ends[0] is not None:
         writer.add_eos_token_id(ends[0])
-    if metadata.origin and ids["pad_token_id"] is not None:
+    if metadata.origin and ids.get("pad_token_id") is not None:
         writer.add_pad_token_id(ids["pad_token_id"])
     match metadata.conversation:
         case Conversation() as form:

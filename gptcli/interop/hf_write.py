@@ -34,7 +34,10 @@ def write_directory(
     What an imported model came with goes back as it was, as far as it still holds.
     """
     ids = token_ids(tokenizer, metadata)
-    config = _config(model, metadata, family) | ids | {"dtype": str(dtype).removeprefix("torch.")}
+    config = _config(model, metadata, family)
+    own = isinstance(metadata.conversation, Conversation)
+    config = {**config, **ids} if own else {**ids, **config}
+    config |= {"dtype": str(dtype).removeprefix("torch.")}
     if metadata.labels:
         config["architectures"] = [family.classifier]
         config["id2label"] = {str(index): label for index, label in enumerate(metadata.labels)}
@@ -69,18 +72,18 @@ def _config(model: GPT, metadata: ModelMetadata, family: Family) -> dict[str, An
 
 def token_ids(tokenizer: Tokenizer, metadata: ModelMetadata) -> dict[str, Any]:
     """bos_token_id, eos_token_id and pad_token_id: those the model came with, and the end of a turn of our own form."""
-    begin = tokenizer.begin
-    ends = list(tokenizer.ends)
-    found: dict[str, Any] = {"bos_token_id": begin, "pad_token_id": tokenizer.end_of_text}
-    came = [_object(metadata.origin.get(name)) for name in ("config.json", "generation_config.json")]
-    for document in came:
-        found |= {name: document[name] for name in found if name in document}
-        if document.get("eos_token_id") is not None:
-            given = document["eos_token_id"]
-            ends = list(given) if isinstance(given, list) else [given]
-    if isinstance(metadata.conversation, Conversation):
-        ends = list(dict.fromkeys([*ends, metadata.conversation.end_id(tokenizer)]))
-    return {**found, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+    form, names = metadata.conversation, ("bos_token_id", "eos_token_id", "pad_token_id")
+    ends: Any = list(tokenizer.ends)
+    found: dict[str, Any] = {"bos_token_id": tokenizer.begin, "pad_token_id": tokenizer.end_of_text}
+    if metadata.origin:
+        came = [_object(metadata.origin.get(file)) for file in ("config.json", "generation_config.json")]
+        found = {name: document[name] for document in came for name in names if name in document}
+        ends = found.get("eos_token_id", ends)
+    if isinstance(form, Conversation):
+        ends = list(dict.fromkeys([*(ends if isinstance(ends, list) else [ends]), form.end_id(tokenizer)]))
+    if isinstance(ends, list) and (not metadata.origin or isinstance(form, Conversation)):
+        ends = ends[0] if len(ends) == 1 else ends or None
+    return {**found, "eos_token_id": ends}
 
 
 def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> str:
