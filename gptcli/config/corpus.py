@@ -131,7 +131,7 @@ class CorpusRecipe(Section):
     field: str = value("text", "JSONL field that holds the text")
     encoding: str = value("utf-8", "encoding of the text")
     errors: Literal["strict", "replace", "ignore"] = value("strict", "what to do with undecodable bytes")
-    split: Literal["file", "paragraph", "line"] = value("file", "what a document of a text file is")
+    separator: str | None = value(None, "divides text files into documents: line, blank, or a text; null: each is one")
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.inputs:

@@ -121,10 +121,10 @@ def read_items(inputs: Sequence[str], fields: Sequence[str]) -> Iterator[Item]:
     """Yield the items of evaluation sets: rows of JSONL, CSV and TSV, paragraphs of text."""
     if "-" in inputs:
         raise ConfigError("--against: -: name files; stdin is for the corpus")
-    options = TextOptions()
+    options = TextOptions(separator="blank")
     for source in find_sources(inputs, options):
         if source.kind == "text" and source.path is not None and source.path.suffix.lower() not in (".csv", ".tsv"):
-            for document in source_documents(source, options, "paragraph"):
+            for document in source_documents(source, options):
                 yield Item(document.place, (document.text,))
             continue
         for row in read_rows([str(source.path)], options):

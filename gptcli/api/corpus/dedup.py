@@ -84,7 +84,7 @@ def dedup(
 
 def _kept(sources: Sequence[Source], lists: Sequence[Path], reading: Reading) -> Iterator[Document]:
     for source, drops in zip(sources, lists, strict=True):
-        yield from apply_drops(source_documents(source, reading.text, reading.split), drops)
+        yield from apply_drops(source_documents(source, reading.text), drops)
 
 
 def _dropped_lines(sources: Sequence[Source], lists: Sequence[Path]) -> Iterator[bytes]:
@@ -112,7 +112,7 @@ def _spooled(source: Source, directory: Path, reading: Reading) -> Source:
     if source.stream is None and source.path is not None:
         return source
     path = directory / "stream.jsonl"
-    write_documents(source_documents(source, reading.text, reading.split), path)
+    write_documents(source_documents(source, reading.text), path)
     if not path.stat().st_size:
         raise DataError(f"{source.name}: no documents; pipe some in")
     return Source(source.name, path, "jsonl", None, encoding="utf-8")
@@ -127,10 +127,10 @@ def _sketches(
         assert source.path is not None
         report.progress(f"sign {kind}", number, len(sources), source.name)
         path = directory / f"{kind}-{number:06d}"
-        read = [asdict(reading.text), reading.split, source.kind, source.name]
+        read = [asdict(reading.text), source.kind, source.name]
         note = json.dumps([file_sha256(source.path), read])
         if not _is_whole(path, options, note):
-            documents = source_documents(source, reading.text, reading.split)
+            documents = source_documents(source, reading.text)
             write_sketch(documents, path, options, report, workers=reading.workers, note=note)
         found.append(Sketch(path))
     report.progress(f"sign {kind}", len(sources), len(sources))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from gptcli.data.filters.documents import Document, Split, read_documents
+from gptcli.data.filters.documents import Document, read_documents
 from gptcli.data.text import TextOptions
 
 
@@ -14,9 +14,8 @@ class Reading:
     """How inputs become documents, and how many processes read them."""
 
     text: TextOptions = field(default_factory=TextOptions)
-    split: Split = "file"
     workers: int = 1
 
     def documents(self, inputs: Sequence[str]) -> Iterator[Document]:
         """Yield the documents of inputs, in order."""
-        return read_documents(inputs, self.text, self.split)
+        return read_documents(inputs, self.text)

@@ -50,9 +50,9 @@ def run_recipe(
     is not made again. The report holds the recipe, the sha256 of inputs and outputs, and the counts of each step.
     Raises RefusedError where `output` holds the result of another recipe or of other inputs, without `force`.
     """
-    text = TextOptions(field=recipe.field, encoding=recipe.encoding, errors=recipe.errors)
+    text = TextOptions(field=recipe.field, encoding=recipe.encoding, errors=recipe.errors, separator=recipe.separator)
     inputs = _facts(recipe.inputs, text)
-    names, reading = _names(recipe), Reading(text, recipe.split, workers)
+    names, reading = _names(recipe), Reading(text, workers)
     key = hashlib.sha256(json.dumps([asdict(recipe), inputs, _evaluation_sets(recipe)]).encode()).hexdigest()
     fsio.make_directory(output)
     with fsio.locked(output):
@@ -66,7 +66,7 @@ def run_recipe(
                 counts = _make(getattr(recipe, name), given, target, _How(name, reading, memory_bytes, report))
                 journal["steps"][name] = {**counts, "sha256": file_sha256(target)}
                 fsio.write_json(output / "journal.json", journal)
-            given, reading = [str(target)], Reading(TextOptions(field=recipe.field), "file", workers)
+            given, reading = [str(target)], Reading(TextOptions(field=recipe.field), workers)
         document = {"recipe": asdict(recipe), "inputs": inputs, "evaluation_sets": _evaluation_sets(recipe)}
         document |= {"steps": journal["steps"], "sha256": file_sha256(output / OUTPUT)}
         fsio.write_json(output / REPORT, document)

@@ -69,7 +69,7 @@ def report_corpus(
         for number, source in enumerate(find_sources(inputs, reading.text)):
             facts = SourceFacts(source.name)
             found.append(facts)
-            documents = source_documents(source, reading.text, reading.split)
+            documents = source_documents(source, reading.text)
             path = Path(directory) / f"{number:06d}"
             write_sketch(_looked_at(documents, facts, looks, lines, left), path, SketchOptions(), report)
             sketches.append(Sketch(path))

@@ -39,24 +39,18 @@ share = options.FiniteRange(0, 1)
 
 def reading(command: F) -> F:
     """How inputs become documents."""
-    split = click.option(
-        "--split",
-        type=click.Choice(["file", "paragraph", "line"]),
-        default="file",
-        show_default=True,
-        help="What a document of a text file is.",
-    )
-    command = split(command)
     return workers(options.text_input(command))
 
 
 def take_reading(how: dict[str, Any]) -> Any:
     """The options of reading, taken out of those that a command was given."""
+    from dataclasses import fields
+
     from gptcli.api.corpus.reading import Reading
     from gptcli.data.text import TextOptions
 
-    text = TextOptions(**{name: how.pop(name) for name in ("field", "encoding", "errors")})
-    return Reading(text, how.pop("split"), how.pop("workers"))
+    names = [declared.name for declared in fields(TextOptions) if declared.name in how]
+    return Reading(TextOptions(**{name: how.pop(name) for name in names}), how.pop("workers"))
 
 
 def given_inputs(inputs: tuple[str, ...]) -> tuple[str, ...]:
