@@ -24,7 +24,7 @@ from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime
 from gptcli.observe.tensorboard import check_installed, recording
 from gptcli.tasks.text import validate_text, write_sample
 from gptcli.train import checkpoint
-from gptcli.train.autoconfig import Settler, training_flops_per_second
+from gptcli.train.autoconfig import AutoConfig, training_flops_per_second
 from gptcli.train.deadline import Deadline
 from gptcli.train.initial import new_state
 from gptcli.train.loss import next_token_nats
@@ -53,30 +53,32 @@ def pretrain(
         check_vacant(run_dir, resume=resume, force=force)
         check_installed(wanted=config.train.tensorboard)
         runtime = make_runtime(config.runtime)
-        settler = Settler(origins or {}, report)
+        autoconfig = AutoConfig(origins or {}, report)
         goes_on = resume and (run_dir / "run.yaml").is_file() and bool(checkpoint.checkpoints(run_dir))
         if goes_on:
-            config = settler.as_before(config, run_dir / "run.yaml")
+            config = autoconfig.restore_choices(config, run_dir / "run.yaml")
         ends_at = None
-        budget_seconds = None if goes_on else settler.budget_seconds(config)
+        budget_seconds = None if goes_on else autoconfig.budget_seconds(config)
         if budget_seconds is not None:
             _check_named(config.data)
             ends_at = started + budget_seconds
             if runtime.on_cpu:
                 keep_freed_memory()  # as in the run, whose speed is measured
             speed = training_flops_per_second(config, runtime)
-            config = settler.sizes(config, speed, ends_at - time.monotonic())
+            config = autoconfig.choose_model_size(config, speed, ends_at - time.monotonic())
         tokenizer, prepared = prepare_data(config.data, config.tokenizer, report)
         batches = _batches(config, tokenizer, prepared, runtime)
         deadline = None
         if ends_at is not None:
             probe = new_state(_model_config(config, tokenizer), config, runtime)
-            config, pause_seconds = settler.steps(config, probe, batches, runtime, ends_at=ends_at)
+            config, pause_seconds = autoconfig.choose_steps(config, probe, batches, runtime, ends_at=ends_at)
             deadline = Deadline(ends_at, config.train, pause_seconds=pause_seconds)
             del probe
         if not goes_on:
-            config = settler.repeated(config, config.train.steps * config.train.batch_size / batches.rows)
-            config = settler.compiles(config, runtime, budget_seconds)
+            config = autoconfig.regularize_repeated_data(
+                config, config.train.steps * config.train.batch_size / batches.rows
+            )
+            config = autoconfig.choose_compile(config, runtime, budget_seconds)
         job = _job(config, tokenizer, prepared, batches, runtime, report)
         if runtime.on_cpu:
             keep_freed_memory()

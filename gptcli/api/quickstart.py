@@ -22,7 +22,7 @@ from gptcli.config.generate import GenerateOptions
 from gptcli.config.train import PretrainConfig
 from gptcli.data.python_english import documents
 from gptcli.device.runtime import keep_freed_memory, make_runtime
-from gptcli.train.autoconfig import Settler, training_flops_per_second
+from gptcli.train.autoconfig import AutoConfig, training_flops_per_second
 
 HELD_OUT_EVERY = 20  # of the documents, one is held out
 LONGEST_RESERVE_SECONDS, RESERVE_SHARE = 9.0, 0.04  # for evaluating and writing a sample after the training
@@ -55,7 +55,7 @@ def quickstart(budget_seconds: float, output: Path, *, force: bool, report: Repo
     config = PretrainConfig(run_dir=str(output / "run"), data=DataConfig(train=(str(train_file),)))
     keep_freed_memory()
     speed = training_flops_per_second(config, make_runtime(config.runtime))
-    config = Settler({}, report).sizes(config, speed, ends_at - time.monotonic())
+    config = AutoConfig({}, report).choose_model_size(config, speed, ends_at - time.monotonic())
 
     vocab_size = config.tokenizer.vocab_size
     _show(report, f"train-tokenizer {train_file} -o {tokenizer_file} --vocab-size {vocab_size}")

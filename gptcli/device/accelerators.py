@@ -34,6 +34,6 @@ ACCELERATORS = (
 
 
 def find(device_name: str) -> Accelerator | None:
-    """The accelerator that a driver's name such as `NVIDIA H100 80GB HBM3` means."""
+    """Return the accelerator that a driver's name such as `NVIDIA H100 80GB HBM3` means."""
     words = device_name.upper().replace("-", " ").split()
     return next((known for known in ACCELERATORS if known.name in words), None)

@@ -16,7 +16,7 @@ TOLERANCE = 0.02  # of a change's norm: kernels that add in any order differ by 
 
 
 def record(work: Work, pool: Any = None) -> Work:
-    """A replay of what `work` does on CUDA; it is not done while it is recorded. RuntimeError where it cannot be.
+    """Record what `work` does on CUDA, without doing it -> a replay of it. RuntimeError where it cannot be recorded.
 
     `work` must have been done before, when libraries choose and allocate. `pool`: memory shared with other graphs, none
     of which runs at the same time.
@@ -58,7 +58,7 @@ def recorded(work: Work, changed: Sequence[Tensor], *, record: Record = record) 
 
 @contextmanager
 def _beside(devices: Sequence[int]) -> Iterator[None]:
-    """On a stream of its own, as PyTorch wants what comes before a capture."""
+    """Run the block on a stream of its own, as PyTorch wants what comes before a capture."""
     if not devices:
         yield
         return
@@ -75,6 +75,6 @@ def _put(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def _same_change(before: Tensor, wanted: Tensor, found: Tensor) -> bool:
-    """Whether a tensor changed as it should have, but for rounding."""
+    """Return whether a tensor changed as it should have, but for rounding."""
     change, other = wanted.double() - before.double(), found.double() - before.double()
     return bool((other - change).norm() <= TOLERANCE * change.norm())

@@ -38,7 +38,7 @@ class Machine:
     read_bytes_per_second: float
 
     def flops_per_second(self, dtype: torch.dtype) -> float:
-        """The peak of matrix products in `dtype`, float32 or bfloat16."""
+        """Return the peak of matrix products in `dtype`, float32 or bfloat16."""
         return self.bfloat16_flops_per_second if dtype == torch.bfloat16 else self.float32_flops_per_second
 
 
@@ -57,7 +57,7 @@ def measure(device: torch.device) -> Machine:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = TRIAL_SECONDS) -> float:
-    """FLOP/s of the best of several square matrix products. A CPU without bfloat16 emulates it, slowly."""
+    """Return the FLOP/s of the best of several square matrix products. A CPU without bfloat16 emulates it, slowly."""
     best = 0.0
     for size in MATRIX_SIZES.get(device.type, MATRIX_SIZES["cpu"]):
         if best and 2 * size**3 / best > LONGEST_PRODUCT_SECONDS:
@@ -70,7 +70,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = TR
 
 
 def read_bytes_per_second(device: torch.device) -> float:
-    """Bandwidth of reading memory once, in a matrix-vector product: what decoding one text does."""
+    """Return the bandwidth of reading memory once, in a matrix-vector product: what decoding one text does."""
     size = READ_BYTES.get(device.type, READ_BYTES["cpu"])
     rows = size // 4 // 4096
     matrix, vector = torch.ones(rows, 4096, device=device), torch.ones(4096, device=device)
@@ -79,7 +79,7 @@ def read_bytes_per_second(device: torch.device) -> float:
 
 
 def best_seconds(work: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """The shortest of as many runs of `work` as fit, after one that warms up."""
+    """Return the seconds of the shortest of as many runs of `work` as fit, after one that warms up."""
     work()
     times: list[float] = []
     synchronize(device)
@@ -101,7 +101,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def device_memory_bytes(device: torch.device) -> int:
-    """All memory of the device; of a CPU, what the process may use (the smaller of the machine's and its cgroup's)."""
+    """Return all bytes of the device's memory; of a CPU, what the machine and the process's control group allow."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -115,7 +115,7 @@ def device_memory_bytes(device: torch.device) -> int:
 
 
 def processor_name(device: torch.device) -> str:
-    """The name of the device as its maker gives it."""
+    """Return the name of the device as its maker gives it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

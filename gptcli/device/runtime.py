@@ -81,7 +81,7 @@ def _multiplies_bfloat16(device: torch.device, *, inference: bool) -> bool:
 
 
 def matmul_flops_per_second(runtime: Runtime) -> float | None:
-    """The device's peak in the run's dtype: in bfloat16 of the data sheet on known accelerators, measured on a CPU
+    """Return the device's peak in the run's dtype: the data sheet's in bfloat16 on known accelerators, measured on a CPU
     (50 ms); else None."""
     if runtime.device.type == "cuda":
         known = accelerators.find(torch.cuda.get_device_name(runtime.device))
@@ -111,7 +111,7 @@ def keep_freed_memory() -> None:
 
 
 def memory_bytes(runtime: Runtime) -> int:
-    """Peak memory of this process: on the device, or resident on a CPU."""
+    """Return the peak memory of this process: on the device, or resident on a CPU."""
     if runtime.device.type == "cuda":
         return torch.cuda.max_memory_allocated(runtime.device)
     try:

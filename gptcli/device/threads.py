@@ -1,4 +1,4 @@
-"""A second thread of Python, for work beside the first's."""
+"""A second thread of Python, for work at the same time as the first."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import torch
 
 
 def second_thread() -> ThreadPoolExecutor:
-    """The process's one, which begins at the first call.
+    """Return the process's second thread, which begins at the first call.
 
     To be called once before other threads have come and gone: glibc gives a new thread the heap of one that ended, and
-    only the first thread's can hold blocks of 64 MB; elsewhere they are faulted in anew at every use (at 124M
-    parameters 250 ms of a step of 2.4 s).
+    only the first thread's can hold blocks of 64 MB; elsewhere they are faulted in anew at every use.
     """
     return _begun(os.getpid())  # a fork has no threads
 

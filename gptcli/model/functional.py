@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps) of every row, (..., 1) float32."""
+    """Return 1 / sqrt(mean(x^2) + eps) of every row, (..., 1) float32."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     return norm.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
 
 
 def _through_norm(dy: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-    """The gradient of x, where y = x scale and scale = 1 / rms(x): (dy - y mean(dy y)) scale."""
+    """Return the gradient of x, where y = x scale and scale = 1 / rms(x): (dy - y mean(dy y)) scale."""
     product = dy * y
     mean = product.sum(-1, keepdim=True).mul_(-1 / y.shape[-1])
     return torch.addcmul(dy, y, mean, out=product).mul_(scale.to(dy.dtype))
@@ -38,16 +38,16 @@ class _RmsNormalize(torch.autograd.Function):
 
 
 def rms_normalize(x: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) over the last dimension (Zhang and Sennrich 2019).
+    """Return x / sqrt(mean(x^2) + eps) over the last dimension (Zhang and Sennrich 2019).
 
-    On a CPU forward and backward take a quarter of the time of autograd's through F.rms_norm.
+    On a CPU forward and backward take less time than autograd's through F.rms_norm.
     """
     y: Tensor = _RmsNormalize.apply(x, eps)  # type: ignore[no-untyped-call]
     return y
 
 
 def _turn(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """x cos + (the other half of x) signed_sin, contiguous."""
+    """Return x cos + (the other half of x) signed_sin, contiguous."""
     y = torch.mul(x, cos, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
     half = x.shape[-1] // 2
     y[..., :half].addcmul_(x[..., half:], signed_sin[..., :half])
@@ -71,7 +71,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Rotary position embedding: x (..., T, D) turned by the tables of model.rotary_tables, which broadcast to it."""
+    """Return x (..., T, D) with rotary position embedding, by the tables of gpt.rotary_tables, which broadcast to it."""
     y: Tensor = _Rotate.apply(x, cos, signed_sin)  # type: ignore[no-untyped-call]
     return y
 
@@ -95,7 +95,7 @@ class _NormalizeRotate(torch.autograd.Function):
 
 
 def normalize_and_rotate(x: Tensor, eps: float, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """rotate(rms_normalize(x, eps), cos, signed_sin)."""
+    """Return rotate(rms_normalize(x, eps), cos, signed_sin)."""
     y: Tensor = _NormalizeRotate.apply(x, eps, cos, signed_sin)  # type: ignore[no-untyped-call]
     return y
 
@@ -113,13 +113,13 @@ class _ReluSquared(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (dy,) = gradients
         (y,) = ctx.saved_tensors
-        # The square root of float32 (MKL) takes ten times as long where there are zeros.
+        # The square root of float32 (MKL) is slow where there are zeros.
         slow = y.dtype == torch.float32
         root = y.clamp_min(torch.finfo(y.dtype).tiny).rsqrt_().mul_(y) if slow else y.sqrt()
         return root.mul_(dy).mul_(2)
 
 
 def relu_squared(x: Tensor) -> Tensor:
-    """max(x, 0)^2 (So et al. 2021)."""
+    """Return max(x, 0)^2 (So et al. 2021)."""
     y: Tensor = _ReluSquared.apply(x)  # type: ignore[no-untyped-call]
     return y

@@ -1,4 +1,4 @@
-"""What a run file leaves open, decided for this machine, this text and the time there is.
+"""Choose what a run file leaves open, for this machine, this text and the time there is.
 
 A field counts as open where it has its default and neither the file nor an override gives it. With `train.budget` a
 half-second probe of the machine says how many FLOPs fit into the time; they decide the model's size, the vocabulary and
@@ -59,7 +59,7 @@ SIZES = (
 SIZE_FIELDS = tuple(key for key, group in keys_with(PretrainConfig, "auto").items() if group == "size")
 
 # Weights in matrix products that reach the lowest loss with C FLOPs: N = PARAMETERS x (C / FLOPS)^EXPONENT. A line
-# through the best sizes found on 2 Zen 4 cores for 20 s, 2 min and 9 min, and nanochat's law at 4e19 FLOPs.
+# through the best sizes found on a CPU for budgets of up to ten minutes, and nanochat's law at 4e19 FLOPs.
 PARAMETERS, FLOPS, EXPONENT = 3.2e6, 3e13, 0.39
 
 STEPS_WANTED = 500  # what the batch is sized for: fewer steps learn less from the same tokens
@@ -69,7 +69,7 @@ PREPARING_BYTES_PER_SECOND = 1e6  # tokenizer training and encoding, one core
 MILESTONES = 4  # validations, samples and checkpoints of a run with a budget
 EVAL_SHARE = 0.01  # of the budget, for one validation
 
-# Compiled blocks: 32 % off a step at a width of 128, 14 % at 256, 7 % at 384, 3 % to none at 768 (2 cores of Zen 5).
+# Compiling the blocks takes about COMPILED_WIDTH / width off a step: nothing worth its time in a wide model.
 COMPILED_WIDTH = 32
 MAX_COMPILED_WIDTH = 512
 MIN_COMPILED_SECONDS = 240
@@ -77,12 +77,13 @@ TRAINING_SHARE = 0.5  # of the matrix peak that training reaches, roughly
 
 MAX_EPOCHS = 4  # repeated text is worth as much as new text up to here (Muennighoff et al. 2023)
 REPEATED = keys_with(PretrainConfig, "repeated")
-SETTLED = (*keys_with(PretrainConfig, "auto"), *REPEATED)
+CHOSEN = (*keys_with(PretrainConfig, "auto"), *REPEATED)
 
 
 @dataclass(frozen=True)
-class Settler:
-    """Fills in the open fields of a run file. `origins` as of configfile; empty where the config was made in Python."""
+class AutoConfig:
+    """Fills in the open fields of a run file. `origins`: where each value comes from, as config.yaml_file tells; empty
+    where the config was made in Python."""
 
     origins: Mapping[str, str]
     report: Report
@@ -95,7 +96,7 @@ class Settler:
         return bool(getattr(getattr(config, section), name) == getattr(default, name))
 
     def fill(self, config: PretrainConfig, values: Mapping[str, Any]) -> PretrainConfig:
-        """The config with those of `values` whose fields are open."""
+        """Return the config with those of `values` whose fields are open."""
         changes: dict[str, dict[str, Any]] = {}
         for dotted, value in values.items():
             if self.is_open(config, dotted):
@@ -106,22 +107,22 @@ class Settler:
         }
         return dataclasses.replace(config, **replaced)
 
-    def as_before(self, config: PretrainConfig, run_yaml: Path) -> PretrainConfig:
-        """What was settled when the run began, for a run that is resumed."""
+    def restore_choices(self, config: PretrainConfig, run_yaml: Path) -> PretrainConfig:
+        """Return the config of a resumed run with what was chosen when the run began."""
         config = as_it_began(config, run_yaml)
         before = yaml_file.load(PretrainConfig, run_yaml).value
-        values = {dotted: getattr(getattr(before, (parts := dotted.split("."))[0]), parts[1]) for dotted in SETTLED}
+        values = {dotted: getattr(getattr(before, (parts := dotted.split("."))[0]), parts[1]) for dotted in CHOSEN}
         return self.fill(config, values)
 
     def budget_seconds(self, config: PretrainConfig) -> float | None:
-        """The time that a run is to take, None where its steps are given."""
+        """Return the seconds that a run is to take, None where its steps are given."""
         if config.train.budget_seconds is None or self.is_open(config, "train.steps"):
             return config.train.budget_seconds
         self.report.message("train.steps is given, so train.budget chooses nothing")
         return None
 
-    def sizes(self, config: PretrainConfig, speed: float, seconds: float) -> PretrainConfig:
-        """Model, vocabulary and batch for `seconds`, preparation of the text included, at `speed` FLOP/s."""
+    def choose_model_size(self, config: PretrainConfig, speed: float, seconds: float) -> PretrainConfig:
+        """Choose model, vocabulary and batch for `seconds`, preparing the text included, at `speed` FLOP/s."""
         text_bytes = _text_bytes(config.data)
         seconds = max(1.0, seconds - (text_bytes or 0) / PREPARING_BYTES_PER_SECOND)
         flops = speed * seconds
@@ -158,12 +159,12 @@ class Settler:
             )
         return config
 
-    def steps(
+    def choose_steps(
         self, config: PretrainConfig, state: TrainState, batches: Callable[[int], Step], runtime: Runtime,
         *, ends_at: float,
     ) -> tuple[PretrainConfig, float]:  # fmt: skip
-        """The number of steps until time.monotonic() is `ends_at`, and when to validate; -> also the seconds that a
-        validation with its sample and checkpoint takes. Uses up `state`."""
+        """Choose the number of steps until time.monotonic() is `ends_at`, and when to validate -> the config, and the
+        seconds that a validation with its sample and checkpoint takes. Trains `state` for a moment."""
         seconds_a_step = step_seconds(config, state, batches, runtime)
         tokens_a_step = config.train.batch_size * config.model.context_length
         left = max(ends_at - time.monotonic(), seconds_a_step)
@@ -187,10 +188,10 @@ class Settler:
         )
         return config, pause
 
-    def compiles(self, config: PretrainConfig, runtime: Runtime, seconds: float | None) -> PretrainConfig:
-        """With the choice of runtime.compile, where it is open, for a run of `seconds`, None where its steps are given.
+    def choose_compile(self, config: PretrainConfig, runtime: Runtime, seconds: float | None) -> PretrainConfig:
+        """Choose runtime.compile, where it is open, for a run of `seconds` (None: its steps are given).
 
-        On a CPU in bfloat16, where it pays back, and without dropout, which is slower compiled.
+        True on a CPU in bfloat16, where it pays back, and without dropout, which is slower compiled.
         """
         if config.runtime.compile is not None:
             return config
@@ -207,8 +208,8 @@ class Settler:
             )
         return dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, compile=compiles))
 
-    def repeated(self, config: PretrainConfig, epochs: float) -> PretrainConfig:
-        """With what keeps a model from learning text by heart, where it sees it more than MAX_EPOCHS times."""
+    def regularize_repeated_data(self, config: PretrainConfig, epochs: float) -> PretrainConfig:
+        """Turn on what keeps a model from learning text by heart, where it sees it more than MAX_EPOCHS times."""
         if epochs <= MAX_EPOCHS:
             return config
         open_values = {dotted: value for dotted, value in REPEATED.items() if self.is_open(config, dotted)}
@@ -220,7 +221,7 @@ class Settler:
 
 
 def step_seconds(config: PretrainConfig, state: TrainState, batches: Callable[[int], Step], runtime: Runtime) -> float:
-    """Median time of an optimizer step, from PROBE_SECONDS of real ones after one that does not count."""
+    """Return the median seconds of an optimizer step, from PROBE_SECONDS of real ones after one that does not count."""
     times: list[float] = []
     end = math.inf
     while time.perf_counter() < end or len(times) <= MIN_PROBE_STEPS:
@@ -233,7 +234,7 @@ def step_seconds(config: PretrainConfig, state: TrainState, batches: Callable[[i
 
 
 def training_flops_per_second(config: PretrainConfig, runtime: Runtime) -> float:
-    """What this machine does in training steps of a model of 4 layers, 128 wide."""
+    """Measure the FLOP/s of this machine in training steps of a small model."""
     model_config = ModelConfig(num_layers=4, hidden_size=128, num_heads=4, context_length=128, vocab_size=1024)
     model = GPT(model_config)
     model.initialize(torch.Generator().manual_seed(0))
@@ -246,12 +247,12 @@ def training_flops_per_second(config: PretrainConfig, runtime: Runtime) -> float
 
 
 def _weights(layers: int, width: int, _heads: int, vocab_size: int) -> int:
-    """Weights in matrix products: 12 width^2 a layer, and the head."""
+    """Return the weights in matrix products: 12 width^2 a layer, and the head."""
     return 12 * layers * width**2 + vocab_size * width
 
 
 def _seconds(config: PretrainConfig, runtime: Runtime) -> float:
-    """About how long the steps of a run take on a CPU."""
+    """Estimate the seconds that the steps of a run take on a CPU."""
     model = config.model
     weights = _weights(model.num_layers, model.hidden_size, 0, model.vocab_size or config.tokenizer.vocab_size)
     tokens = config.train.steps * config.train.batch_size * model.context_length

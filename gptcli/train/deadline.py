@@ -15,7 +15,7 @@ EXIT_SECONDS = 0.3  # from the end of a run to the end of its process
 
 
 def process_start() -> float:
-    """When this process began, on time.monotonic()'s clock; on other systems than Linux, now."""
+    """Return when this process began, on time.monotonic()'s clock; on other systems than Linux, now."""
     try:
         with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
             ticks = int(file.read().rpartition(")")[2].split()[19])  # field 22, starttime since boot
@@ -38,7 +38,7 @@ class Deadline:
         self.step_seconds: float | None = None
 
     def timed(self, name: str, hook: Callable[[TrainState], None]) -> Callable[[TrainState], None]:
-        """The hook, its time noted for the pauses to come."""
+        """Return the hook, its time noted for the pauses to come."""
 
         def wrapped(state: TrainState) -> None:
             started = time.monotonic()

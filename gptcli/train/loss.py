@@ -16,18 +16,18 @@ from gptcli.model.attention import Packed
 from gptcli.model.gpt import GPT
 
 CHUNK_LOGITS = 1 << 21  # logits of a chunk: 8 MB in float32, which stays in a CPU's last-level cache
-CHUNK_ROWS = 256  # and at least so many rows, 51 MB for GPT-2, whose head took 1.6 times as long with 41
+CHUNK_ROWS = 256  # and at least so many rows: products of fewer are slow where the vocabulary is large
 DEVICE_CHUNK_LOGITS = 1 << 26  # elsewhere products of few rows waste the device
 CHUNKS_HELD = 4  # slopes in bfloat16 that wait on a CPU for one product: widening each gradient of the head is slow
 
 
 def chunk_rows(vocab_size: int, *, on_cpu: bool) -> int:
-    """Hidden states whose logits make a chunk."""
+    """Return how many hidden states have their logits made at once."""
     return max(CHUNK_ROWS, CHUNK_LOGITS // vocab_size) if on_cpu else max(1, DEVICE_CHUNK_LOGITS // vocab_size)
 
 
 def held_rows(vocab_size: int, *, on_cpu: bool, dtype: torch.dtype) -> int:
-    """Hidden states whose slopes are held for a product with them."""
+    """Return how many hidden states have their slopes held for one product with them."""
     return chunk_rows(vocab_size, on_cpu=on_cpu) * (CHUNKS_HELD if on_cpu and dtype != torch.float32 else 1)
 
 
@@ -81,8 +81,7 @@ def _slopes(
 ) -> Tensor:
     """-> the log-probability of each target (N,), float32; `out` (N, V) becomes d -log-probability / d logits.
 
-    On a CPU every pass over `out` shows: 1 % of a step went into a copy in float32 and zeros for targets that do not
-    count.
+    On a CPU every pass over `out` shows, so that there is no copy in float32 and no zero for targets that do not count.
     """
     torch.mm(x, matrix.t(), out=out)
     if bias is not None:
@@ -103,8 +102,8 @@ def _slopes(
 
 
 def _largest(p: Tensor) -> Tensor:
-    """The largest of each row (N, V), none below zero: their bits have their order, and a CPU compares those of
-    bfloat16 five times as fast."""
+    """Return the largest of each row (N, V), none below zero: their bits have their order, and a CPU compares those of
+    bfloat16 faster."""
     return p.view(torch.int16 if p.dtype.itemsize == 2 else torch.int32).amax(-1).view(p.dtype)
 
 
@@ -138,7 +137,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def target_nats(hidden: Tensor, head: Tensor | nn.Module, targets: Tensor, *, cap: float) -> Tensor:
-    """-log p of every target, float32 in the shape of `targets`; 0 where it is IGNORE. Arguments as above.
+    """Return -log p of every target, float32 in the shape of `targets`; 0 where it is IGNORE. Arguments as above.
 
     `head`: its weight, or the module itself, whose weights may be packed.
     """
@@ -152,13 +151,13 @@ def target_nats(hidden: Tensor, head: Tensor | nn.Module, targets: Tensor, *, ca
 
 @torch.no_grad()
 def likeliest(hidden: Tensor, head: Tensor | nn.Module, *, cap: float) -> Tensor:
-    """The id of the largest logit at every place, int64 in the shape of hidden without its last dimension."""
+    """Return the id of the largest logit at every place, int64 in the shape of hidden without its last dimension."""
     parts = [logits.argmax(-1) for _, logits in _logits(hidden, head, cap)]
     return torch.cat(parts).view(hidden.shape[:-1])
 
 
 def _logits(hidden: Tensor, head: Tensor | nn.Module, cap: float) -> Iterator[tuple[int, Tensor]]:
-    """Chunks of the logits (rows, V) in float32, each with the number of its first row."""
+    """Yield chunks of the logits (rows, V) in float32, each with the number of its first row."""
     flat = hidden.reshape(-1, hidden.shape[-1])
     weight = head.to(hidden.dtype) if isinstance(head, Tensor) else None
     vocab_size = int(head.shape[0] if isinstance(head, Tensor) else head.out_features)  # type: ignore[arg-type]
@@ -180,7 +179,7 @@ class Output:
 
 
 def forward(model: Callable[[Tensor], Tensor], ids: Tensor, *, labels: Tensor | None = None) -> Output:
-    """Ids (B, T) through the model, and the loss of `labels` (B, T) as Hugging Face has them: not shifted, IGNORE
+    """Return the logits of ids (B, T), and the loss of `labels` (B, T) as Hugging Face has them: not shifted, IGNORE
     where nothing is learnt. Row t of the logits is for label t + 1; the loss is the mean over the labels that count,
     0 where none does."""
     logits = model(ids)

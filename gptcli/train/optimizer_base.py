@@ -13,8 +13,8 @@ BATCH_ELEMENTS = 1 << 26
 
 
 class Optimizer:
-    """Groups of weights with their settings, and a state for each weight, as torch.optim.Optimizer has them: making one
-    of that class imports torch._dynamo, which takes a second or two at the start of every run."""
+    """Holds groups of weights with their settings, and a state for each weight, as torch.optim.Optimizer does: making
+    one of that class imports torch._dynamo, which takes a second or two at the start of every run."""
 
     KINDS: tuple[str, ...] = ()  # of state that has the shape of the weight
 
@@ -23,7 +23,7 @@ class Optimizer:
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
 
     def state_of(self, weight: nn.Parameter) -> dict[str, Tensor]:
-        """The state of a weight, zero where there was no step yet."""
+        """Return the state of a weight, zero where there was no step yet."""
         if weight not in self.state:
             self.state[weight] = {kind: torch.zeros_like(weight) for kind in self.KINDS}
         return self.state[weight]
@@ -39,7 +39,7 @@ class Optimizer:
                 weight.grad = None
 
     def pieces(self) -> list[Callable[[], None]]:
-        """A step in pieces, each for other weights of those that have a gradient."""
+        """Return a step in pieces, each for other weights of those that have a gradient."""
         raise NotImplementedError
 
     def step(self) -> None:
@@ -49,12 +49,12 @@ class Optimizer:
 
 
 def batch_elements(*, on_cpu: bool) -> int:
-    """Elements of a batch of matrices that Muon orthogonalises together, if one has not more."""
+    """Return how many elements are updated together, unless one tensor alone has more."""
     return CPU_BATCH_ELEMENTS if on_cpu else BATCH_ELEMENTS
 
 
 def optimizer_batches(tensors: Sequence[Tensor]) -> Iterator[slice]:
-    """Where to cut a list of tensors so that each part but the last has the elements of a batch."""
+    """Yield where to cut a list of tensors so that each part but the last has the elements of a batch."""
     first = elements = 0
     for number, tensor in enumerate(tensors, 1):
         elements += tensor.numel()

@@ -19,7 +19,7 @@ from gptcli.train.optimizer_base import Optimizer
 
 
 class Optimizers:
-    """The optimizers of a run as one: set the rate, step, clear gradients, and give or take their state by name."""
+    """Sets the rates, steps and clears gradients of all optimizers of a run, and holds their state by name."""
 
     def __init__(
         self,
@@ -78,12 +78,12 @@ class Optimizers:
                 group["lr"] = peak * factor
 
     def use_tensor_rates(self) -> None:
-        """Keep the rates in tensors from now on, for steps that are recorded (hardware.graphs)."""
+        """Keep the rates in tensors from now on, for steps that are recorded (device.cuda_graphs)."""
         for group in self.groups:
             group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
 
     def pieces(self) -> list[Callable[[], None]]:
-        """A step in pieces that can be done in any order, or beside each other."""
+        """Return a step in pieces that can be done in any order, or at the same time."""
         return [piece for part in self.parts for piece in part.pieces()]
 
     def step(self) -> None:
@@ -95,7 +95,7 @@ class Optimizers:
             part.zero_grad()
 
     def tensors(self, *, create: bool = False) -> dict[str, Tensor]:
-        """The state as `KIND.PARAMETER` -> tensor, not copies. `create` makes it where no step was taken yet."""
+        """Return the state as `KIND.PARAMETER` -> tensor, not copies. `create` makes it where no step was taken yet."""
         if create:
             for part in self.parts:
                 part.create_state()

@@ -16,7 +16,7 @@ POLAR_EXPRESS = (
 
 
 def orthogonalize(matrices: Tensor, iterations: int = len(POLAR_EXPRESS)) -> Tensor:
-    """The nearest semi-orthogonal matrices (N, R, C), to about 10 %: U V^T of each U S V^T.
+    """Return the nearest semi-orthogonal matrices (N, R, C), to about 10 %: U V^T of each U S V^T.
 
     Computed in the dtype given. Costs a matrix iterations x (4 R C + 2 R^2) x R FLOPs for R <= C; in float32 with C at
     least 2 R (4 C + (8 x iterations - 6) R) x R^2, by _polynomial: for C = 4 R and 3 iterations 34 R^3 instead of 54.
@@ -38,17 +38,17 @@ def orthogonalize(matrices: Tensor, iterations: int = len(POLAR_EXPRESS)) -> Ten
 
 
 def _by_polynomial(short: int, long: int, dtype: torch.dtype) -> bool:
-    """Where _polynomial costs less, and loses nothing that matters."""
+    """Return whether _polynomial costs less, and loses nothing that matters."""
     return long >= 2 * short and dtype.itemsize >= 4
 
 
 def _gram(x: Tensor, *, tall: bool) -> Tensor:
-    """The smaller of the two Gram matrices of each matrix."""
+    """Return the smaller of the two Gram matrices of each matrix."""
     return torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
 
 
 def _factor(gram: Tensor, coefficients: tuple[float, float, float]) -> Tensor:
-    """a I + b gram + c gram^2."""
+    """Return a I + b gram + c gram^2."""
     a, b, c = coefficients
     factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     factor.diagonal(dim1=-2, dim2=-1).add_(a)
@@ -56,13 +56,14 @@ def _factor(gram: Tensor, coefficients: tuple[float, float, float]) -> Tensor:
 
 
 def _times(square: Tensor, x: Tensor, *, tall: bool) -> Tensor:
-    """The symmetric matrices times the short sides of x."""
+    """Return the symmetric matrices times the short sides of x."""
     return torch.bmm(x, square) if tall else torch.bmm(square, x)
 
 
 def _polynomial(gram: Tensor, iterations: int) -> Tensor:
-    """P (N, R, R) of gram = X X^T for which P X is what the iterations make of X: they multiply X by polynomials of its
-    Gram matrix, which can all be multiplied first. The small eigenvalues that this needs are lost in bfloat16."""
+    """Return P (N, R, R) of gram = X X^T for which P X is what the iterations make of X.
+
+    They multiply X by polynomials of its Gram matrix, which can all be multiplied first. The small eigenvalues that this needs are lost in bfloat16."""
     product = gram
     for number, coefficients in enumerate(POLAR_EXPRESS[:iterations]):
         factor = _factor(gram, coefficients)
@@ -73,7 +74,7 @@ def _polynomial(gram: Tensor, iterations: int) -> Tensor:
 
 
 def orthogonalize_flops(rows: int, columns: int, iterations: int, dtype: torch.dtype) -> float:
-    """Of `orthogonalize` on one matrix."""
+    """Return the FLOPs of `orthogonalize` on one matrix."""
     short, long = sorted((rows, columns))
     if _by_polynomial(short, long, dtype):
         return (4 * long + (8 * iterations - 6) * short) * short**2

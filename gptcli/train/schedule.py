@@ -8,7 +8,7 @@ from gptcli.config.train import OptimConfig
 
 
 def learning_rate_factor(step: float, steps: int, config: OptimConfig) -> float:
-    """Rate of step 0 <= step < steps relative to the peak: linear warm-up, plateau, decay over the last part."""
+    """Return the rate of a step, from 0, relative to the peak: linear warm-up, plateau, decay over the last part."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     decay_steps = min(round(config.decay_fraction * steps), steps - config.warmup_steps)

@@ -21,7 +21,7 @@ from gptcli.config import yaml_file
 from gptcli.config.data import DataConfig
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import OptimConfig, PretrainConfig, TrainConfig
-from gptcli.train.autoconfig import MAX_EPOCHS, REPEATED, Settler
+from gptcli.train.autoconfig import MAX_EPOCHS, REPEATED, AutoConfig
 from gptcli.train.deadline import Deadline, process_start
 from gptcli.train.run import Outcome, validations_since
 from gptcli.train.schedule import learning_rate_factor
@@ -99,7 +99,7 @@ def test_a_process_began_before_now_and_not_long_ago() -> None:
 @pytest.mark.parametrize(("epochs", "guarded"), [(MAX_EPOCHS, False), (MAX_EPOCHS + 0.1, True)])
 def test_text_seen_more_than_four_times_turns_on_the_guard(epochs: float, guarded: bool) -> None:
     config = PretrainConfig(run_dir="x", data=DataConfig(train=("x",)))
-    settled = Settler({}, Report()).repeated(config, epochs)
+    settled = AutoConfig({}, Report()).regularize_repeated_data(config, epochs)
     found = (settled.model.dropout, settled.optim.weight_decay, settled.train.patience)
     assert found == (tuple(REPEATED.values()) if guarded else (0.0, 0.0, None))
 
@@ -107,7 +107,7 @@ def test_text_seen_more_than_four_times_turns_on_the_guard(epochs: float, guarde
 def test_values_that_are_given_win_over_the_guard() -> None:
     config = PretrainConfig(run_dir="x", data=DataConfig(train=("x",)))
     origins = {"model.dropout": "run.yaml:3", "optim.weight_decay": "default", "train.patience": "default"}
-    settled = Settler(origins, Report()).repeated(config, 100.0)
+    settled = AutoConfig(origins, Report()).regularize_repeated_data(config, 100.0)
     assert settled.model.dropout == 0.0
     assert settled.optim.weight_decay > 0
 
@@ -148,7 +148,7 @@ def test_a_run_with_a_budget_completes_its_schedule_and_goes_on_with_what_was_se
 @pytest.mark.parametrize(("origin", "seconds"), [("default", 90.0), ("run.yaml:7", None)])
 def test_a_budget_gives_way_to_steps(origin: str, seconds: float | None) -> None:
     config = PretrainConfig(run_dir="x", data=DataConfig(train=("x",)), train=TrainConfig(budget="90s"))
-    assert Settler({"train.steps": origin}, Report()).budget_seconds(config) == seconds
+    assert AutoConfig({"train.steps": origin}, Report()).budget_seconds(config) == seconds
 
 
 def test_a_budget_of_words_is_one_line_of_advice(run_cli: RunCli, tiny: Tiny, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_more_time_makes_a_larger_model(tmp_path: Path) -> None:
     config = PretrainConfig(run_dir="x", data=DataConfig(train=(str(tmp_path / "text"),)))
     weights = []
     for seconds in (15.0, 60.0, 300.0, 1800.0, 36_000.0):
-        settled = Settler({}, Report()).sizes(config, 1e11, seconds)
+        settled = AutoConfig({}, Report()).choose_model_size(config, 1e11, seconds)
         weights.append(12 * settled.model.num_layers * settled.model.hidden_size**2)
         assert 1024 <= settled.train.batch_size * settled.model.context_length <= 1 << 19
     assert weights == sorted(weights)
@@ -171,13 +171,13 @@ def test_more_time_makes_a_larger_model(tmp_path: Path) -> None:
 def test_sizes_that_are_given_stay() -> None:
     model = ModelConfig(num_layers=2, hidden_size=64, num_heads=2)
     config = PretrainConfig(run_dir="x", data=DataConfig(train=("none",)), model=model)
-    settled = Settler({}, Report()).sizes(config, 1e11, 600.0)
+    settled = AutoConfig({}, Report()).choose_model_size(config, 1e11, 600.0)
     assert dataclasses.replace(settled.model, context_length=model.context_length) == model
 
 
 def test_windows_longer_than_a_batch_wants_come_one_at_a_time() -> None:
     config = PretrainConfig(run_dir="x", data=DataConfig(train=("none",)), model=ModelConfig(context_length=8192))
-    assert Settler({}, Report()).sizes(config, 1e9, 10.0).train.batch_size == 1
+    assert AutoConfig({}, Report()).choose_model_size(config, 1e9, 10.0).train.batch_size == 1
 
 
 @pytest.mark.parametrize(("save_every", "since"), [(100, 6), (200, 3), (300, 2), (1000, 0)])

@@ -15,7 +15,7 @@ from gptcli.config.data import DataConfig
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import PretrainConfig, RuntimeConfig, TrainConfig
 from gptcli.device.runtime import Runtime
-from gptcli.train.autoconfig import Settler
+from gptcli.train.autoconfig import AutoConfig
 
 COMPILER = os.environ.get("CXX", "g++")
 
@@ -50,7 +50,7 @@ def test_it_is_chosen_where_it_pays_back() -> None:
     config = PretrainConfig(run_dir="run", data=DataConfig(train=("text",)), model=ModelConfig(hidden_size=384))
 
     def chosen(seconds: float | None, config: PretrainConfig = config, runtime: Runtime = runtime) -> bool | None:
-        return Settler({}, Report()).compiles(config, runtime, seconds).runtime.compile
+        return AutoConfig({}, Report()).choose_compile(config, runtime, seconds).runtime.compile
 
     assert chosen(400)
     assert not chosen(380)  # a step is too little faster
