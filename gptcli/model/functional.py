@@ -71,7 +71,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Return x (..., T, D) with rotary position embedding, by the tables of gpt.rotary_tables, which broadcast to it."""
+    """Return x (..., T, D) with rotary position embedding by gpt.rotary_tables' tables, which broadcast to it."""
     y: Tensor = _Rotate.apply(x, cos, signed_sin)  # type: ignore[no-untyped-call]
     return y
 

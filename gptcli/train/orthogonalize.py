@@ -63,7 +63,9 @@ def _times(square: Tensor, x: Tensor, *, tall: bool) -> Tensor:
 def _polynomial(gram: Tensor, iterations: int) -> Tensor:
     """Return P (N, R, R) of gram = X X^T for which P X is what the iterations make of X.
 
-    They multiply X by polynomials of its Gram matrix, which can all be multiplied first. The small eigenvalues that this needs are lost in bfloat16."""
+    They multiply X by polynomials of its Gram matrix, which can all be multiplied first. The small eigenvalues that
+    this needs are lost in bfloat16.
+    """
     product = gram
     for number, coefficients in enumerate(POLAR_EXPRESS[:iterations]):
         factor = _factor(gram, coefficients)
