@@ -28,6 +28,7 @@ fused_adamw_ = torch._fused_adamw_
 
 # The gradient of softmax from its result: what autograd calls (derivatives.yaml, _softmax_backward_data).
 softmax_backward_data = torch._softmax_backward_data
+tanh_backward = torch.ops.aten.tanh_backward  # slope (1 - y^2), of the result y
 
 
 def cpu_multiplies_bfloat16() -> bool:

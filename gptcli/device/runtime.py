@@ -81,7 +81,7 @@ def _multiplies_bfloat16(device: torch.device, *, inference: bool) -> bool:
 
 
 def matmul_flops_per_second(runtime: Runtime) -> float | None:
-    """Return the device's peak in the run's dtype: the data sheet's in bfloat16 of known accelerators, measured on a CPU
+    """Return the device's peak in the run's dtype: the data sheet's in bfloat16 on known accelerators, of a CPU measured
     (50 ms); else None."""
     if runtime.device.type == "cuda":
         known = accelerators.find(torch.cuda.get_device_name(runtime.device))

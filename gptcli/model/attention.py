@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcli.device.private_torch import softmax_backward_data
+from gptcli.device.private_torch import softmax_backward_data, tanh_backward
 from gptcli.model.dropout import mask
 
 QUERY_BLOCK = 128  # the fastest of 64 to 512 in trials with windows of 256 to 2,048 tokens
@@ -147,7 +147,7 @@ class _CausalAttention(torch.autograd.Function):
                 dropped = weights * dropped_by
             d_scores = softmax_backward_data(d_weights, weights, -1, weights.dtype)
             if ctx.rule.softcap:
-                d_scores = torch.ops.aten.tanh_backward(d_scores, kept.pop())
+                d_scores = tanh_backward(d_scores, kept.pop())
             dq.append(torch.baddbmm(unused, d_scores, k[:, first:end], beta=0, alpha=D**-0.5))
             part_of_dk = torch.baddbmm(unused, d_scores.mT, q_block, beta=0, alpha=D**-0.5)
             part_of_dv = torch.bmm(dropped.mT, dy_block)

@@ -70,6 +70,12 @@ def test_softmaxs_gradient_is_autograds() -> None:
     torch.testing.assert_close(private_torch.softmax_backward_data(slope, y.detach(), -1, torch.float32), wanted)
 
 
+def test_tanhs_gradient_is_autograds() -> None:
+    x, slope = numbers(4, 7).requires_grad_(), numbers(4, 7, seed=2)
+    (wanted,) = torch.autograd.grad(x.tanh(), x, slope)
+    torch.testing.assert_close(private_torch.tanh_backward(slope, x.detach().tanh()), wanted)
+
+
 def test_embedding_bag_adds_weighted_rows() -> None:
     table, weights = numbers(5, 8), numbers(4)
     index, offsets = torch.tensor([0, 3, 1, 1]), torch.tensor([0, 2])
