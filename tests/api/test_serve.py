@@ -37,7 +37,7 @@ class Running:
         self.port = urlparse(self.url).port or 0
 
     def wait(self) -> Running:
-        for _ in range(600):
+        for _ in range(1200):
             if self.ask("GET", "/health")[0] == 200:
                 return self
             time.sleep(0.1)
@@ -156,7 +156,7 @@ def test_16_to_19_log_probabilities_and_echo(server: Running, tiny: Tiny, run_cl
     facts = choice["logprobs"]
     assert choice["text"].startswith(facts["tokens"][0])
     for offset, token in zip(facts["text_offset"], facts["tokens"], strict=True):
-        assert token.startswith("bytes:") or choice["text"][offset:].startswith(token)
+        assert token.startswith("bytes:") or choice["text"][offset:].startswith((token, "\ufffd"))
     assert all(token in top for token, top in zip(facts["tokens"], facts["top_logprobs"], strict=True) if top)
     scored = server.ok(COMPLETIONS, {"prompt": "the old harbour", "max_tokens": 0, "echo": True, "logprobs": 0})
     record = json.loads(run_cli("score", tiny.run, input="the old harbour\n").text)

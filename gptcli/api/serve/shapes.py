@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import secrets
 import time
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ class TokenFacts:
         self.done = 0  # tokens told
         self.written = 0  # bytes of those
         self.offset = len(prompt_text)
-        self.offset_bytes = bytearray()
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def name(self, index: int) -> str:
         """Return the text of a token, or its bytes where they are no text by themselves."""
@@ -108,12 +109,13 @@ class TokenFacts:
         """Return the entries of the prompt's tokens, for echo."""
         made = self.empty()
         ids, offset = self.completion.request.prompt, 0
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for place, index in enumerate(ids):
             value = self.completion.prompt_logprobs[place] if place < len(self.completion.prompt_logprobs) else None
             alternatives = self.completion.prompt_alternatives
             best = alternatives[place] if place < len(alternatives) else []
             self._add(made, index, value, best, offset)
-            offset += len(self.tokenizer.token_bytes[index].decode(errors="ignore"))
+            offset += len(decoder.decode(self.tokenizer.token_bytes[index]))
         return made
 
     def next(self, text: str, count: int) -> dict[str, Any] | None:
@@ -126,8 +128,7 @@ class TokenFacts:
             self._add(made, index, self.completion.logprobs[self.done], best, self.offset)
             content = self.tokenizer.token_bytes[index]
             self.written += len(content)
-            self.offset_bytes += content
-            self.offset += len(content.decode(errors="ignore"))
+            self.offset += len(self.decoder.decode(content))  # whole characters, as the text has them
             self.done += 1
         return made if made.get("content") or made.get("tokens") else None
 
