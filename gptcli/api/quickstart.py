@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,11 +21,14 @@ from gptcli.config import yaml_file
 from gptcli.config.data import DataConfig
 from gptcli.config.generate import GenerateOptions
 from gptcli.config.train import PretrainConfig
+from gptcli.data.batches import derived_seed
+from gptcli.data.overlap import Overlap, find_overlap, groups
 from gptcli.data.python_english import documents
+from gptcli.data.text import Piece
 from gptcli.device.runtime import keep_freed_memory, make_runtime
 from gptcli.train.autoconfig import AutoConfig, training_flops_per_second
 
-HELD_OUT_EVERY = 20  # of the documents, one is held out
+HELD_OUT, LARGEST_GROUP = 0.05, 0.02  # shares of the text: held out, and of one group in that
 LONGEST_RESERVE_SECONDS, RESERVE_SHARE = 9.0, 0.04  # for evaluating and writing a sample after the training
 PROMPT = "The import statement"
 BEFORE_THE_RUN = {"train.jsonl", "heldout.txt", "tokenizer.json", "run.yaml"}  # what a killed quickstart leaves
@@ -49,7 +53,11 @@ def quickstart(budget_seconds: float, output: Path, *, force: bool, report: Repo
         )
     output.mkdir(parents=True, exist_ok=True)
     report.message("collecting English from this Python's own documentation")
-    train_file, held_out_file = collect(output)
+    train_file, held_out_file, overlap = collect(output)
+    report.message(
+        f"held out {overlap.held_out_words:,} words; {overlap.shared_words:,} of them in passages of "
+        f"{overlap.passage_words} words or more of the training text"
+    )
     tokenizer_file, run_file = output / "tokenizer.json", output / "run.yaml"
     ends_at = started + budget_seconds - min(LONGEST_RESERVE_SECONDS, RESERVE_SHARE * budget_seconds + 3.0)
     config = PretrainConfig(run_dir=str(output / "run"), data=DataConfig(train=(str(train_file),)))
@@ -126,13 +134,31 @@ def _show(report: Report, command: str) -> None:
     report.message(f"\n$ gptcli {command}")
 
 
-def collect(output: Path) -> tuple[Path, Path]:
-    """Write train.jsonl, a document a line, and heldout.txt, every twentieth document; returns their paths."""
+def collect(output: Path) -> tuple[Path, Path, Overlap]:
+    """Write train.jsonl, a document a line, and heldout.txt; return their paths, and what they have in common.
+
+    Documents that share a passage of 50 words stay together, so that no such passage is on both sides.
+    """
     train_file, held_out_file = output / "train.jsonl", output / "heldout.txt"
-    with fsio.replacing(train_file) as train, fsio.replacing(held_out_file) as held_out:
-        for number, text in enumerate(documents()):
-            if number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1:
-                held_out.write(text.encode())
+    texts = list(dict.fromkeys(documents()))
+    held_out = _drawn(texts)
+    with fsio.replacing(train_file) as train, fsio.replacing(held_out_file) as kept:
+        for number, text in enumerate(texts):
+            if number in held_out:
+                kept.write(text.encode())
             else:
                 train.write((json.dumps({"text": text}, ensure_ascii=False) + "\n").encode())
-    return train_file, held_out_file
+    kept_pieces = [Piece(texts[number], True, 0) for number in sorted(held_out)]
+    others = [Piece(text, True, 0) for number, text in enumerate(texts) if number not in held_out]
+    return train_file, held_out_file, find_overlap(kept_pieces, others)
+
+
+def _drawn(texts: Sequence[str]) -> set[int]:
+    """Numbers of the texts to hold out: groups that share passages, drawn by a hash until they have their share."""
+    characters = sum(map(len, texts))
+    drawn: set[int] = set()
+    for members in sorted(groups(texts), key=lambda members: derived_seed("validation", members[0])):
+        size = sum(len(texts[number]) for number in members)
+        if size <= characters * LARGEST_GROUP and sum(len(texts[number]) for number in drawn) < characters * HELD_OUT:
+            drawn.update(members)
+    return drawn

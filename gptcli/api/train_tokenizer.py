@@ -46,7 +46,7 @@ def train_tokenizer(
                 yield piece
 
     tokenizer, facts = learn_tokenizer(
-        pieces(), vocab_size=vocab_size, pattern=pattern, specials=specials, max_bytes=max_bytes
+        pieces(), vocab_size=vocab_size, pattern=pattern, specials=specials, max_bytes=max_bytes, report=report
     )
     found.tell(report, options)
     fsio.write_file(output, tokenizer.content)

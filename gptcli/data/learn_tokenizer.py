@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli.base.errors import DataError
+from gptcli.base.report import Report
+from gptcli.base.units import amount
 from gptcli.data.text import Piece, split_text
 from gptcli.data.tokenizer import Tokenizer, learn_merges, sample_evenly
 
@@ -47,8 +49,11 @@ def learn_tokenizer(
     pattern: str,
     specials: Sequence[str] = (),
     max_bytes: int | None = None,
+    report: Report | None = None,
 ) -> tuple[Tokenizer, TokenizerReport]:
     """Train on the pieces of a corpus in memory bounded by `max_bytes`, and measure on every twentieth block of it.
+
+    The report is told when all is read and merges are learnt, which takes most of the time.
 
     DataError for a corpus without text.
     """
@@ -77,6 +82,8 @@ def learn_tokenizer(
             yield text
         if not any(text.strip() for text in sample):
             raise DataError("there is no text to learn from but white space; give more")
+        if report is not None:
+            report.message(f"learning {vocab_size:,} tokens from {amount(trained_bytes, 'B')} of text")
         if not held_out:
             held_out.extend(sample)  # too little text to hold any out: measured on what was trained on
 

@@ -104,7 +104,11 @@ def _cached_tokenizer(wanted: TokenizerConfig, key: str, cache: Path, corpus: Co
                 yield piece
 
     tokenizer, facts = learn_tokenizer(
-        training_pieces(), vocab_size=wanted.vocab_size, pattern=wanted.pattern, max_bytes=wanted.max_bytes
+        training_pieces(),
+        vocab_size=wanted.vocab_size,
+        pattern=wanted.pattern,
+        max_bytes=wanted.max_bytes,
+        report=report,
     )
     report.message(f"trained a tokenizer: {facts.vocab_size} tokens, {facts.bytes_per_token:.2f} bytes per token")
     fsio.make_directory(path.parent)

@@ -15,7 +15,7 @@ from gptcli.data.blocks import HEAD_BYTES, PIECE_BYTES, Source, TextOptions, cod
 from gptcli.data.compression import MAGIC_BYTES, compression_of, decompressed
 from gptcli.data.directories import files_below, nothing_below
 from gptcli.data.jsonl import MAX_LINE_BYTES
-from gptcli.data.kinds import MARKUP_SUFFIXES, check_head, has_field, has_suffix, kind_of, looks_like_json
+from gptcli.data.kinds import MARKUP_SUFFIXES, check_head, has_field, has_suffix, is_parquet, kind_of, looks_like_json
 
 
 def find_sources(
@@ -140,7 +140,7 @@ def _inspect(path: Path | None, options: TextOptions, *, rows: bool) -> tuple[So
     wanted, kind = HEAD_BYTES, None
     while kind is None:
         head, content = peek(content, lambda head, wanted=wanted: len(head) >= wanted)  # type: ignore[misc]
-        if wanted == HEAD_BYTES:
+        if wanted == HEAD_BYTES and not is_parquet(head):
             check_head(head, name, options)
         whole = len(head) < wanted or len(head) > MAX_LINE_BYTES
         kind = kind_of(name, head, options, whole=whole, rows=rows, stream=not is_file)

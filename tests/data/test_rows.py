@@ -86,3 +86,60 @@ def test_rows_of_a_text_field_say_what_they_have_instead() -> None:
         row.text("text")
     with pytest.raises(DataError, match="f:1: no field 'label'; it has 'text', 'b'"):
         row.text("label")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        (
+            "pandas.csv",
+            ",text,label\n0,good,pos\n1,bad,neg\n",
+            [{"text": "good", "label": "pos"}, {"text": "bad", "label": "neg"}],
+        ),
+        ("semi.csv", "\ufefftext;label\ngood, or so;pos\n", [{"text": "good, or so", "label": "pos"}]),
+        ("excel.csv", "sep=;\ntext;label\na;b\n", [{"text": "a", "label": "b"}]),
+        ("space.csv", 'text, label\n"a, b", c\n', [{"text": "a, b", "label": "c"}]),
+        ("mac.csv", "text,label\ra,b\rc,d\r", [{"text": "a", "label": "b"}, {"text": "c", "label": "d"}]),
+        ("tab.csv", "text\tlabel\na\tb\n", [{"text": "a", "label": "b"}]),
+        ("comma.tsv", 'text,label\n"a,b",c\n', [{"text": "a,b", "label": "c"}]),
+        ("array.json", '[{"a": 1},\n {"a": 2}]', [{"a": 1}, {"a": 2}]),
+        ("array.jsonl", '[{"a": 1}]', [{"a": 1}]),
+        ("lines.json", '{"a": 1}\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
+        ("one", '{"a": 1}', [{"a": 1}]),
+    ],
+)  # fmt: skip
+def test_rows_are_read_as_people_and_programs_write_them(
+    tmp_path: Path, name: str, content: str, wanted: list[dict[str, object]]
+) -> None:
+    (tmp_path / name).write_text(content)
+    assert [row.fields for row in rows(tmp_path / name)] == wanted
+
+
+def test_an_element_of_an_array_has_its_line_and_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1},\n {"a": 2}, 3]')
+    with pytest.raises(DataError, match=r"a\.json:2: item 3: record is a number, want an object"):
+        rows(path)
+    path.write_text('[{"a": 1}, {"a" 2}]')
+    with pytest.raises(DataError, match=r"a\.json:1: item 2: not JSON"):
+        rows(path)
+
+
+def test_several_bad_rows_are_one_refusal_with_their_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\nno\n[]\n{"b": 1}\n')
+    with pytest.raises(DataError) as error:
+        load_rows([str(path)], lambda row: row.text("text"), on_bad_line="error")
+    assert error.value.problems[-1] == f"{path}: 3 of 4 rows cannot be read; mend or drop such rows"
+
+
+def test_a_template_leaves_out_paragraphs_whose_fields_are_empty() -> None:
+    template = "Below is a task.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+    full = Row("f:1", {"instruction": "Add.", "input": "1 {input}"}).filled(template)
+    assert full == "Below is a task.\n\n### Instruction:\nAdd.\n\n### Input:\n1 {input}\n\n### Response:\n"
+    for empty in ("", " \n", None):
+        found = Row("f:1", {"instruction": "Add.", "input": empty}).filled(template)
+        assert found == "Below is a task.\n\n### Instruction:\nAdd.\n\n### Response:\n"
+    with pytest.raises(DataError, match="f:1: no field 'input'; it has 'instruction'"):
+        Row("f:1", {"instruction": "Add."}).filled(template)
+    assert Row("f:1", {"a": "b"}).filled("{a}\\n") == "b\n"
