@@ -16,6 +16,7 @@ from gptcli.data.tokenizer import Tokenizer, learn_merges, sample_evenly
 BLOCK_CHARACTERS = 1 << 14
 HELD_OUT_EVERY = 20  # of the blocks, one is kept from training to measure on
 HELD_OUT_BYTES = 1 << 22
+LONG_TO_LEARN_BYTES = 1 << 20  # from so much text on it is worth a word that merges are learnt
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def learn_tokenizer(
             yield text
         if not any(text.strip() for text in sample):
             raise DataError("there is no text to learn from but white space; give more")
-        if report is not None:
+        if report is not None and trained_bytes >= LONG_TO_LEARN_BYTES:
             report.message(f"learning {vocab_size:,} tokens from {amount(trained_bytes, 'B')} of text")
         if not held_out:
             held_out.extend(sample)  # too little text to hold any out: measured on what was trained on
