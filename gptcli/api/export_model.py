@@ -19,7 +19,7 @@ from gptcli.interop.card import model_card
 from gptcli.interop.configs import family_for
 from gptcli.interop.families import FAMILIES
 from gptcli.interop.gguf_names import ARCHITECTURES
-from gptcli.interop.gguf_write import ACTIVATIONS, gguf_package, unheld, write_gguf
+from gptcli.interop.gguf_write import gguf_package, unheld, unwritten, write_gguf
 from gptcli.interop.hf_write import write_directory
 from gptcli.model.gpt import GPT
 from gptcli.train.metadata import ModelMetadata, read_metadata
@@ -91,8 +91,8 @@ def export_gguf(
         raise DataError(f"{shown(str(directory))}: a classifier, which llama.cpp cannot run; export with --to hf")
     families = [architecture.family for architecture in ARCHITECTURES.values()]
     family = family_for(model.config, families, "{} as llama.cpp runs it, the nearest, cannot hold it; use --to hf")
-    if model.config.activation not in ACTIVATIONS:
-        raise DataError(f"model.activation: {model.config.activation}; llama.cpp has {', '.join(ACTIVATIONS)} there")
+    if problems := list(unwritten(model.config)):
+        raise DataError(*problems)
     if unsaid := unheld(tokenizer):
         report.warning(unsaid)
     architecture = ARCHITECTURES[family.architecture]

@@ -29,7 +29,7 @@ from gptcli.model.safetensors_io import check_finite
 from gptcli.train.weights import stored_weights
 
 MAGIC = b"GGUF"
-IGNORED = re.compile(r"rope_freqs\.weight")  # of the rotation, which the metadata says too
+SCALED = "rope_freqs.weight"  # the rotation of Llama 3.1, of which the metadata says nothing
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 # A module of each part that may have biases.
@@ -186,7 +186,10 @@ def _read_model(config: Mapping[str, Any], architecture: Architecture, tensors: 
         raise DataError(
             f"{place}: tensor {shown(missing[0])} is missing ({len(missing)} in all); the file is not complete"
         )
-    if extra := sorted(name for name in set(tensors) - set(parts) if not IGNORED.fullmatch(name)):
+    if SCALED in tensors:
+        raise DataError(f"{place}: {SCALED}: gptcli does not read a scaled rotation from a GGUF file; import the "
+                        "model's Hugging Face directory")  # fmt: skip
+    if extra := sorted(set(tensors) - set(parts)):
         raise DataError(
             f"{place}: tensor {shown(extra[0])} ({len(extra)} in all) has no place in a {architecture.name}"
         )

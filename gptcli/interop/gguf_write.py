@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,6 +75,17 @@ def write_gguf(
         writer.write_tensors_to_file()
     finally:
         writer.close()
+
+
+def unwritten(config: ModelConfig) -> Iterator[str]:
+    """What of a config a class of transformers holds and the file that write_gguf makes does not."""
+    if config.activation not in ACTIVATIONS:
+        yield f"model.activation: {config.activation}; llama.cpp has {', '.join(ACTIVATIONS)} there"
+    if config.rope_scaling.kind != "none":
+        yield f"model.rope_scaling: {config.rope_scaling.kind} is not written to GGUF yet; export with --to hf"
+    for name in ("attention_scale", "attention_scale_by_layer", "sliding_window"):
+        if given := getattr(config, name):
+            yield f"model.{name}: {given}; llama.cpp does not have it there; export with --to hf"
 
 
 def _add_shape(writer: Any, config: ModelConfig) -> None:

@@ -6,6 +6,8 @@ which tests/test_memory.py compares with what it does keep.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import Counter
 from dataclasses import dataclass
 
@@ -13,7 +15,7 @@ import torch
 
 from gptcli.config.train import OptimConfig
 from gptcli.evaluate.scoring import batch_tokens
-from gptcli.model.attention import QUERY_BLOCK
+from gptcli.model.attention import QUERY_BLOCK, AttentionRule
 from gptcli.model.gpt import GPT
 from gptcli.train.loss import chunk_rows, held_rows
 from gptcli.train.muon import muon_tiles
@@ -155,7 +157,7 @@ def activation_bytes(work: Workload) -> int:
 def _block_bytes(work: Workload) -> int:
     """Kept a token and block: two norms with their outputs, attention, the MLP's hidden layer, and dropout's masks."""
     config, a = work.model.config, work.activation_size
-    gates = {"swiglu": 4, "relu2": 1}.get(config.activation, 2)
+    gates = 4 if config.gated else 1 if config.activation == "relu2" else 2
     masks = 2 * a * config.hidden_size if config.dropout else 0
     return (
         2 * (_norm_bytes(work) + a * config.hidden_size) + _attention_bytes(work) + a * gates * config.mlp_size + masks
@@ -184,10 +186,18 @@ def _attention_bytes(work: Workload) -> int:
     keys = (
         a * K * D if K != H and config.position == "rope" else 0
     )  # rotated beside the queries, before they are spread
-    starts = range(0, T, QUERY_BLOCK)
-    scores = sum((min(start + QUERY_BLOCK, T) - start) * min(start + QUERY_BLOCK, T) for start in starts)
-    copies = 2 if config.dropout else 1  # softmax, and dropout's mask
-    return output + normed + keys + a * 3 * H * D + -(-copies * a * H * scores // T)
+    scores = statistics.mean(_scores(config.window(layer), T) for layer in range(config.num_layers))
+    copies = 1 + bool(config.dropout) + bool(config.attention_softcap)  # softmax, dropout's mask, tanh
+    return output + normed + keys + a * 3 * H * D + math.ceil(copies * a * H * scores / T)
+
+
+def _scores(window: int | None, tokens: int) -> int:
+    """Scores of a head and sequence that a CPU holds: each block of queries with the keys that any of it sees."""
+    rule, count = AttentionRule(window=window).within(tokens), 0
+    for start in range(0, tokens, QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, tokens)
+        count += (end - start) * (end - rule.first_key(start))
+    return count
 
 
 def head_bytes(work: Workload) -> int:
@@ -205,7 +215,7 @@ def head_bytes(work: Workload) -> int:
 def backward_bytes(work: Workload) -> int:
     """What the backward pass of an MLP holds beside what was kept: gradients of its hidden layer and of its input."""
     config = work.model.config
-    gates = 3 if config.activation == "swiglu" else 2
+    gates = 3 if config.gated else 2
     return work.activation_size * _tokens(work) * (gates * config.mlp_size + 3 * config.hidden_size)
 
 

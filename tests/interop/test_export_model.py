@@ -219,6 +219,12 @@ def test_a_classifier_gives_the_same_logits_of_its_labels(name: str, tmp_path: P
         ours = model.label_head(model.hidden(ids)[:, -1])
         assert float((theirs(ids).logits - ours).abs().max()) < 1e-4
     assert theirs.config.id2label == {0: "bad", 1: "so-so", 2: "good"}
+    import_model(tmp_path / "hf", tmp_path / "again", report=Report())
+    again, _ = gptcli.load(tmp_path / "again")
+    assert again.label_head is not None
+    with torch.no_grad():
+        assert float((again.label_head(again.hidden(ids)[:, -1]) - ours).abs().max()) < 1e-4
+    assert read_metadata(tmp_path / "again").labels == ("bad", "so-so", "good")
 
 
 def test_a_classifier_without_a_class_is_named(tmp_path: Path) -> None:

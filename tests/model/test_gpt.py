@@ -1,5 +1,6 @@
 """The model against its definitions, against its own cache, and against the Hugging Face classes it stands for."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from gptcli.config.model import ModelConfig
 from gptcli.data.batches import Batch
 from gptcli.model import dropout
-from gptcli.model.attention import QUERY_BLOCK, Packed, causal_attention
+from gptcli.model.attention import QUERY_BLOCK, AttentionRule, Packed, causal_attention
 from gptcli.model.functional import normalize_and_rotate, relu_squared, rms_normalize, rotate
 from gptcli.model.gpt import GPT
 from gptcli.model.layers import Norm, softcap
@@ -415,3 +416,41 @@ def test_dropout_drops_its_share_and_keeps_the_mean(rate: float, by_numpy: bool)
     torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 1 / (1 - rate)), rtol=1e-3, atol=0)
     y.sum().backward()
     assert torch.equal(x.grad, y)  # type: ignore[arg-type]
+
+
+RULES = [
+    AttentionRule(window=5),
+    AttentionRule(window=QUERY_BLOCK + 7),
+    AttentionRule(softcap=2.0),
+    AttentionRule(alibi=True),
+    AttentionRule(window=9, softcap=1.5, alibi=True),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_ruled_attention_is_the_formula_forward_and_backward(rule: AttentionRule) -> None:
+    """Against autograd in float64 of the whole matrix, windows of sequences and packed ones alike."""
+    torch.manual_seed(3)
+    T = QUERY_BLOCK + 30
+    q, k, v, dy = (torch.randn(1, heads, T, 8, dtype=torch.float64) for heads in (4, 2, 2, 4))
+
+    def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        k, v = (heads.repeat_interleave(2, 1) for heads in (k, v))
+        scores = q @ k.mT / 8**0.5
+        if rule.softcap:
+            scores = rule.softcap * torch.tanh(scores / rule.softcap)
+        distance = torch.arange(T)[:, None] - torch.arange(T)
+        if rule.alibi:
+            slopes = torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8], dtype=torch.float64)
+            scores = scores - slopes[:, None, None] * distance
+        seen = (distance >= 0) & (distance < (rule.window or T))
+        return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
+
+    found = []
+    for attend in (formula, functools.partial(causal_attention, rule=rule)):
+        inputs = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
+        y = attend(*inputs)
+        y.backward(dy)
+        found.append([y.detach(), *(tensor.grad for tensor in inputs)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)  # ALiBi's biases are float32

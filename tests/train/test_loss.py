@@ -122,6 +122,24 @@ def test_the_three_losses_agree(cap: float, ignored: float, chunk: int) -> None:
     assert (each[targets == IGNORE] == 0).all()
 
 
+@pytest.mark.parametrize("cap", CAPS)
+def test_a_bias_of_the_head_has_the_gradient_of_autograd(cap: float) -> None:
+    hidden, weight, targets = make_case(ignored=0.3)
+    hidden, weight = hidden.float(), weight.float()
+    bias = torch.linspace(-1, 1, len(weight), dtype=hidden.dtype)
+    found = []
+    for ours in (True, False):
+        h, w, b = (tensor.clone().requires_grad_() for tensor in (hidden, weight, bias))
+        if ours:
+            nats = head_cross_entropy(h, w, targets, cap=cap, bias=b)
+        else:
+            nats, _ = cross_entropy(softcap(h @ w.t() + b, cap), targets)
+        nats.backward()
+        found.append([tensor.grad for tensor in (h, w, b)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------ through a step
 
 
