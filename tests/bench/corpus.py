@@ -24,6 +24,7 @@ from harness import gptcli, run
 
 from gptcli.data.filters.overlap import Item, build_index, find_items
 from gptcli.data.filters.pii import find_pii
+from gptcli.data.filters.words import words_of
 from gptcli.data.python_english import documents
 
 CHANGED = (0, 0.01, 0.02, 0.03, 0.1)  # of the words of a planted copy
@@ -152,7 +153,7 @@ def passages(megabytes: float, _peers: str | None, work: Path) -> None:
         source, length = texts[draw.randrange(number)].split(), draw.randint(50, 80)
         start, words = draw.randint(0, max(0, len(source) - length)), texts[number].split()
         passage = source[start : start + length]
-        if len(passage) == length:
+        if len(words_of([" ".join(passage)]).hashes) >= 50:  # "=" and the like are no words
             at = draw.randint(0, len(words))
             texts[number] = " ".join([*words[:at], *passage, *words[at:]])
             planted.append(number)
