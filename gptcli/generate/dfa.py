@@ -1,4 +1,4 @@
-"""Which texts match a pattern, byte by byte: no backtracking, and bounded work for any pattern."""
+"""The deterministic automaton of a pattern, byte by byte: no backtracking, and bounded work for any pattern."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEAD = -1
 
 
 class Automaton:
-    """The deterministic automaton of a pattern, built as far as it is asked for. State 0 is the start."""
+    """An automaton that is built as far as it is asked for. State 0 is the start."""
 
     def __init__(
         self,
@@ -35,22 +35,22 @@ class Automaton:
         self._state([first])
 
     def accepts(self, state: int) -> bool:
-        """Whether the text may end here."""
+        """Return whether the text may end in this state."""
         return self.final in self.members[state]
 
     def ended(self, state: int) -> bool:
-        """Whether the text must end here."""
+        """Return whether the text must end in this state."""
         return not any(self.nodes.moves[node] for node in self.members[state])
 
     def row(self, state: int) -> list[int]:
-        """The state after each byte, DEAD where it cannot match any more."""
+        """Return the state after each byte, DEAD where no match is left."""
         row = self.rows[state]
         if row is None:
             row = self.rows[state] = self._row(state)
         return row
 
     def after(self, state: int, content: bytes) -> int:
-        """The state after some bytes."""
+        """Return the state after some bytes."""
         for byte in content:
             if state == DEAD:
                 return DEAD
@@ -69,7 +69,7 @@ class Automaton:
         return row
 
     def _state(self, nodes: Iterable[int]) -> int:
-        """The state of some nodes and all that are reached from them without reading."""
+        """Return the state of some nodes and all that are reached from them without reading."""
         found, ahead = set(nodes), list(nodes)
         while ahead:
             for node in self.nodes.empty[ahead.pop()]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,16 +24,15 @@ from gptcli.config.generate import GenerateOptions
 from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.machine import device_memory_bytes
-from gptcli.device.private_torch import disable_torch_function
 from gptcli.device.runtime import Runtime
 from gptcli.generate.constrain import Constraints, most_tokens
 from gptcli.generate.forward_view import ForwardView
 from gptcli.generate.kv_cache import QUERY_BLOCK, Prefill, cache_bytes, decode_layout
 from gptcli.generate.multi_step import STEPS, MultiStepDecoder
-from gptcli.generate.prefix_cache import PrefixCache, common_length
+from gptcli.generate.prefix_cache import PrefixCache
 from gptcli.generate.sampling import draw
-from gptcli.generate.sequence import ActiveSequence, Completion, FinishReason, Request, TextBuffer
-from gptcli.model.gpt import GPT, Layout
+from gptcli.generate.sequence import ActiveSequence, Completion, FinishReason, PromptChunk, Request, TextBuffer
+from gptcli.model.gpt import GPT
 
 __all__ = ["Completion", "Engine", "FinishReason", "Request", "TextBuffer"]
 
@@ -42,9 +40,6 @@ MAX_ROWS, CACHE_SHARE = 64, 0.25  # the default number of rows, and the share of
 CHUNK_TOKENS = 256  # of prompts between two decoding steps; a multiple of QUERY_BLOCK, so that the bits stay
 PREFILL_TOKENS = 1024  # of prompts in one pass while no text waits for it: the matrices need no more to be busy
 LOGPROB_ROWS = 64  # of the vocabulary's size, at once
-# Else a call with an argument that is not a tensor (a dtype, a packed weight) looks for its __torch_function__, and the
-# exception that ends the search takes 1 to 6 microseconds: of the time of one text 4 %, in int8 8 %.
-_NO_OVERRIDES = disable_torch_function
 
 
 def _default_rows(config: ModelConfig, runtime: Runtime) -> int:
@@ -61,21 +56,15 @@ class Engine:
     """
 
     def __init__(
-        self,
-        model: GPT,
-        tokenizer: Tokenizer,
-        runtime: Runtime,
-        *,
-        slots: int | None = None,
-        most: int | None = None,
-        ahead: int | None = None,
-    ) -> None:
+        self, model: GPT, tokenizer: Tokenizer, runtime: Runtime, *,
+        slots: int | None = None, most: int | None = None, ahead: int | None = None,
+    ) -> None:  # fmt: skip
         """`slots`: texts at once, default 64, or as many as have room for whole contexts in a quarter of the memory,
         and no more than `most`; `ahead`: steps that are computed in one go where rows allow it, default what pays on
         the device.
         """
         self.model, self.tokenizer, self.runtime = model, tokenizer, runtime
-        self.forward = ForwardView(model)
+        self.forward = ForwardView(model, runtime)
         self.context_length = model.config.context_length
         self.first = tokenizer.first
         self.count = slots or min(most or MAX_ROWS, _default_rows(model.config, runtime))
@@ -106,8 +95,6 @@ class Engine:
                 f"the prompt has {len(prompt)} tokens and the context holds {room}; shorten it or pass --truncate left"
             )
         return prompt[len(prompt) - min(room, len(prompt)) :]
-
-    # --------------------------------------------------------------------------------------------- loops over steps
 
     def run(
         self,
@@ -164,8 +151,6 @@ class Engine:
                 return
             yield from self.step(prompts_first=True)
 
-    # ------------------------------------------------------------------------------------------- add, cancel, step
-
     def begin_run(self, capacity: int | None = None) -> None:
         """Drop all texts in the making and number new ones from 0. `capacity`: tokens that a row must hold at least,
         default the context."""
@@ -189,7 +174,7 @@ class Engine:
 
     def add(self, request: Request) -> Completion:
         """Queue a text, whose prompt must `fit`; ConfigError where its pattern cannot be used."""
-        self.view = self.forward.current()  # a hook that was put on the model since the last text is heard
+        self.forward.hear_hooks()  # that were put on the model since the last text
         completion = Completion(request, self.added)
         if request.void:
             completion.finish_reason = "stop"
@@ -233,11 +218,9 @@ class Engine:
             self._free_rows()
         return changed
 
-    # ------------------------------------------------------------------------------------------------------ prompts
-
     def _prefill(self, budget: int) -> list[Completion]:
         """Compute up to `budget` tokens of prompts in one pass -> the completions that have their first token."""
-        chunks: list[_Chunk] = []
+        chunks: list[PromptChunk] = []
         row = len(self.active)
         while budget >= QUERY_BLOCK and row < self.count and (chunk := self._next_chunk(row, budget, chunks)):
             chunks.append(chunk)
@@ -250,12 +233,9 @@ class Engine:
                 raise
             for chunk in chunks:
                 chunk.sequence.fail(GptcliError("out of memory while reading the prompt; write fewer texts at once"))
-        begun = []
-        for chunk in chunks:
-            if chunk.is_last or chunk.sequence.finished:
-                begun.append(chunk.sequence)
-            else:
-                self.prefilling = chunk.sequence
+        begun = [chunk.sequence for chunk in chunks if chunk.is_last or chunk.sequence.finished]
+        if len(begun) < len(chunks):
+            self.prefilling = chunks[-1].sequence
         self.active += begun
         to_draw = [chunk for chunk in chunks if chunk.is_last and not chunk.sequence.finished]
         if to_draw:
@@ -264,14 +244,14 @@ class Engine:
         self._free_rows()
         return [sequence.completion for sequence in begun]
 
-    def _next_chunk(self, row: int, budget: int, others: Sequence[_Chunk]) -> _Chunk | None:
+    def _next_chunk(self, row: int, budget: int, others: Sequence[PromptChunk]) -> PromptChunk | None:
         """Return what of a prompt is computed in a row: the rest of one that was begun, else the beginning of another,
         which has to wait where it begins with what the same pass computes."""
         logits = None
         if self.prefilling is not None:
             sequence, self.prefilling = self.prefilling, None
         else:
-            if not self.waiting or any(_share_a_block(self.waiting[0], other.sequence) for other in others):
+            if not self.waiting or any(self.waiting[0].begins_like(other.sequence) for other in others):
                 return None
             sequence = self.waiting.popleft()
             request, window = sequence.completion.request, sequence.window
@@ -283,16 +263,16 @@ class Engine:
         start, end = self.prefixes.cache.lengths[row], len(sequence.window)
         if end - start > budget:
             end = (start + budget) // QUERY_BLOCK * QUERY_BLOCK
-        return _Chunk(sequence, row, start, end, logits)
+        return PromptChunk(sequence, row, start, end, logits)
 
-    def _compute(self, chunks: Sequence[_Chunk]) -> None:
+    def _compute(self, chunks: Sequence[PromptChunk]) -> None:
         """Compute chunks of prompts, laid end to end, with the logits after those that end one."""
         if not chunks:
             return
         counts = [chunk.end - chunk.start for chunk in chunks]
         layout = Prefill(self.prefixes.cache, [chunk.row for chunk in chunks], counts)
         ids = [token for chunk in chunks for token in chunk.sequence.window[chunk.start : chunk.end]]
-        hidden = self._hidden([ids], layout)[0]  # (N, C)
+        hidden = self.forward.hidden([ids], layout)[0]  # (N, C)
         last = [number for number, chunk in enumerate(chunks) if chunk.is_last]
         if last:
             for number, logits in zip(last, self._logits(hidden[layout.last[last]]), strict=True):
@@ -302,7 +282,7 @@ class Engine:
             if chunk.sequence.options.prompt_logprobs:
                 self._score_prompt(chunk, piece)
 
-    def _score_prompt(self, chunk: _Chunk, hidden: Tensor) -> None:
+    def _score_prompt(self, chunk: PromptChunk, hidden: Tensor) -> None:
         """Give a sequence the log-probabilities of the tokens of its prompt that come after hidden (N, C)."""
         for number, rows in enumerate(torch.split(hidden, LOGPROB_ROWS)):
             start, logits = chunk.start + number * LOGPROB_ROWS, self._logits(rows)
@@ -310,8 +290,6 @@ class Engine:
                 chunk.sequence.fail(_not_finite(start))
                 return
             chunk.sequence.take_prompt(logits.double().log_softmax(-1), start)
-
-    # ----------------------------------------------------------------------------------------------------- decoding
 
     def _decode(self) -> None:
         """Draw one more token of every text, and more where a guess was right.
@@ -326,7 +304,7 @@ class Engine:
             ([sequence.last_token, *guess] + [sequence.last_token] * width)[:width]
             for sequence, guess in zip(sequences, guesses, strict=True)
         ]
-        hidden = self._hidden(fed, decode_layout(cache, len(sequences), width))  # (B, width, C)
+        hidden = self.forward.hidden(fed, decode_layout(cache, len(sequences), width))  # (B, width, C)
         going = list(range(len(sequences)))
         for place in range(width):
             at_place = hidden[:, place] if len(going) == len(sequences) else hidden[going, place]
@@ -376,17 +354,9 @@ class Engine:
             if not all(finite[index]):
                 self.prefixes.cache.erase_stale(index)
 
-    def _hidden(self, ids: list[list[int]], layout: Layout) -> Tensor:
-        """Ids (B, T) -> the head's input (B, T, C)."""
-        with _NO_OVERRIDES():
-            batch = torch.tensor(ids, device=self.runtime.device)
-            return self.view.hidden(batch, dtype=self.runtime.dtype, layout=layout)
-
     def _logits(self, hidden: Tensor) -> Tensor:
-        """Logits (B, V), float32 on the CPU."""
-        with _NO_OVERRIDES():
-            logits = self.view.logits(hidden).cpu()
-        return logits[:, : self.tokenizer.vocab_size]  # rows of the embedding beyond the tokenizer are padding
+        """Logits (B, V), without those that pad the embedding beyond the tokenizer."""
+        return self.forward.logits(hidden)[:, : self.tokenizer.vocab_size]
 
     def _draw(self, logits: Tensor, sequences: Sequence[ActiveSequence]) -> None:
         """Draw the next token of each sequence from logits (B, V); one that cannot be drawn fails alone."""
@@ -422,26 +392,6 @@ class Engine:
             self.active.pop()
             if self.prefilling is not None:
                 self.prefixes.swap(last, last + 1)
-
-
-@dataclass
-class _Chunk:
-    """The tokens start..end of a prompt, which one pass computes in a row of the cache."""
-
-    sequence: ActiveSequence
-    row: int
-    start: int
-    end: int
-    logits: Tensor | None  # (V,), after the last token of the prompt
-
-    @property
-    def is_last(self) -> bool:
-        return self.end == len(self.sequence.window)
-
-
-def _share_a_block(one: ActiveSequence, other: ActiveSequence) -> bool:
-    """Whether two prompts begin alike, so far that the second is better computed after the first."""
-    return common_length(one.window, other.window) >= min(QUERY_BLOCK, len(one.window))
 
 
 def _not_finite(position: int) -> NumericalError:

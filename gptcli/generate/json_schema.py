@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 from gptcli.base.errors import ConfigError
 from gptcli.base.escape import shown
-from gptcli.generate.json_numbers import INTEGER, LARGEST, NUMBER, decimals, integers
+from gptcli.generate.json_patterns import FORMATS, INTEGER, LARGEST, NUMBER, decimals, integers
 from gptcli.generate.regex import Nodes, Part, Ranges, add_pattern, complement
 
 MAX_NODES = 60_000
@@ -44,14 +44,6 @@ COMBINING = ("$ref", "anyOf", "allOf", "const", "enum")
 SUPPORTED = ANNOTATIONS.union({"type"}, COMBINING, *KEYWORDS.values())
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 
-_DATE, _TIME = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])", r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?"
-_ZONE = r"(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
-FORMATS = {
-    "date": _DATE,
-    "time": _TIME + _ZONE,
-    "date-time": f"{_DATE}T{_TIME}{_ZONE}",
-    "uuid": r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
-}
 _SHORT_ESCAPES = {0x22: b'\\"', 0x5C: b"\\\\", 8: b"\\b", 9: b"\\t", 10: b"\\n", 12: b"\\f", 13: b"\\r"}
 _UNESCAPED = complement([(0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)])
 _ANY_CHARACTER = complement([(code, code) for code in range(0x20) if code not in _SHORT_ESCAPES])
@@ -157,7 +149,8 @@ class _Builder:
             case "null":
                 return self.nodes.text(b"null")
             case _:
-                return self.pattern(_number_pattern(schema, place, whole=name == "integer"))
+                pattern = _number_pattern(schema, place, whole=name == "integer")
+                return add_pattern(pattern, self.nodes, self.nodes.characters)
 
     # --------------------------------------------------------------------------------------------------- containers
 
@@ -257,7 +250,7 @@ class _Builder:
     def anything(self, depth: int) -> Part:
         """Add any value, with arrays and objects up to `depth` in one another."""
         nodes = self.nodes
-        scalars = [self.characters(0, None), self.pattern(NUMBER)]
+        scalars = [self.characters(0, None), add_pattern(NUMBER, self.nodes, self.nodes.characters)]
         scalars += [nodes.text(word) for word in (b"true", b"false", b"null")]
         if not depth:
             return nodes.either(scalars)
@@ -322,9 +315,6 @@ class _Builder:
         if texts:
             parts.append(nodes.ranges([[(byte, byte) for byte in text] for text in texts]))
         return nodes.either(parts)
-
-    def pattern(self, pattern: str) -> Part:
-        return add_pattern(pattern, self.nodes, self.nodes.characters)
 
 
 def _number_pattern(schema: dict[str, Any], place: str, *, whole: bool) -> str:

@@ -212,11 +212,10 @@ class Decode(CacheLayout):
     def bias(self, rule: AttentionRule) -> Tensor:
         """Return what is added to the scores, (B * H * T, N) or one row for all: a token sees the keys up to its own
         position, later ones are stale, or padding."""
-        rule = dataclasses.replace(rule.within(self.end), softcap=0.0)
         if rule not in self.biases:
-            H = self.cache.config.num_heads
-            bias = rule.bias(self.positions, torch.arange(self.end), H)  # (B, 1 or H, T, N)
-            one = self.batch * self.tokens == 1 and not rule.alibi
+            H, here = self.cache.config.num_heads, rule.within(self.end)
+            bias = here.bias(self.positions, torch.arange(self.end), H)  # (B, 1 or H, T, N)
+            one = self.batch * self.tokens == 1 and not here.alibi
             self.biases[rule] = bias.expand(-1, 1 if one else H, -1, -1).reshape(-1, self.end)
         return self.biases[rule]
 

@@ -1,8 +1,8 @@
-"""Several decoding steps in one go: on CUDA each token is drawn on the device and fed to the next step there.
+"""Multi-step decoding: on CUDA each token is drawn on the device and fed to the next step there.
 
 A step of a small model is many short kernels, which the CPU starts more slowly than the device runs them; then it waits
 for the token. Here STEPS steps are captured in one CUDA graph for every bucket of batch size and context, and one
-replay, with one transfer, gives STEPS tokens of every row. What a text's end makes of them is found out afterwards.
+replay, with one transfer, gives STEPS tokens of every row. Tokens behind the end of a text are dropped afterwards.
 
 The same steps run on a CPU without a graph, where tests hold them to the engine's own; nobody has run them on CUDA yet.
 
@@ -58,7 +58,7 @@ class _Steps(DeviceDecode):
 
 
 def _kept(steps: _Steps, record: Record) -> Work:
-    """A recording of the steps, which leaves the cache as it is, or the steps where they cannot be recorded."""
+    """Record the steps, with the cache left as it is; return the steps themselves where they cannot be recorded."""
     begin = slice(steps.drawn.shape[1])
     steps.positions.zero_()
     held = [part[:, :, :, begin] for part in (steps.cache.keys, steps.cache.values)]
@@ -71,7 +71,7 @@ def _kept(steps: _Steps, record: Record) -> Work:
 
 
 class MultiStepDecoder:
-    """The steps of all buckets that came up, for one cache."""
+    """Decodes several steps at once over one cache, and keeps the graphs of the buckets that came up."""
 
     def __init__(self, model: GPT, cache: KVCache, *, count: int, vocab_size: int) -> None:
         self.model, self.cache, self.count, self.vocab_size = model, cache, count, vocab_size
@@ -80,7 +80,7 @@ class MultiStepDecoder:
         self.made: dict[Any, tuple[_Steps, Work]] = {}
 
     def fits(self, rows: Sequence[ActiveSequence]) -> bool:
-        """Whether tokens of these rows can be drawn without a look at what came before, and there is room."""
+        """Return whether the rows need no processors, draw alike and have room for `count` tokens."""
         context = self.model.config.context_length
         longest = max(self.cache.lengths[: len(rows)])
         return (
@@ -90,7 +90,7 @@ class MultiStepDecoder:
         )
 
     def batch(self, rows: int) -> int:
-        """The bucket of so many rows: the next power of two, or all rows of the cache."""
+        """Return the batch size of the bucket: the next power of two, or all rows of the cache."""
         return min(1 << (rows - 1).bit_length(), len(self.cache.lengths))
 
     def run(self, rows: Sequence[ActiveSequence]) -> tuple[list[list[int]], list[list[bool]]]:
@@ -123,7 +123,7 @@ class MultiStepDecoder:
         return found[0], [[bool(value) for value in row] for row in found[1]]
 
     def _replay(self, steps: _Steps) -> Work:
-        """Of a graph, or the steps themselves; where one cannot be recorded, no other is tried."""
+        """Return a CUDA-graph replay, or the eager steps. After one capture fails, no other is attempted."""
         if not self.capture:
             return steps
         replay = _kept(steps, functools.partial(record, pool=self.pool))

@@ -1,23 +1,9 @@
 """Weights as a CPU reads them fastest: the matrices of a loaded model laid out anew, once, for writing text.
 
-One row of 2304 x 768, weights out of the cache, two Zen 3 cores beside other work, best of many, microseconds for
-1 / 2 / 8 / 32 rows:
-
-    F.linear float32                       590 / - / - / -          (one core: 530 / 1150 / 1260 / 2160)
-    oneDNN packed float32                  430 / 440 / 740 / -      (one core: 600 / 670 / 960 / 2050)
-    F.linear bfloat16, emulated            one core: 400 / 710 / 2840 / 15600
-    _weight_int8pack_mm, bfloat16 rows     200 / 200 / 590 / 4350
-    int4 groups of 32, bfloat16 rows       130 / 150 / 380 / 1940   (no faster than int8: left out)
-    FBGEMM int8 weights and rows           130 / 140 / 170 / 510
-    FBGEMM float16 weights, float32 rows   one core of a busy machine: 770 / - / 670 / -, and 4500 for 64 rows, where
-                                           F.linear bfloat16 takes 990 / - / 6230 / - and packed float32 1610 / - / 2800
-
-oneDNN's packed product and FBGEMM's give a row the same bits alone and among any others, which F.linear does not:
-the engine's promise rests on it. With bfloat16 hardware (Zen 4), packed bfloat16 reads 15-18 GB/s of weights and
-F.linear 10-12; on Zen 5 packed bfloat16 takes 72 / - / 94 / - microseconds (290 for 64 rows), FBGEMM's float16
-69 / - / 117 / - (510), F.linear 174 / - / 209 / - (440), FBGEMM's int8 50 / - / 98 / - (350). An overload is called
-by its name: choosing it costs 4 microseconds; and kept as what it wraps (_op): to find it and its frame takes 2 % of
-the time of one text.
+oneDNN's packed product and FBGEMM's give a row the same bits alone and among any others, which F.linear does not: the
+engine's promise rests on it. Both read weights in less time than F.linear, most so in 8 bits; bfloat16 that a CPU only
+emulates is slower than float32 for more than a row or two. Weights of 4 bits in groups were no faster than those of 8.
+An overload is called by its name, since choosing it takes microseconds, and kept as what it wraps (`_op`).
 """
 
 from __future__ import annotations
@@ -74,8 +60,8 @@ class PackedLinear(nn.Module):
         return y.to(self.output_dtype)
 
     def before_activation(self, mlp: MLP) -> None:
-        """What follows is the activation of an MLP and its other product, which rounds what it gets: nothing is lost
-        if y stays in 16 bits. GELU is part of the product itself. For 1,024 rows that halves the time of the MLP."""
+        """Leave y in 16 bits before the activation of an MLP, whose other product rounds what it gets anyway; GELU
+        becomes part of the product itself."""
         if mlp.activation in ("gelu", "gelu_erf"):
             self.activation = ("gelu", "tanh" if mlp.activation == "gelu" else "none")
             mlp.activation = None

@@ -1,4 +1,4 @@
-"""Guesses at the tokens to come: what came after the same few tokens, the last time they were there (Saxena 2023)."""
+"""Prompt lookup (Saxena 2023): guess the next tokens from what followed the same few tokens the last time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ GRAM_TOKENS = 3
 
 
 class Lookup:
-    """The tokens of a text, and where each run of GRAM_TOKENS of them was last."""
+    """The tokens of a text, and where each run of GRAM_TOKENS of them was last seen."""
 
     def __init__(self, ids: Sequence[int]) -> None:
         self.ids: list[int] = []
@@ -22,6 +22,6 @@ class Lookup:
         self.ids.append(token)
 
     def guess(self, count: int) -> list[int]:
-        """At most `count` tokens that may come next."""
+        """Return at most `count` tokens that may come next."""
         place = self.ends.get(tuple(self.ids[-GRAM_TOKENS:]))
         return [] if place is None else self.ids[place : place + count]

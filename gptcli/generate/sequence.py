@@ -16,6 +16,8 @@ from gptcli.config.generate import GenerateOptions
 from gptcli.data.batches import derived_seed
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.generate.constrain import Constraint, most_tokens
+from gptcli.generate.kv_cache import QUERY_BLOCK
+from gptcli.generate.prefix_cache import common_length
 from gptcli.generate.prompt_lookup import Lookup
 from gptcli.generate.sampling import add_biases, penalize, subtract_penalties
 
@@ -130,6 +132,10 @@ class ActiveSequence:
     def finished(self) -> bool:
         return self.completion.finish_reason is not None
 
+    def begins_like(self, other: ActiveSequence) -> bool:
+        """Whether the prompts begin alike, so far that this one is better computed after the other."""
+        return common_length(self.window, other.window) >= min(QUERY_BLOCK, len(self.window))
+
     @property
     def length(self) -> int:
         """Tokens of the prompt and of the text so far."""
@@ -234,6 +240,21 @@ class ActiveSequence:
         """End the text with an error."""
         self.finish("error")
         self.completion.error = error
+
+
+@dataclass
+class PromptChunk:
+    """The tokens start..end of a prompt, which one pass computes in a row of the cache."""
+
+    sequence: ActiveSequence
+    row: int
+    start: int
+    end: int
+    logits: Tensor | None  # (V,), after the last token of the prompt
+
+    @property
+    def is_last(self) -> bool:
+        return self.end == len(self.sequence.window)
 
 
 def likeliest(logprobs: Tensor, count: int) -> Likeliest:

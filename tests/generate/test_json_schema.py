@@ -17,7 +17,7 @@ from gptcli.config.generate import GenerateOptions
 from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import learn_merges
 from gptcli.device.runtime import Runtime
-from gptcli.generate import json_numbers
+from gptcli.generate import json_patterns
 from gptcli.generate.constrain import automaton_of, matches
 from gptcli.generate.engine import Engine, Request
 from gptcli.model.gpt import GPT
@@ -242,5 +242,5 @@ def test_a_schema_nested_without_end_is_refused() -> None:
 @settings(deadline=None, max_examples=300)
 @given(st.integers(-2000, 2000), st.integers(0, 3000), st.integers(-6000, 6000))
 def test_whole_numbers_between_bounds(low: int, width: int, number: int) -> None:
-    found = re.fullmatch(json_numbers.integers(low, low + width), str(number)) is not None
+    found = re.fullmatch(json_patterns.integers(low, low + width), str(number)) is not None
     assert found == (low <= number <= low + width)

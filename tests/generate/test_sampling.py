@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptcli.config.generate import GenerateOptions
-from gptcli.generate.sampling import candidates, draw, penalize
+from gptcli.generate.sampling import candidates, draw, draw_on_device, penalize
 
 MANY = settings(deadline=None, max_examples=200)
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=40)
@@ -197,3 +197,34 @@ def test_top_p_is_exact_in_a_large_vocabulary(top_p: float) -> None:
         logits = torch.randn(3000, generator=generator) * scale
         wanted = written_distribution(logits.tolist(), top_p=top_p)
         assert distribution(logits, GenerateOptions(temperature=1.0, top_p=top_p)) == pytest.approx(wanted, rel=1e-9)
+
+
+# Options, and the token from each share of the mass on, worked out by hand.
+# At temperature 1 the probabilities of the ids 0 to 3 are 1/4, 1/8, 1/2 and 1/8.
+TABLE: list[tuple[dict[str, Any], list[tuple[float, int]]]] = [
+    ({"temperature": 0.0}, [(0.0, 2)]),
+    ({"temperature": 1.0}, [(0.0, 0), (0.25, 1), (0.375, 2), (0.875, 3)]),
+    ({"temperature": 0.5}, [(0.0, 0), (4 / 22, 1), (5 / 22, 2), (21 / 22, 3)]),  # weights 4, 1, 16, 1
+    ({"temperature": 1.0, "top_k": 1}, [(0.0, 2)]),
+    ({"temperature": 1.0, "top_k": 2}, [(0.0, 2), (2 / 3, 0)]),  # likeliest first
+    ({"temperature": 1.0, "top_p": 0.5}, [(0.0, 2)]),
+    ({"temperature": 1.0, "top_p": 0.6}, [(0.0, 2), (2 / 3, 0)]),
+    ({"temperature": 1.0, "top_k": 2, "top_p": 0.66}, [(0.0, 2)]),  # of what top-k left, 2/3 and 1/3
+    ({"temperature": 1.0, "min_p": 0.3}, [(0.0, 0), (1 / 3, 2)]),
+    ({"temperature": 0.5, "min_p": 0.3}, [(0.0, 2)]),
+    ({"temperature": 1.0, "top_k": 2, "min_p": 0.6}, [(0.0, 2)]),
+]
+
+
+@pytest.mark.parametrize(("options", "shares"), TABLE)
+@pytest.mark.parametrize("sampler", ["draw, the norm", "draw_on_device"])
+def test_samplers_follow_the_table(sampler: str, options: dict[str, Any], shares: list[tuple[float, int]]) -> None:
+    logits, given = torch.tensor([1 / 4, 1 / 8, 1 / 2, 1 / 8]).log(), GenerateOptions(**options)
+    for place in range(1000):
+        uniform = (place + 0.5) / 1000
+        wanted = next(token for share, token in reversed(shares) if uniform >= share)
+        if sampler == "draw_on_device":
+            found = int(draw_on_device(logits[None], given, torch.tensor([uniform], dtype=torch.float64))[0])
+        else:
+            found = draw(logits.numpy(), given, uniform)
+        assert found == wanted, uniform

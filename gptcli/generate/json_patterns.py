@@ -1,4 +1,4 @@
-"""Patterns of JSON numbers between bounds."""
+"""Patterns of JSON numbers between bounds, and of strings that have a format."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from collections.abc import Iterator
 LARGEST = 10**15 - 1  # a double holds every whole number up to it
 INTEGER = r"-?(0|[1-9]\d{0,14})"
 NUMBER = INTEGER + r"(\.\d{1,15})?([eE][+-]?\d{1,2})?"
+
+_DATE, _TIME = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])", r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?"
+_ZONE = r"(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
+FORMATS = {
+    "date": _DATE,
+    "time": _TIME + _ZONE,
+    "date-time": f"{_DATE}T{_TIME}{_ZONE}",
+    "uuid": r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+}
 
 
 def integers(low: int, high: int) -> str:
