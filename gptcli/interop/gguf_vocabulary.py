@@ -60,9 +60,9 @@ def _byte_level(facts: Mapping[str, Any], tokens: Sequence[str], types: Sequence
         for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
         if kind in (Kind.CONTROL, Kind.USER_DEFINED, Kind.UNKNOWN)
     ]  # fmt: skip
-    apart = {token["content"] for token in added}
     unused = {index for index, kind in enumerate(types) if kind == Kind.UNUSED}
-    vocabulary = {token: index for index, token in enumerate(tokens) if token not in apart and index not in unused}
+    # Control tokens too: the tokenizers library gives those that are not there ids of its own.
+    vocabulary = {token: index for index, token in enumerate(tokens) if index not in unused}
     merges = facts.get("tokenizer.ggml.merges") or []
     document = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from conftest import RunCli
 from test_export_gguf import OURS, TEXTS, our_tokenizer, save
+from tokenizers import pre_tokenizers
 
 import gptcli
 from gptcli.api.export_model import export_gguf, export_hf
@@ -18,6 +20,7 @@ from gptcli.api.import_model import import_model
 from gptcli.base.errors import DataError, GptcliError
 from gptcli.base.report import Report
 from gptcli.interop.gguf_read import read_gguf
+from gptcli.interop.gguf_vocabulary import read_vocabulary
 from gptcli.train.metadata import read_metadata
 
 gguf = pytest.importorskip("gguf")
@@ -119,3 +122,19 @@ def test_what_it_came_with_goes_out_again(tmp_path: Path) -> None:
     facts = [{key: field.contents() for key, field in reader.fields.items()} for reader in (first, second)]
     changed = {key for key in facts[0] | facts[1] if facts[0].get(key) != facts[1].get(key)}
     assert {key for key in changed if not key.startswith("GGUF.")} <= {"tokenizer.ggml.padding_token_id"}
+
+
+def test_control_tokens_keep_their_ids_wherever_they_are() -> None:
+    tokens = ["<|endoftext|>", "<|im_end|>", *gguf_alphabet()]
+    facts = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": tokens,
+             "tokenizer.ggml.token_type": [3, 3] + [1] * (len(tokens) - 2), "tokenizer.ggml.merges": []}  # fmt: skip
+    tokenizer = read_vocabulary(facts, "file")
+    assert tokenizer.specials == {"<|endoftext|>": 0, "<|im_end|>": 1}
+    assert tokenizer.encode_rendered("a<|im_end|>")[0] == [tokens.index("a"), 1]
+    assert not {0, 1} & set(tokenizer.encode("a<|im_end|>"))
+    theirs = tokenizers.Tokenizer.from_str(tokenizer.plain_content.decode())
+    assert theirs.encode("a<|im_end|>").ids == [tokens.index("a"), 1]
+
+
+def gguf_alphabet() -> list[str]:
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
