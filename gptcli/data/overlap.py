@@ -62,10 +62,14 @@ class Overlap:
             return ""
         of = "" if self.whole else "the beginning of "
         return (
-            f"{100 * self.share:.2g} % of {of}{names} ({self.shared_words:,} of {self.held_out_words:,} words) is in "
+            f"{_percent(self.share)} % of {of}{names} ({self.shared_words:,} of {self.held_out_words:,} words) is in "
             f"the training text, in passages of {self.passage_words} words or more: its loss flatters; the first is "
             f"'{shown(self.first, 60)}'"
         )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}" if share >= 0.1 else f"{100 * share:.2g}"
 
 
 def words_of(text: str) -> list[str]:
