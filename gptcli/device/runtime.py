@@ -81,8 +81,8 @@ def _multiplies_bfloat16(device: torch.device, *, inference: bool) -> bool:
 
 
 def matmul_flops_per_second(runtime: Runtime) -> float | None:
-    """Return the device's peak in the run's dtype: the data sheet's in bfloat16 on known accelerators, of a CPU measured
-    (50 ms); else None."""
+    """Return the device's peak in the run's dtype, else None: the data sheet's in bfloat16 on known accelerators, of a
+    CPU what 50 ms of measuring find."""
     if runtime.device.type == "cuda":
         known = accelerators.find(torch.cuda.get_device_name(runtime.device))
         return known.flops_per_second if known and runtime.dtype == torch.bfloat16 else None
