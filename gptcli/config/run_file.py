@@ -34,8 +34,8 @@ def load_run_file(kind: type[T] | None, path: str, overrides: Sequence[str], *, 
 
     To resume, the run.yaml of a run that was moved or copied names the directory where it lies.
     """
+    from gptcli.base.escape import shown
     from gptcli.config import yaml_file
-    from gptcli.config.suggest import visible
 
     text = yaml_file.read(path)  # once: it may be a pipe
     try:
@@ -43,7 +43,7 @@ def load_run_file(kind: type[T] | None, path: str, overrides: Sequence[str], *, 
         return _where_it_lies(loaded, path) if resume else loaded
     except ConfigError:
         of_finetune = _has_key(text, "task|base")
-        name = visible(path, 1000)
+        name = shown(path, 1000)
         if kind is PretrainConfig and of_finetune:
             raise ConfigError(f"{name}: is a run file of gptcli finetune; name one of gptcli pretrain") from None
         if kind is FinetuneConfig and not of_finetune and _has_key(text, "model|tokenizer"):

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from gptcli.base.escape import shown
+
 
 def closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the word that is most like another, None where none is alike enough."""
@@ -37,11 +39,4 @@ def nearest_file(path: Path) -> str | None:
 
 def did_you_mean(near: str | None) -> str:
     """Return `; did you mean 'NEAR'?`, empty for None."""
-    return f"; did you mean '{visible(near, 1000)}'?" if near else ""
-
-
-def visible(text: str, limit: int = 80) -> str:
-    """Return text from outside, fit for a one-line message: all that does not print escaped, cut at `limit`."""
-    if len(text) > limit:
-        text = text[: limit - 3] + "..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return f"; did you mean '{shown(near, 1000)}'?" if near else ""

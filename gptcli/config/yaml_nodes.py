@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import yaml
 
+from gptcli.base.escape import shown
 from gptcli.config.schema import Key, Section
-from gptcli.config.suggest import closest, did_you_mean, visible
+from gptcli.config.suggest import closest, did_you_mean
 
 MAX_DEPTH = 20
 MAX_EVENTS = 100_000  # of the YAML parser: one per scalar, two per list or mapping; a second's work
@@ -70,7 +71,7 @@ def compose(text: str) -> yaml.Node:
 def _quote_hint(line: str) -> str:
     """Return what to do about a word of a line that YAML does not take for text."""
     found = NOT_PLAIN.search(line)
-    return f'; put {visible(found[1])} in quotes: "{visible(found[1])}"' if found else ""
+    return f'; put {shown(found[1])} in quotes: "{shown(found[1])}"' if found else ""
 
 
 def _check_events(text: str, lines: list[str]) -> None:
@@ -90,7 +91,7 @@ def _check_events(text: str, lines: list[str]) -> None:
         if getattr(event, "anchor", None) is not None:
             raise Misfit(line, f"anchors and aliases (&, *) are not supported; write the value out{hint}")
         if (tag := getattr(event, "tag", None)) is not None:
-            raise Misfit(line, f"tags ({visible(tag)}) are not supported; remove it{hint or ', or quote the value'}")
+            raise Misfit(line, f"tags ({shown(tag)}) are not supported; remove it{hint or ', or quote the value'}")
 
 
 def line_of(node: yaml.Node) -> int | None:
@@ -135,9 +136,9 @@ def expand_home(path: str) -> str:
     """Return the path with the home directory for `~` or `~USER` at its start, as a shell does. Raises Misfit."""
     expanded = os.path.expanduser(path)
     if expanded.split("/")[0] == "~":
-        raise Misfit(None, f"{visible(path)}: there is no home directory; write the path out")
+        raise Misfit(None, f"{shown(path)}: there is no home directory; write the path out")
     if (found := VARIABLE.search(path)) and not os.path.lexists(expanded):
-        message = f"{visible(path)}: variables such as {found[0]} are not expanded in run files"
+        message = f"{shown(path)}: variables such as {found[0]} are not expanded in run files"
         raise Misfit(None, f'{message}; write the path out, or let the shell do it: -s KEY="{found[0]}/..."')
     return expanded
 
@@ -178,7 +179,7 @@ def _read_plain(node: yaml.Node, wanted: str, read: Callable[[str], Any]) -> Any
 def unfit(node: yaml.Node, wanted: str, mend: str) -> Misfit:
     """Return the error that a node is not what is wanted."""
     if isinstance(node, yaml.ScalarNode):
-        got = f"the string '{visible(node.value)}'" if node.style else visible(node.value) or "nothing"
+        got = f"the string '{shown(node.value)}'" if node.style else shown(node.value) or "nothing"
     elif isinstance(node, yaml.SequenceNode) and not node.flow_style and all(map(is_null, node.value)):
         got, mend = "a dash, which begins a list", '; for stdin write "-" in quotes'
     else:
