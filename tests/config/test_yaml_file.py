@@ -278,7 +278,7 @@ def test_tuples() -> None:
 def test_endless_numbers(digits: str) -> None:
     for key in ("layers", "dropout"):
         message = field_problem(key, digits)
-        assert message.endswith("…; no number has more than 80 characters")
+        assert re.search("9…?; no number has more than 80 characters$|…; no number", message)
         assert len(message) < 200
 
 
