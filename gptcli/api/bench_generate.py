@@ -68,7 +68,7 @@ class GenerationSpeed:
         ]
 
     def batch_lines(self) -> list[tuple[str, str]]:
-        """A line for each batch."""
+        """Return a line for each batch."""
         return [
             (
                 f"texts at a time: {speed.batch}",
@@ -88,7 +88,7 @@ def bench_generate(
     report: Report,
     **how: Unpack[DeviceOptions],
 ) -> GenerationSpeed:
-    """The speed of a run or checkpoint."""
+    """Return the speed of a run or checkpoint."""
     opened = open_model(run, **how)
     return writing_speed(
         opened.model,
@@ -152,7 +152,7 @@ def writing_speed(
 
 
 def lengths(model: GPT) -> tuple[int, int]:
-    """Tokens of a prompt, and new ones, as the context has room for."""
+    """Return tokens of a prompt, and new ones, as the context has room for."""
     prompt = min(PROMPT_TOKENS, model.config.context_length // 2)
     return prompt, min(NEW_TOKENS, model.config.context_length - prompt + 1)  # the last is never read
 

@@ -81,12 +81,12 @@ class Speaker:
         )
 
     def fit(self, messages: Sequence[Message], options: GenerateOptions) -> Fitted:
-        """The ids after which the answer to the last message is written, by the rule above; DataError where not even
-        system message and question fit."""
+        """Return the ids after which the answer to the last message is written, by the rule above; DataError where not
+        even system message and question fit."""
         return fit(self.conversation, self.tokenizer, messages, options, self.engine.context_length)
 
     def request(self, ids: list[int], options: GenerateOptions, sample: int = 0) -> Request:
-        """The answer to write after ids that `fit` gave."""
+        """Return the answer to write after ids that `fit` gave."""
         first = tuple(self.conversation.first(self.tokenizer))
         return Request(ids, options, sample, self.stop_ids, first=first)
 
@@ -137,7 +137,7 @@ def fit(
 
 
 def _record_messages(line: str, place: str) -> tuple[list[Message], dict[str, Any]]:
-    """The conversation of a record and its fields, `messages` or `content` among them."""
+    """Return the conversation of a record and its fields, `messages` or `content` among them."""
     record = parse_object(line, place)
     if ("messages" in record) == ("content" in record):
         raise DataError(f'{place}: want either "messages" or "content"')
@@ -167,12 +167,12 @@ class Chat:
         self.dropped_turns = 0
 
     def messages(self) -> list[Message]:
-        """The conversation as it is saved: complete turns only."""
+        """Return the conversation as it is saved: complete turns only."""
         system = [] if self.system is None else [Message(SYSTEM, self.system)]
         return system + [message for turn in self.turns for message in turn.messages()]
 
     def ask(self, question: str, *, stop: Callable[[], bool] = lambda: False) -> Iterator[str]:
-        """The answer, piece by piece, whole characters only; `stop` ends it after the token in hand.
+        """Return the answer, piece by piece, whole characters only; `stop` ends it after the token in hand.
 
         What was said stays in the conversation. DataError, and no new turn, where the question cannot be asked.
         """
@@ -198,7 +198,7 @@ class Chat:
         return self.turns.pop()
 
     def _fit(self, question: str) -> list[int]:
-        """Ids of the prompt; the report is told where more turns than before do not fit."""
+        """Return ids of the prompt; the report is told where more turns than before do not fit."""
         if not question.strip():
             raise DataError("the question is empty; write one")
         ids, dropped = self.speaker.fit([*self.messages(), Message(USER, question)], self.options)

@@ -34,12 +34,13 @@ class Listed:
 
 
 def list_checkpoints(directory: str | Path) -> list[Listed]:
-    """The checkpoints of a run, or the one checkpoint that `directory` is, oldest first; contents are not checked."""
+    """Return the checkpoints of a run, or the one checkpoint that `directory` is, oldest first; contents are not
+    checked."""
     return [_listed(path, "incomplete" if not (path / fsio.MANIFEST).is_file() else None) for path in _found(directory)]
 
 
 def verify_checkpoints(directory: str | Path, report: Report) -> Iterator[Listed]:
-    """The same after a check of every byte: sizes, hashes, shapes, and that all weights are finite."""
+    """Yield the same after a check of every byte: sizes, hashes, shapes, and that all weights are finite."""
     found = _found(directory)
     for number, path in enumerate(found):
         report.progress("verify", number, len(found), path.name)

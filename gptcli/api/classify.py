@@ -73,5 +73,6 @@ def classify(
     report: Report | None = None,
     **how: Any,
 ) -> Iterator[dict[str, Any]]:
-    """The records that lines are, each with `label` and `probabilities`; DataError names a line that is wrong."""
+    """Return the records that lines are, each with `label` and `probabilities`; DataError names a line that is
+    wrong."""
     return Classifier(run, **how).records(read_records(lines, jsonl=jsonl, field=field), field, ready, report)

@@ -85,7 +85,7 @@ def eval_harness(
 
 
 def _task(name: str, found: dict[str, Any]) -> dict[str, Any]:
-    """One task's part of lm-eval's results. Its keys are METRIC,FILTER and METRIC_stderr,FILTER."""
+    """Return one task's part of lm-eval's results. Its keys are METRIC,FILTER and METRIC_stderr,FILTER."""
     values = {key: value for key, value in found["results"][name].items() if "," in key}
     metrics = {}
     for key, value in values.items():

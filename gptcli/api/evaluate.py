@@ -105,7 +105,7 @@ def evaluate(
 def _pieces(
     inputs: Sequence[str], options: TextOptions, found: Findings, report: Report
 ) -> tuple[Iterator[Piece], int | None]:
-    """The pieces of all inputs, and the bytes they will take where every one is a plain file."""
+    """Return the pieces of all inputs, and the bytes they will take where every one is a plain file."""
     sources = find_sources(inputs, options, report)
     plain = all(source.stream is None and source.path is not None and not source.compressed for source in sources)
     total = sum(decompressed_bytes(source, options) for source in sources) if plain else None

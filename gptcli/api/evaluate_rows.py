@@ -174,7 +174,7 @@ def _by_words(options: RowOptions) -> bool:
 
 
 def _members(first: Path, also: Sequence[str | Path], options: RowOptions) -> list[Path]:
-    """The other checkpoints of an ensemble."""
+    """Return the other checkpoints of an ensemble."""
     if also and (options.task != "classify" or _by_words(options)):
         raise ConfigError("--with: averages what classification heads say; leave it out")
     directories = [find_checkpoint(path) for path in also]
@@ -208,7 +208,7 @@ def _ask(
 
 
 def _label_words(items: list[Item], options: RowOptions, shots: Shots | None) -> dict[str, str]:
-    """The labels, of the option or else of the rows in alphabetical order, and the words that stand for each."""
+    """Return the labels, of the option or else of the rows in alphabetical order, and the words that stand for each."""
     given = dict(options.label_words)
     there = items if shots is None else [*items, *shots.pool]
     if not given:

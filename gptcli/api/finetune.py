@@ -69,7 +69,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
 
 
 def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, runtime: Runtime, report: Report) -> Job:
-    """The run as a job, its data read and looked at."""
+    """Return the run as a job, its data read and looked at."""
     metadata, identity = read_metadata(base), _identity(base)
     adapter = _adapter(config, base)
     if config.task == "text":
@@ -88,7 +88,7 @@ def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, r
 
 
 def _identity(base: Path) -> list[str]:
-    """What identifies the weights of a checkpoint: hashes."""
+    """Return what identifies the weights of a checkpoint: hashes."""
     adapter = read_metadata(base).adapter
     if adapter is None:
         return [weights_sha256(base)]
@@ -96,7 +96,8 @@ def _identity(base: Path) -> list[str]:
 
 
 def _adapter(config: FinetuneConfig, base: Path) -> Adapter | None:
-    """What a run with LoRA says of its base; DataError where that is an adapter, without weights to hold against."""
+    """Return what a run with LoRA says of its base; DataError where that is an adapter, without weights to hold
+    against."""
     if config.lora is None:
         return None
     if read_metadata(base).adapter is not None:

@@ -102,7 +102,7 @@ def check_match(completion: Completion) -> None:
 
 
 def text_prompt(line: str, place: str) -> tuple[str, dict[str, Any]]:
-    """The prompt of a record {"prompt": ...} and its other fields."""
+    """Return the prompt of a record {"prompt": ...} and its other fields."""
     record = parse_object(line, place)
     text_of(record, "prompt", place)
     return record.pop("prompt"), record

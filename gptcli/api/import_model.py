@@ -92,7 +92,7 @@ def _imported(output: Path, architecture: str, model: GPT) -> Imported:
 
 
 def _notes(tokenizer: Tokenizer) -> Iterator[str]:
-    """What a person should know of a tokenizer."""
+    """Yield what a person should know of a tokenizer."""
     if tokenizer.lossy:
         yield f"the tokenizer does not give back every text: it {', '.join(tokenizer.lossy)}"
     if not tokenizer.ends:
@@ -100,7 +100,7 @@ def _notes(tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _conversation(found: Pretrained, report: Report) -> Form | None:
-    """The form of the model's conversations; a template of gptcli's own is the form it was written for."""
+    """Return the form of the model's conversations; a template of gptcli's own is the form it was written for."""
     if found.template is None:
         return None
     if own := conversation_of(found.template, found.tokenizer):

@@ -18,8 +18,8 @@ INCHES, DOTS_PER_INCH = (8.0, 4.5), 150
 
 
 def find_curves(runs: Sequence[str], metrics: Sequence[str], axis: Axis) -> tuple[str, list[Curve]]:
-    """The full name of the metric, or of several `A, B`, and a curve for each of each run; DataError for one without
-    points."""
+    """Return the full name of the metric, or of several `A, B`, and a curve for each of each run; DataError for one
+    without points."""
     records = {run: metrics_of(run) for run in runs}
     every = [record for found in records.values() for record in found]
     names = list(dict.fromkeys(find_metric(every, wanted) for wanted in metrics))

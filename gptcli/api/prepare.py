@@ -77,12 +77,12 @@ def _check_replaceable(output: Path, *, force: bool) -> None:
 
 
 def index_document(index: dict[str, Any]) -> dict[str, Any]:
-    """An index of read_index as plain JSON."""
+    """Return an index of read_index as plain JSON."""
     return {**index, "splits": {split: asdict(index["splits"][split]) for split in SPLITS}}
 
 
 def facts(index: dict[str, Any]) -> list[tuple[str, str]]:
-    """What was prepared, for a person."""
+    """Return what was prepared, for a person."""
     return [
         (
             split,

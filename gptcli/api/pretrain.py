@@ -97,7 +97,7 @@ def _check_named(data: DataConfig) -> None:
 
 
 def _batches(config: PretrainConfig, tokenizer: Tokenizer, prepared: Path, runtime: Runtime) -> TokenBatches:
-    """The batches of a prepared directory; DataError where it and the tokenizer do not fit."""
+    """Return the batches of a prepared directory; DataError where it and the tokenizer do not fit."""
     index = read_index(prepared)
     if index["tokenizer_sha256"] != tokenizer.sha256:
         raise DataError(f"{shown(str(prepared))}: its tokenizer.json has changed; run gptcli prepare again")
@@ -158,7 +158,7 @@ def _validation_ids(prepared: Path, config: PretrainConfig, report: Report) -> l
 
 
 def _model_config(config: PretrainConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The model with its vocabulary; ConfigError where the tokenizer does not fit in."""
+    """Return the model with its vocabulary; ConfigError where the tokenizer does not fit in."""
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     if vocab_size < tokenizer.vocab_size:
         raise ConfigError(f"model.vocab_size: {vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}")

@@ -32,7 +32,7 @@ class PreviewRow:
         return fields | ({"learnt": self.example.learnt} if self.label is None else {"label": self.label})
 
     def lines(self) -> list[str]:
-        """The place with what is learnt, then the tokens; learnt ones stand in [brackets]."""
+        """Return the place with what is learnt, then the tokens; learnt ones stand in [brackets]."""
         learnt = f"label {shown(self.label)}" if self.label is not None else f"{sum(self.example.learnt)} learnt"
         cut = ", cut" if self.example.truncated else ""
         words = (
@@ -43,7 +43,7 @@ class PreviewRow:
 
 
 def preview(config: FinetuneConfig, *, rows: int, report: Report) -> Iterator[PreviewRow]:
-    """The first rows to train on; what is worth knowing of all goes to the report."""
+    """Yield the first rows to train on; what is worth knowing of all goes to the report."""
     if config.task == "text":
         raise ConfigError("task: text has no rows to look at; try gptcli encode")
     base = find_checkpoint(config.base)

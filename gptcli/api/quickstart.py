@@ -106,7 +106,7 @@ def quickstart(budget_seconds: float, output: Path, *, force: bool, report: Repo
 def run_file_text(
     config: PretrainConfig, output: Path, train: Path, held_out: Path, tokenizer: Path, seconds: float
 ) -> str:
-    """The run file: what was chosen, and the rest left open."""
+    """Return the run file: what was chosen, and the rest left open."""
     model = config.model
     return f"""\
 run_dir: {json.dumps(str(output / "run"))}

@@ -165,7 +165,7 @@ def options_of(defaults: GenerateOptions, given: dict[str, Any], place: str) -> 
 
 
 def _taken(name: str, value: Any, default: Any) -> tuple[bool, Any]:
-    """Whether a JSON value has the type of an option, and the option's value."""
+    """Return whether a JSON value has the type of an option, and the option's value."""
     match name:
         case "logit_bias":  # as OpenAI's API has it: {"ID": bias}
             try:

@@ -34,7 +34,7 @@ def score(
 
 
 def _facts(found: TextScore) -> dict[str, Any]:
-    """An empty line has no bits per byte."""
+    """Return an empty line has no bits per byte."""
     return {
         "logprob": -found.nats,
         "tokens": found.tokens,

@@ -65,7 +65,7 @@ def _lines(pieces: Iterable[Piece]) -> Iterator[str]:
 
 
 def encode(tokenizer: Tokenizer, document: Iterable[str]) -> Iterator[int]:
-    """Ids of a document."""
+    """Yield ids of a document."""
     for text in document:
         yield from tokenizer.encode(text)
 
@@ -95,7 +95,7 @@ def _numbers(line: bytes, place: str) -> list[int]:
 
 
 def decode(tokenizer: Tokenizer, ids: list[int], line: int) -> bytes:
-    """The bytes of ids; DataError for one outside of the vocabulary."""
+    """Return the bytes of ids; DataError for one outside of the vocabulary."""
     for index in ids:
         if not 0 <= index < tokenizer.vocab_size:
             raise DataError(f"stdin:{line}: id {index} is outside of the vocabulary of {tokenizer.vocab_size}")

@@ -75,7 +75,7 @@ def _training_pieces(checkpoint: Path, spool: Path) -> Iterator[Piece] | None:
 
 
 def _decoded(prepared: Path) -> Iterator[Piece]:
-    """The training text of a prepared directory, from its tokens."""
+    """Yield the training text of a prepared directory, from its tokens."""
     tokens, tokenizer = TokenArray(prepared, "train"), Tokenizer.load(prepared)
     for start in range(0, min(len(tokens), MOST_BYTES // 4), PIECE_BYTES):
         yield Piece(tokenizer.decode(tokens.read(start, PIECE_BYTES).tolist()), start == 0, 0)

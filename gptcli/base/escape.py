@@ -17,8 +17,8 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def shown(text: str, limit: int = 120) -> str:
-    """The text with unsafe characters as visible escapes, in at most `limit` characters, the last one an ellipsis
-    where something was cut."""
+    """Return the text with unsafe characters as visible escapes, in at most `limit` characters, the last one an
+    ellipsis where something was cut."""
     parts = [_UNSAFE.sub(_escaped, character) for character in text[: limit + 1]]
     ends = list(accumulate(map(len, parts)))
     if not ends or ends[-1] <= limit:
@@ -27,5 +27,5 @@ def shown(text: str, limit: int = 120) -> str:
 
 
 def shown_lines(text: str) -> str:
-    """The text with unsafe characters as visible escapes, newlines and tabs kept: fit for a terminal."""
+    """Return the text with unsafe characters as visible escapes, newlines and tabs kept: fit for a terminal."""
     return _UNSAFE.sub(lambda match: match[0] if match[0] in "\n\t" else _escaped(match), text)

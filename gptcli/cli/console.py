@@ -234,7 +234,8 @@ def write_words(words: Iterable[str]) -> None:
 
 
 def stdin_lines(*, blank: bool = True) -> Lines:
-    """Lines of standard input as they come; ConfigError where a person would have to type them. `blank` as in Lines."""
+    """Return lines of standard input as they come; ConfigError where a person would have to type them. `blank` as in
+    Lines."""
     if sys.stdin is None or sys.stdin.closed:
         raise ConfigError("stdin is closed; pipe lines in")
     if sys.stdin.isatty():
@@ -248,7 +249,8 @@ def stdin_is_terminal() -> bool:
 
 
 def read_line(prompt: str) -> str:
-    """A line that a person types, without its newline; EOFError where input ends, DataError where it is not text.
+    """Return a line that a person types, without its newline; EOFError where input ends, DataError where it is not
+    text.
 
     With editing and the history of this process (readline) where the terminal and this Python have it.
     """
@@ -269,7 +271,7 @@ def read_line(prompt: str) -> str:
 
 
 def prompt_text(argument: str | None) -> str:
-    """The prompt that was given as an argument, else all of stdin without one newline at its end."""
+    """Return the prompt that was given as an argument, else all of stdin without one newline at its end."""
     if argument is not None and argument != "-":
         return argument
     content = b"".join(stdin_lines())

@@ -46,7 +46,7 @@ class Lines:
         return line
 
     def ready(self) -> bool:
-        """Whether a whole line is there, or the end. What has come is read, but not all that may yet come."""
+        """Return whether a whole line is there, or the end. What has come is read, but not all that may yet come."""
         if not (self.there or self.ended) and _readable(self.descriptor, 0.0):
             self._read()
         return self.there > 0 or self.ended
@@ -83,7 +83,7 @@ class Lines:
 
 
 def _readable(descriptor: int, timeout: float | None) -> bool:
-    """Whether reading returns at once; True where the system cannot say."""
+    """Return whether reading returns at once; True where the system cannot say."""
     try:
         return bool(select.select([descriptor], [], [], timeout)[0])
     except OSError:

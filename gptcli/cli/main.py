@@ -223,7 +223,7 @@ def _explain(name: str, error: BaseException, arguments: list[str]) -> int:
 
 
 def _advice(error: OSError) -> str:
-    """What to do about a failed system call, where that is known."""
+    """Return what to do about a failed system call, where that is known."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return "; make room and run the command again"
@@ -235,7 +235,7 @@ def _advice(error: OSError) -> str:
 
 
 def _report_crash(name: str, error: BaseException, arguments: list[str]) -> int:
-    """One line, and a file that says all: this should not have happened."""
+    """Return one line, and a file that says all: this should not have happened."""
     from gptcli.base.escape import shown
     from gptcli.cli.crash import write_report
 

@@ -39,7 +39,7 @@ class Step(NamedTuple):
 
 
 def derived_seed(*numbers: int | str) -> int:
-    """A 63-bit seed for one purpose: sha256 of the numbers."""
+    """Return a 63-bit seed for one purpose: sha256 of the numbers."""
     digest = hashlib.sha256(repr(numbers).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 

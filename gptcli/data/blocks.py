@@ -93,7 +93,7 @@ def codec_name(options: TextOptions) -> str:
 
 
 def unreadable(name: str, error: OSError) -> GptcliError:
-    """What to tell the user about a failed system call."""
+    """Return what to tell the user about a failed system call."""
     match error.errno:
         case errno.ELOOP:
             return ConfigError(f"{name}: symbolic link loop")
@@ -126,7 +126,8 @@ def raw_blocks(path: Path | None, name: str) -> Generator[bytes]:
 
 
 def peek(blocks: Iterator[bytes], enough: Callable[[bytearray], bool]) -> tuple[bytes, Iterator[bytes]]:
-    """The first bytes, as many as it takes to be enough or all, and an iterator over all blocks, those included."""
+    """Return the first bytes, as many as it takes to be enough or all, and an iterator over all blocks, those
+    included."""
     head, seen = bytearray(), []
     for block in blocks:
         head += block
@@ -137,7 +138,7 @@ def peek(blocks: Iterator[bytes], enough: Callable[[bytearray], bool]) -> tuple[
 
 
 def content_blocks(source: Source) -> Iterator[bytes]:
-    """The decompressed blocks of a source."""
+    """Return the decompressed blocks of a source."""
     if source.stream is not None:
         if not source.stream:
             raise GptcliError(f"{source.name}: can be read only once; save it to a file and name that")
@@ -162,7 +163,7 @@ def decompressed_bytes(source: Source) -> int:
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's bytes as they are on disk, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes as they are on disk, in hexadecimal."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

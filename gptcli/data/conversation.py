@@ -49,28 +49,30 @@ class Conversation:
         return cls({role: roles[role] for role in ROLES}, document["end"])
 
     def missing(self, tokenizer: Tokenizer) -> list[str]:
-        """The control tokens that the tokenizer does not have."""
+        """Return the control tokens that the tokenizer does not have."""
         return [name for name in self.specials if name not in tokenizer.specials]
 
     def first(self, tokenizer: Tokenizer) -> list[int]:
-        """What a window begins with before the conversation."""
+        """Return what a window begins with before the conversation."""
         return tokenizer.first
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """The tokens that end what the model writes: all control tokens, none of which is a part of an answer."""
+        """Return the tokens that end what the model writes: all control tokens, none of which is a part of an
+        answer."""
         return frozenset(tokenizer.specials.values())
 
     def end_id(self, tokenizer: Tokenizer) -> int:
-        """The token that ends the model's turn."""
+        """Return the token that ends the model's turn."""
         return tokenizer.specials[self.end]
 
     def turn(self, message: Message, tokenizer: Tokenizer) -> list[int]:
-        """Ids of one whole turn."""
+        """Return ids of one whole turn."""
         role = tokenizer.specials[self.roles[message.role]]
         return [role, *tokenizer.encode(message.content), self.end_id(tokenizer)]
 
     def prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-        """Ids after which the model writes the assistant's next turn; without the token that begins every window."""
+        """Return ids after which the model writes the assistant's next turn; without the token that begins every
+        window."""
         ids = [index for message in messages for index in self.turn(message, tokenizer)]
         return [*ids, tokenizer.specials[self.roles[ASSISTANT]]]
 

@@ -105,13 +105,13 @@ def survey(data: DataConfig, spool_dir: Path, report: Report, *, flags: bool = F
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file does."""
+    """Return what changes when a file does."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _spool(source: Source, path: Path, options: TextOptions, found: Findings) -> Source:
-    """A stream as a file of UTF-8 text, or of JSONL where it holds documents, so that it can be read twice."""
+    """Return a stream as a file of UTF-8 text, or of JSONL where it holds documents, so that it can be read twice."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kind: Kind = "text" if source.kind == "text" and options.separator is None else "jsonl"
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -166,7 +166,7 @@ def read_corpus(corpus: Corpus, found: Findings | None = None) -> Iterator[tuple
 
 
 def _as_surveyed(corpus: Corpus, source: Source, size: int, found: Findings | None) -> Iterator[Piece]:
-    """The pieces of a source; DataError where it has changed since it was measured and hashed."""
+    """Yield the pieces of a source; DataError where it has changed since it was measured and hashed."""
     read_bytes = 0
     for piece in read_pieces(source, corpus.options, found):
         read_bytes += piece.raw_bytes
@@ -191,7 +191,7 @@ def split_pieces(corpus: Corpus, split: str) -> Iterator[Piece]:
 
 
 def _cut(piece: Piece, train_bytes: int) -> Iterator[tuple[str, Piece]]:
-    """A piece of text, or its two parts where the border between the splits lies in it."""
+    """Yield a piece of text, or its two parts where the border between the splits lies in it."""
     if train_bytes >= piece.raw_bytes:
         yield "train", piece
         return

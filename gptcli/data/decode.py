@@ -39,7 +39,7 @@ class Decoder:
         raise DataError(f"{self._name}:{self._line}: {what}; {advice(block, wrong, self._options)}")
 
     def _placed(self, text: str) -> str:
-        """The text without a byte order mark; moves line and column past it."""
+        """Return the text without a byte order mark; moves line and column past it."""
         if self._drops_mark and text:
             text, self._drops_mark = text.removeprefix("\ufeff"), False
         if newlines := text.count("\n"):

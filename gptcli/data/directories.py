@@ -51,7 +51,7 @@ class Below:
         return "; ".join(said)
 
     def note(self) -> str:
-        """One line that tells what is not read, "" where all is."""
+        """Return one line that tells what is not read, "" where all is."""
         if not (self.left_out or self.own):
             return ""
         total = len(self.paths) + self.left_out.total()
@@ -113,7 +113,7 @@ def nothing_below(found: Below, *, rows: bool) -> DataError:
 
 
 def is_own(parent: str, directories: Sequence[str], names: Sequence[str]) -> bool:
-    """Whether gptcli made a directory, which holds these: a run, a checkpoint, prepared data or the cache."""
+    """Return whether gptcli made a directory, which holds these: a run, a checkpoint, prepared data or the cache."""
     if "run.yaml" in names and ("metrics.jsonl" in names or "checkpoints" in directories):
         return True
     if "manifest.json" in names and ("model.safetensors" in names or "adapter_model.safetensors" in names):

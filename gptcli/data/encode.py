@@ -77,7 +77,7 @@ def encode_corpus(
 
 
 def _overlap(corpus: Corpus, report: Report) -> Overlap:
-    """What of the held-out text is in the training text, too."""
+    """Return what of the held-out text is in the training text, too."""
     found = find_overlap(
         split_pieces(corpus, "validation"),
         split_pieces(corpus, "train"),
@@ -133,7 +133,7 @@ def _encode_ahead(
 
 
 def _read_journal(partial: Path, key: str) -> dict[str, Any]:
-    """How far a killed run with the same content came; anything else that lies in `partial` is removed."""
+    """Return how far a killed run with the same content came; anything else that lies in `partial` is removed."""
     fsio.sweep(partial)
     path = partial / JOURNAL
     if path.exists():

@@ -157,7 +157,7 @@ def candidates(sample: bytes, *, besides: str = "utf-8") -> list[str]:
 
 
 def _sample(block: bytes, place: int) -> bytes:
-    """Bytes around a place, begun where a word does, so that no character is cut."""
+    """Return bytes around a place, begun where a word does, so that no character is cut."""
     start = max(0, place - SAMPLE_BYTES)
     if start:
         start = max(block.rfind(b"\n", 0, start), block.rfind(b" ", 0, start)) + 1
@@ -165,7 +165,7 @@ def _sample(block: bytes, place: int) -> bytes:
 
 
 def _is_damaged_utf8(sample: bytes) -> bool:
-    """Whether more of the characters beyond ASCII are UTF-8 than are not."""
+    """Return whether more of the characters beyond ASCII are UTF-8 than are not."""
     text = sample.decode("utf-8", "replace")
     wrong = text.count("\ufffd")
     beyond = sum(character > "\x7f" for character in text) - wrong

@@ -48,7 +48,7 @@ _DECODER = json.JSONDecoder()
 
 
 def has_suffix(name: str, suffixes: Sequence[str]) -> bool:
-    """Whether a file's name ends so, in letters of any case, a suffix of compression aside."""
+    """Return whether a file's name ends so, in letters of any case, a suffix of compression aside."""
     return bare_name(name).endswith(tuple(suffixes))
 
 
@@ -70,7 +70,7 @@ def check_head(head: bytes, name: str, options: TextOptions) -> None:
 
 
 def _wide_encoding(head: bytes) -> str | None:
-    """The UTF-16 or UTF-32 without a byte order mark that nearly every NUL byte of a text speaks for."""
+    """Return the UTF-16 or UTF-32 without a byte order mark that nearly every NUL byte of a text speaks for."""
     for encoding, width, zeros in (("utf-32-le", 4, (2, 3)), ("utf-32-be", 4, (0, 1)),
                                    ("utf-16-le", 2, (1,)), ("utf-16-be", 2, (0,))):  # fmt: skip
         units = len(head) // width
@@ -84,7 +84,7 @@ def is_parquet(head: bytes) -> bool:
 
 
 def looks_like_json(head: bytes, options: TextOptions) -> bool:
-    """Whether a text begins as JSON does."""
+    """Return whether a text begins as JSON does."""
     return _LIKE_JSON.match(head.decode(codec_name(options), "replace")) is not None
 
 
@@ -113,7 +113,7 @@ def kind_of(
 
 
 def _array_kind(text: str, *, whole: bool) -> Kind | None:
-    """Whether a text that begins with [ is a JSON array of objects or strings."""
+    """Return whether a text that begins with [ is a JSON array of objects or strings."""
     inside = text[1:].lstrip(WHITE_SPACE)
     if not inside and not whole:
         return None
@@ -133,7 +133,8 @@ def _array_kind(text: str, *, whole: bool) -> Kind | None:
 
 
 def _lines_kind(text: str, field: str | None, *, whole: bool) -> Kind | None:
-    """Whether a text that begins with { is JSON lines. `field`: one that the first must have, or there are two."""
+    """Return whether a text that begins with { is JSON lines. `field`: one that the first must have, or there are
+    two."""
     first, newline, rest = text.partition("\n")
     if not newline and not whole:
         return None
@@ -157,7 +158,8 @@ def _object(line: str) -> dict[str, Any] | None:
 
 
 def has_field(head: bytes, kind: Kind, options: TextOptions) -> bool:
-    """Whether the first record of a source has the field that holds the text; a string in an array is its own."""
+    """Return whether the first record of a source has the field that holds the text; a string in an array is its
+    own."""
     text = head.decode(codec_name(options), "replace").removeprefix("\ufeff").lstrip(WHITE_SPACE)
     try:
         value, _ = _DECODER.raw_decode(text[1:].lstrip(WHITE_SPACE) if kind == "json" else text)

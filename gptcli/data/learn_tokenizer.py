@@ -108,7 +108,7 @@ def learn_tokenizer(
 
 
 def blocks(pieces: Iterable[Piece]) -> Iterator[str]:
-    """Text in blocks of at most BLOCK_CHARACTERS: the unit of sampling, of holding out and of the cores' work."""
+    """Yield text in blocks of at most BLOCK_CHARACTERS: the unit of sampling, of holding out and of the cores' work."""
     for piece in pieces:
         if piece.text:
             yield from split_text(piece.text, BLOCK_CHARACTERS)

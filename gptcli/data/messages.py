@@ -34,7 +34,7 @@ class Mended:
     left_out: int = 0  # turns that the form cannot hold
 
     def notes(self) -> list[str]:
-        """Lines for a person, none where nothing was changed."""
+        """Return lines for a person, none where nothing was changed."""
         return [
             *([f"{self.joined:,} turns joined to the one before, of the same role"] if self.joined else []),
             *([f"{self.left_out:,} turns left out that a conversation cannot hold"] if self.left_out else []),
@@ -98,7 +98,7 @@ def _as_list(value: list[Any] | str, role: str) -> list[Any]:
 
 
 def _turns(items: Sequence[Any], place: str, mended: Mended | None) -> list[Message]:
-    """The messages one by one; with `mended` joined or left out so that roles take turns."""
+    """Return the messages one by one; with `mended` joined or left out so that roles take turns."""
     if mended is None:
         return [_message(item, f"{place}: message {number}") for number, item in enumerate(items, 1)]
     turns: list[Message] = []
@@ -119,7 +119,7 @@ def _turns(items: Sequence[Any], place: str, mended: Mended | None) -> list[Mess
 
 
 def _message(item: Any, place: str, *, text_parts_only: bool = False) -> Message:
-    """One message. `text_parts_only`: parts of its content that are no text are left out."""
+    """Return one message. `text_parts_only`: parts of its content that are no text are left out."""
     if not isinstance(item, dict):
         raise DataError(f'{place}: not an object; want {{"role": ..., "content": ...}}')
     role = item.get("role", item.get("from"))
@@ -137,7 +137,7 @@ def _message(item: Any, place: str, *, text_parts_only: bool = False) -> Message
 
 
 def _joined_parts(parts: Sequence[Any], place: str, *, text_parts_only: bool) -> str:
-    """The texts of a list of parts, as OpenAI has them: {"type": "text", "text": ...}."""
+    """Return the texts of a list of parts, as OpenAI has them: {"type": "text", "text": ...}."""
     texts = []
     for number, part in enumerate(parts, 1):
         if isinstance(part, str):

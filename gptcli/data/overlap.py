@@ -57,7 +57,7 @@ class Overlap:
         return asdict(self)
 
     def warning(self, names: str = "the held-out text") -> str:
-        """One line for a person, "" where nothing is shared."""
+        """Return one line for a person, "" where nothing is shared."""
         if not self.shared_words:
             return ""
         of = "" if self.whole else "the beginning of "
@@ -154,7 +154,7 @@ class HeldOut:
 
 
 def _is_in(wanted: Hashes, known: Hashes) -> NDArray[np.bool_]:
-    """Whether each is one of the known ones, which are sorted."""
+    """Return whether each is one of the known ones, which are sorted."""
     if not len(known):
         return np.zeros(len(wanted), dtype=bool)
     places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)

@@ -53,7 +53,7 @@ class ExampleBatches:
 
 
 def counted(micro_batches: Sequence[Batch]) -> Step:
-    """A step of micro-batches that are there."""
+    """Return a step of micro-batches that are there."""
     return Step(sum(int((batch.targets != IGNORE).sum()) for batch in micro_batches), micro_batches)
 
 

@@ -26,7 +26,7 @@ def _opened(path: Path, name: str) -> Iterator[Any]:
 
 
 def _columns(path: Path, name: str, options: TextOptions) -> Iterator[Any]:
-    """The text column in batches, as bytes."""
+    """Yield the text column in batches, as bytes."""
     pyarrow = extra("pyarrow", "a Parquet file")
     with _opened(path, name) as file:
         schema = file.schema_arrow

@@ -77,7 +77,7 @@ def _spool_directory(cache: Path) -> Iterator[Path]:
 
 
 def _is_whole(prepared: Path, report: Report) -> bool:
-    """A prepared directory of the cache can be used; one that was damaged is made again."""
+    """Return a prepared directory of the cache can be used; one that was damaged is made again."""
     if not is_prepared(prepared):
         return False
     try:

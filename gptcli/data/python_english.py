@@ -14,7 +14,7 @@ LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "lib2to3", "idlelib
 
 
 def documents() -> Iterator[str]:
-    """Every text once: the topics, then a document for each module that has docstrings worth reading."""
+    """Yield every text once: the topics, then a document for each module that has docstrings worth reading."""
     library = Path(sysconfig.get_path("stdlib"))
     seen: set[str] = set()
     yield from _topics(library / "pydoc_data" / "topics.py")
@@ -27,7 +27,7 @@ def documents() -> Iterator[str]:
 
 
 def _parse(path: Path) -> ast.Module:
-    """The syntax tree, empty for the files of the test suite that are broken on purpose."""
+    """Return the syntax tree, empty for the files of the test suite that are broken on purpose."""
     try:
         return ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -35,7 +35,7 @@ def _parse(path: Path) -> ast.Module:
 
 
 def _topics(path: Path) -> Iterator[str]:
-    """The values of the dictionary `topics`, as text."""
+    """Yield the values of the dictionary `topics`, as text."""
     for node in ast.walk(_parse(path)) if path.is_file() else ():
         if isinstance(node, ast.Dict):
             for value in node.values:

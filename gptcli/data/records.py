@@ -69,7 +69,7 @@ def _array_texts(blocks: Iterable[tuple[str, int]], name: str, options: TextOpti
 
 
 def _text(value: object, place: str, options: TextOptions) -> str:
-    """The text of a record; a string in an array is its own."""
+    """Return the text of a record; a string in an array is its own."""
     mend = f"pass {options.setting('errors', 'replace')}, or mend or drop the record"
     if isinstance(value, str) and ": item " in place:
         return clean_text(value, place, errors=options.errors, mend=mend)

@@ -103,7 +103,7 @@ def is_prepared(path: Path) -> bool:
 
 
 def read_index(directory: Path) -> dict[str, Any]:
-    """The checked index.json of a prepared directory; DataError where it is not one."""
+    """Return the checked index.json of a prepared directory; DataError where it is not one."""
     path = directory / INDEX
     if not path.is_file():
         raise ConfigError(f"{shown(str(directory))}: no {INDEX}; make the directory with gptcli prepare")
@@ -168,7 +168,7 @@ class TokenArray:
         return self.starts[-1]
 
     def read(self, start: int, count: int) -> NDArray[np.int64]:
-        """Tokens start .. start + count, fewer at the end."""
+        """Return tokens start .. start + count, fewer at the end."""
         parts = []
         end = min(start + count, len(self))
         while start < end:
@@ -182,7 +182,7 @@ class TokenArray:
         return np.concatenate(parts).astype(np.int64)
 
     def rows(self, starts: NDArray[np.int64], count: int) -> Tensor:
-        """The `count` tokens from each start (R,) on -> (R, count) int64; all of them must be there."""
+        """Map the `count` tokens from each start (R,) on -> (R, count) int64; all of them must be there."""
         return torch.from_numpy(np.stack([self.read(int(start), count) for start in starts]))
 
     def place(self, position: int) -> str:
@@ -215,6 +215,6 @@ class ResidentTokens:
 
 
 def near(tokens: TokenArray, device: torch.device) -> TokenArray | ResidentTokens:
-    """The tokens where a device reads them fastest: in the memory of CUDA, if there is room."""
+    """Return the tokens where a device reads them fastest: in the memory of CUDA, if there is room."""
     room = RESIDENT_SHARE * device_memory_bytes(device) if device.type == "cuda" else 0
     return ResidentTokens(tokens, device) if len(tokens) * tokens.dtype.itemsize <= room else tokens

@@ -78,7 +78,7 @@ def find_sources(
 
 
 def _is_markup(source: Source, head: bytes, options: TextOptions) -> bool:
-    """Whether a text is more than that by its name, or by how it begins."""
+    """Return whether a text is more than that by its name, or by how it begins."""
     named = source.path is not None and has_suffix(source.path.name, MARKUP_SUFFIXES)
     return named or looks_like_json(head, options)
 
@@ -93,7 +93,7 @@ def _markup_notes(names: Sequence[str]) -> Iterator[str]:
 
 
 def _is_no_record_file(path: Path, source: Source, head: bytes, options: TextOptions, rows: bool) -> bool:
-    """Whether a .json file that nobody named holds no records, as a configuration beside the text does."""
+    """Return whether a .json file that nobody named holds no records, as a configuration beside the text does."""
     if not has_suffix(path.name, (".json",)):
         return False
     return source.kind == "text" or not (rows or has_field(head, source.kind, options))
@@ -111,7 +111,7 @@ def _is_directory(given: str) -> bool:
 
 
 def _matching_files(pattern: str) -> list[Path]:
-    """The file of this name or else the files, not directories, that it matches as a glob pattern, sorted."""
+    """Return the file of this name or else the files, not directories, that it matches as a glob pattern, sorted."""
     if os.path.exists(pattern):
         return [Path(pattern)]
     if any(character in pattern for character in "*?["):
@@ -130,7 +130,7 @@ def _matching_files(pattern: str) -> list[Path]:
 
 
 def _inspect(path: Path | None, options: TextOptions, *, rows: bool) -> tuple[Source, bytes]:
-    """The source at a path and its first bytes, checked; a stream stays open, and keeps what was looked at."""
+    """Return the source at a path and its first bytes, checked; a stream stays open, and keeps what was looked at."""
     name = "stdin" if path is None else shown(str(path))
     is_file = path is not None and os.path.isfile(path)
     opened = raw_blocks(path, name)

@@ -34,7 +34,8 @@ def split_text(text: str, limit: int, *, anywhere: bool = True) -> Iterator[str]
 
 
 def _last_word_start(text: str, start: int, end: int) -> int:
-    """The last index in [start, end) of a single space between a non-whitespace character and a letter, or -1."""
+    """Return the last index in [start, end) of a single space between a non-whitespace character and a letter, or
+    -1."""
     width = 1 << 10
     while start < end:  # backwards in windows that grow: mostly the first one has a word, a table of digits has none
         low = max(start, end - width)
@@ -46,7 +47,7 @@ def _last_word_start(text: str, start: int, end: int) -> int:
 
 
 def parts(blocks: Iterable[tuple[str, int]], cut: Callable[[str], Iterable[str]]) -> Iterator[tuple[str, int]]:
-    """The text of all blocks as `cut` divides it, each part with the bytes it took, the last part "" if need be.
+    """Yield the text of all blocks as `cut` divides it, each part with the bytes it took, the last part "" if need be.
 
     What `cut` leaves as its last part is put before the next block; a line of JSONL that has grown beyond
     MAX_LINE_BYTES without an end is given out as it is, for the reader to refuse.
@@ -68,7 +69,7 @@ def parts(blocks: Iterable[tuple[str, int]], cut: Callable[[str], Iterable[str]]
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines with their newline; what follows the last newline comes last, "" if nothing."""
+    """Return the lines with their newline; what follows the last newline comes last, "" if nothing."""
     *lines, rest = text.split("\n")
     return [*(line + "\n" for line in lines), rest]
 

@@ -64,7 +64,7 @@ def table_rows(source: Source, options: TextOptions) -> Iterator[tuple[str, dict
 
 
 def _ends_in_returns(source: Source, options: TextOptions) -> bool:
-    """Whether lines end in a carriage return alone, as on a Mac of long ago; of a stream that is not asked."""
+    """Return whether lines end in a carriage return alone, as on a Mac of long ago; of a stream that is not asked."""
     if source.stream is not None:
         return False
     text, _ = next(decoded_blocks(source, options), ("", 0))
@@ -72,14 +72,15 @@ def _ends_in_returns(source: Source, options: TextOptions) -> bool:
 
 
 def _delimiter(header: str, usual: str) -> str:
-    """The delimiter that a header has most of, the usual one where it has none."""
+    """Return the delimiter that a header has most of, the usual one where it has none."""
     bare = _QUOTED.sub("", header)
     best = max(DELIMITERS, key=lambda delimiter: (bare.count(delimiter), delimiter == usual))
     return best if bare.count(best) else usual
 
 
 def _next_record(reader: Any, name: str, skipped: int) -> tuple[str, list[str]] | DataError | None:
-    """The next record that is not blank with the place where it begins, what is wrong there, or None at the end."""
+    """Return the next record that is not blank with the place where it begins, what is wrong there, or None at the
+    end."""
     while True:
         place = f"{name}:{reader.line_num + 1 + skipped}"
         try:

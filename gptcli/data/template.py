@@ -54,19 +54,19 @@ class Template:
         return []
 
     def first(self, _tokenizer: Tokenizer) -> list[int]:
-        """What a window begins with before the conversation: the template says all of it."""
+        """Return what a window begins with before the conversation: the template says all of it."""
         return []
 
     def end_id(self, tokenizer: Tokenizer) -> int | None:
-        """The token that ends the model's turn, if it has one."""
+        """Return the token that ends the model's turn, if it has one."""
         return tokenizer.end
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Every token that ends what the model writes."""
+        """Return every token that ends what the model writes."""
         return frozenset(tokenizer.ends)
 
     def prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-        """Ids after which the model writes the assistant's next turn."""
+        """Return ids after which the model writes the assistant's next turn."""
         guard, guarded = _guarded(messages, tokenizer)
         return _ids(self._render(guarded, answer=True), [], guard, tokenizer)[0]
 
@@ -122,7 +122,7 @@ Form = Conversation | Template  # what a model takes a conversation in
 
 
 def form_of(document: Any) -> Form:
-    """The form that a checkpoint states; ValueError where it is none."""
+    """Return the form that a checkpoint states; ValueError where it is none."""
     if isinstance(document, dict) and "template" in document:
         return Template.from_json(document)
     return Conversation.from_json(document)
@@ -130,7 +130,7 @@ def form_of(document: Any) -> Form:
 
 @functools.lru_cache(8)
 def _compiled(source: str) -> Any:
-    """The template with what transformers lets it use; jinja2.TemplateError where it is none."""
+    """Return the template with what transformers lets it use; jinja2.TemplateError where it is none."""
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -160,7 +160,8 @@ def _compiled(source: str) -> Any:
 
 
 def check_template(source: str) -> str | None:
-    """Why a template cannot be used, or None: it must take a question and its answer. ConfigError without jinja2."""
+    """Return why a template cannot be used, or None: it must take a question and its answer. ConfigError without
+    jinja2."""
     try:
         Template(source, dict.fromkeys(("bos_token", "eos_token"), "")).check()
     except DataError as error:
@@ -169,7 +170,7 @@ def check_template(source: str) -> str | None:
 
 
 def _guarded(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, list[Message]]:
-    """The messages with a character put into every control token that they spell, and that character; "" and the
+    """Return the messages with a character put into every control token that they spell, and that character; "" and the
     messages themselves where they spell none."""
     controls = _controls(tokenizer)
     if not any(controls.search(message.content) for message in messages):
@@ -197,7 +198,7 @@ def _end_of_turn(turn: str, start: int, tokenizer: Tokenizer) -> int:
 
 
 def _ids(text: str, spans: Sequence[tuple[int, int]], guard: str, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Ids of a rendered text, and whether each lies in one of the spans."""
+    """Return ids of a rendered text, and whether each lies in one of the spans."""
     if not guard:
         ids, offsets = tokenizer.encode_rendered(text)
         return ids, [any(first <= start and end <= last for first, last in spans) for start, end in offsets]

@@ -119,7 +119,7 @@ def read_lines(source: Source, options: TextOptions, split: Callable[[str], list
 
 
 def _text_parts(blocks: Iterable[tuple[str, int]], source: Source, found: Findings) -> Iterator[tuple[str, bool, int]]:
-    """The parts of a text file, an empty one where a part has no text."""
+    """Yield the parts of a text file, an empty one where a part has no text."""
     for index, (text, part_bytes) in enumerate(parts(blocks, lambda text: split_text(text, PIECE_BYTES))):
         if "<|e" in text and (mark := next((mark for mark in MARKS if mark in text), "")):
             found.marked[source.name] = mark
@@ -127,7 +127,8 @@ def _text_parts(blocks: Iterable[tuple[str, int]], source: Source, found: Findin
 
 
 def _record_parts(source: Source, options: TextOptions, found: Findings) -> Iterator[tuple[str, bool, int]]:
-    """The parts of the texts of records, an empty one for a blank line, an empty text or a row that is left out."""
+    """Yield the parts of the texts of records, an empty one for a blank line, an empty text or a row that is left
+    out."""
     texts = record_texts(source, options)
     rows = bad = 0
     for text, record_bytes in texts:

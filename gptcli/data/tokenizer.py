@@ -114,7 +114,7 @@ class Tokenizer:
         return cls(content, name=str(path))
 
     def with_specials(self, names: Sequence[str]) -> Tokenizer:
-        """The same tokenizer with more control tokens, their ids after all others; those it has already stay."""
+        """Return the same tokenizer with more control tokens, their ids after all others; those it has already stay."""
         if not names:
             return self
         document = json.loads(self.plain_content)
@@ -146,7 +146,8 @@ class Tokenizer:
         return hashlib.sha256(self.content).hexdigest()
 
     def with_marks(self, begin: str | None, ends: Sequence[str]) -> Tokenizer:
-        """The same tokenizer whose documents begin with one control token and end with any of others, if it has them.
+        """Return the same tokenizer whose documents begin with one control token and end with any of others, if it has
+        them.
 
         The key is put before all others, so that `plain_content` has the bytes of before.
         """
@@ -182,8 +183,8 @@ class Tokenizer:
         return [] if self.end is None else [self.end]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, none of them special. Lone surrogates raise UnicodeEncodeError: they are not text. DataError
-        for a byte that has no token.
+        """Return ids of `text`, none of them special. Lone surrogates raise UnicodeEncodeError: they are not text.
+        DataError for a byte that has no token.
 
         A word of more than 25,000 characters is encoded in pieces (see `_cut_runs`) where the tokens are bytes.
         """
@@ -191,8 +192,8 @@ class Tokenizer:
         return ids[0] if len(ids) == 1 else list(itertools.chain.from_iterable(ids))
 
     def encode_rendered(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of a text in which control tokens are written out, as a chat template gives it, and where each begins
-        and ends in it. Never for a person's text."""
+        """Return ids of a text in which control tokens are written out, as a chat template gives it, and where each
+        begins and ends in it. Never for a person's text."""
         self._check_held(text)
         encoding = self._whole.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
@@ -207,8 +208,8 @@ class Tokenizer:
         return _encoder(tokenizer_file.encoding_part(document, ()))
 
     def _pieces(self, text: str) -> list[str]:
-        """The text, in pieces that are encoded apart without other ids than the whole; DataError for a byte that has
-        no token."""
+        """Return the text, in pieces that are encoded apart without other ids than the whole; DataError for a byte that
+        has no token."""
         self._check_held(text)
         return _pieces(text) if self._cut else [text]
 
@@ -220,7 +221,7 @@ class Tokenizer:
                             "drop it from the text")  # fmt: skip
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, on all cores."""
+        """Return ids of each text, on all cores."""
         cut = [self._pieces(text) for text in texts]
         pieces = list(itertools.chain.from_iterable(cut))
         encodings = iter(self._encoder.encode_batch_fast(pieces, add_special_tokens=False))
@@ -236,11 +237,11 @@ class Tokenizer:
         return [b"" if index in controls else content for index, content in enumerate(self.token_bytes)]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The exact bytes of ids, specials as their text; IndexError for an id outside of the vocabulary."""
+        """Return the exact bytes of ids, specials as their text; IndexError for an id outside of the vocabulary."""
         return b"".join(map(self.token_bytes.__getitem__, ids))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; bytes that are not UTF-8 become U+FFFD."""
+        """Return text of ids; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     @functools.cached_property
@@ -250,7 +251,7 @@ class Tokenizer:
         return b" " if found == b" a" else b""
 
     def text_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of a whole text, from its beginning: without what encoding puts before it."""
+        """Return the bytes of a whole text, from its beginning: without what encoding puts before it."""
         return self.decode_bytes(ids).removeprefix(self.prefix)
 
     @functools.cached_property
@@ -331,7 +332,7 @@ def learn_merges(
 def from_merges(
     vocabulary: dict[str, int], merges: list[tuple[str, str]], specials: dict[str, int], *, pattern: str = "gpt2"
 ) -> Tokenizer:
-    """The tokenizer of a vocab.json and a merges.txt; DataError where they do not fit each other."""
+    """Return the tokenizer of a vocab.json and a merges.txt; DataError where they do not fit each other."""
     try:
         encoder = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
     except Exception as error:
@@ -354,7 +355,7 @@ def _written(document: dict[str, Any]) -> bytes:
 
 
 def check_vocabulary(vocab_size: int, specials: Sequence[str]) -> list[str]:
-    """All special tokens, in order of their ids; ConfigError for a size or specials that cannot be."""
+    """Return all special tokens, in order of their ids; ConfigError for a size or specials that cannot be."""
     names = [END_OF_TEXT, *(name for name in specials if name != END_OF_TEXT)]
     if "" in names or len(set(names)) < len(names):
         raise ConfigError("--special: special tokens must be distinct and not empty")
@@ -413,12 +414,13 @@ def _pre_tokenizer(pattern: str) -> Any:
 
 
 def _pieces(text: str) -> list[str]:
-    """The text, in pieces that are encoded apart: of PIECE_LENGTH, and no word of them longer than LONGEST_RUN."""
+    """Return the text, in pieces that are encoded apart: of PIECE_LENGTH, and no word of them longer than
+    LONGEST_RUN."""
     return [piece for part in split_text(text, PIECE_LENGTH, anywhere=False) for piece in _cut_runs(part)]
 
 
 def _cut_runs(text: str) -> list[str]:
-    """The text, cut within runs of more than LONGEST_RUN characters that are all white space, or all not.
+    """Return the text, cut within runs of more than LONGEST_RUN characters that are all white space, or all not.
 
     Merging takes more than linear time in the length of a word. Llama 3's own tokenizer cuts there, too.
     """

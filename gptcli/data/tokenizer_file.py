@@ -61,7 +61,8 @@ def check(document: Mapping[str, Any]) -> None:
 
 
 def encoding_part(document: Mapping[str, Any], controls: Collection[str]) -> dict[str, Any]:
-    """The part of a tokenizer.json that encodes text: it yields no control token, and cuts, pads and adds nothing.
+    """Return the part of a tokenizer.json that encodes text: it yields no control token, and cuts, pads and adds
+    nothing.
 
     A control token gets a name that no text can have, so that the others keep their ids.
     """
@@ -85,7 +86,7 @@ def encoding_part(document: Mapping[str, Any], controls: Collection[str]) -> dic
 
 
 def parts(document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    """The steps of the normalizer, pre_tokenizer or decoder, without the sequences they are in."""
+    """Return the steps of the normalizer, pre_tokenizer or decoder, without the sequences they are in."""
     return list(_flat(document.get(name), {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers"}.get(name)))
 
 
@@ -100,13 +101,13 @@ def _flat(part: Any, key: str | None) -> Iterator[Mapping[str, Any]]:
 
 
 def of_bytes(document: Mapping[str, Any]) -> bool:
-    """Whether the tokens are bytes, each written as a character (byte-level BPE)."""
+    """Return whether the tokens are bytes, each written as a character (byte-level BPE)."""
     return any(part["type"] == "ByteLevel" for name in ("pre_tokenizer", "decoder") for part in parts(document, name))
 
 
 def cut_between_words(document: Mapping[str, Any], patterns: Collection[str]) -> bool:
-    """Whether a text may be encoded in pieces, cut before a space and a letter: byte-level BPE whose split pattern
-    is known to begin a word there."""
+    """Return whether a text may be encoded in pieces, cut before a space and a letter: byte-level BPE whose split
+    pattern is known to begin a word there."""
     split = parts(document, "pre_tokenizer")
     kinds = [part["type"] for part in split]
     added = [token for token in document.get("added_tokens") or [] if not token.get("special", True)]
@@ -123,14 +124,15 @@ def cut_between_words(document: Mapping[str, Any], patterns: Collection[str]) ->
 
 
 def missing_bytes(document: Mapping[str, Any]) -> bytes:
-    """The bytes that no text may have: those without a token, where the tokens are bytes and none is for the rest."""
+    """Return the bytes that no text may have: those without a token, where the tokens are bytes and none is for the
+    rest."""
     if not of_bytes(document) or document["model"].get("unk_token") is not None:
         return b""
     return bytes(sorted(byte for char, byte in bytes_of_characters().items() if char not in document["model"]["vocab"]))
 
 
 def token_bytes(document: Mapping[str, Any], encoder: tokenizers.Tokenizer, size: int) -> list[bytes]:
-    """The bytes that each id stands for within a text; b"" for an id without a token."""
+    """Return the bytes that each id stands for within a text; b"" for an id without a token."""
     found = [b""] * size
     ordinary, controls = ordinary_tokens(document), added_tokens(document, special=True)
     words = added_tokens(document, special=False)

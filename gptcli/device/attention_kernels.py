@@ -29,7 +29,7 @@ def use_fastest(shape: tuple[int, int, int, int], kv_heads: int, dtype: torch.dt
 
 @functools.cache
 def fastest(shape: tuple[int, int, int, int], kv_heads: int, dtype: torch.dtype, device: torch.device) -> str:
-    """The name of that kernel; which are enabled afterwards is left open."""
+    """Return the name of that kernel; which are enabled afterwards is left open."""
     times = {}
     for name in KERNELS:
         _enable(name, reserve=False)
@@ -46,7 +46,7 @@ def _enable(only: str, *, reserve: bool = True) -> None:
 
 
 def _seconds(shape: tuple[int, int, int, int], kv_heads: int, dtype: torch.dtype, device: torch.device) -> float:
-    """The shortest time of forward and backward."""
+    """Return the shortest time of forward and backward."""
     B, H, T, D = shape
     q, k, v = (
         torch.randn(B, heads, T, D, dtype=dtype, device=device, requires_grad=True) for heads in (H, kv_heads, kv_heads)

@@ -13,7 +13,7 @@ _DROP_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(text: str) -> str:
-    """The text as SQuAD compares it; see NORMALISATION."""
+    """Return the text as SQuAD compares it; see NORMALISATION."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_DROP_PUNCTUATION)).split())
 
 

@@ -35,14 +35,14 @@ class Tally:
         return len(self.values)
 
     def sums(self, rows: Integers | None = None) -> Floats:
-        """Every sum, over all rows or those given (a row given twice counts twice)."""
+        """Return every sum, over all rows or those given (a row given twice counts twice)."""
         groups, values = (self.groups, self.values) if rows is None else (self.groups[rows], self.values[rows])
         sums: Floats = np.bincount(groups.ravel(), weights=values.ravel(), minlength=self.size).astype(np.float64)
         return sums
 
     @staticmethod
     def of_columns(**columns: Floats) -> Tally:
-        """One sum for each column."""
+        """Return one sum for each column."""
         values = np.stack(list(columns.values()), axis=1).astype(np.float64)
         return Tally(np.broadcast_to(np.arange(values.shape[1]), values.shape), values, values.shape[1])
 
@@ -97,7 +97,7 @@ class Resampling:
 def estimates(
     tally: Tally, metrics: Metrics, resampling: Resampling, reasons: Mapping[str, str] | None = None
 ) -> dict[str, Estimate]:
-    """Every metric with its interval over the resamples in which it has a value.
+    """Return every metric with its interval over the resamples in which it has a value.
 
     `reasons`: why a metric may have no value, said where it has none.
     """
@@ -109,7 +109,7 @@ def estimates(
 def differences(
     tally: Tally, other: Tally, metrics: Metrics, resampling: Resampling, scores: Mapping[str, tuple[Floats, Floats]]
 ) -> dict[str, Difference]:
-    """Every metric of `tally` less that of `other`, which are of the same rows in the same order.
+    """Return every metric of `tally` less that of `other`, which are of the same rows in the same order.
 
     Intervals draw rows in pairs. p-values are McNemar's exact test for the metrics of which `scores` gives each row's
     score, 0 or 1, under both models; else those of a paired randomisation test, in which the two results of a row

@@ -27,7 +27,7 @@ class Labelled:
         return (self.wanted == self.given).astype(np.float64)
 
     def confusion(self) -> Integers:
-        """Rows of each label (first index) that were given each label (second index), (L, L)."""
+        """Return rows of each label (first index) that were given each label (second index), (L, L)."""
         size = len(self.labels)
         return np.bincount(self.wanted * size + self.given, minlength=size * size).reshape(size, size)
 
@@ -68,14 +68,14 @@ class Labelled:
         return float(found["accuracy"]), float(found["macro_f1"])
 
     def reasons(self) -> dict[str, str]:
-        """Why a metric of a label may have no value."""
+        """Return why a metric of a label may have no value."""
         why = {"precision": "no row was given this label", "recall": "no row has this label"}
         why["f1"] = "no row has this label or was given it"
         return {f"{name}/{label}": text for name, text in why.items() for label in self.labels}
 
 
 def label_numbers(names: Sequence[str], labels: Sequence[str]) -> Integers:
-    """The place of each name among the labels."""
+    """Return the place of each name among the labels."""
     places = {label: index for index, label in enumerate(labels)}
     return np.array([places[name] for name in names], dtype=np.int64)
 

@@ -86,7 +86,7 @@ def classify_by_head(ensemble: Ensemble, items: Sequence[Item], report: Report) 
 
 @torch.inference_mode()
 def label_probabilities(model: GPT, sequences: Sequence[list[int]], runtime: Runtime, *, pooling: Pooling) -> Tensor:
-    """Probabilities (sequences, labels) float32 on the CPU, of id sequences that begin as Example.ids do.
+    """Return probabilities (sequences, labels) float32 on the CPU, of id sequences that begin as Example.ids do.
 
     NumericalError where the model's output is not finite.
     """

@@ -33,12 +33,12 @@ class Item:
 
 
 def continuation(prompt: str, answer: str) -> str:
-    """An answer as it follows a prompt: after a space, unless the prompt is empty or ends in white space."""
+    """Return an answer as it follows a prompt: after a space, unless the prompt is empty or ends in white space."""
     return answer if not prompt or prompt[-1].isspace() else " " + answer
 
 
 def default_template(task: Task, row: Row) -> str:
-    """How a row becomes a prompt where the user says nothing."""
+    """Return how a row becomes a prompt where the user says nothing."""
     match task:
         case "classify":
             return "{text}\nlabel:"
@@ -49,12 +49,12 @@ def default_template(task: Task, row: Row) -> str:
 
 
 def names_field(template: str) -> bool:
-    """Whether anything of a row gets into its prompt."""
+    """Return whether anything of a row gets into its prompt."""
     return _FIELD.search(template) is not None
 
 
 def read_item(row: Row, task: Task, template: str | None) -> Item:
-    """The question a row asks; DataError, with its place, where a field is missing or wrong."""
+    """Return the question a row asks; DataError, with its place, where a field is missing or wrong."""
     template = default_template(task, row) if template is None else template
     prompt = _FIELD.sub(lambda match: row.text(match[1]), template)
     match task:
@@ -78,7 +78,7 @@ def _filled(row: Row, name: str) -> str:
 
 
 def _texts(row: Row, name: str) -> tuple[str, ...]:
-    """A text, or a list of texts, that a field must have."""
+    """Return a text, or a list of texts, that a field must have."""
     value: Any = row.fields.get(name)
     texts = value if isinstance(value, list) else [value]
     if name == "choices" and not (isinstance(value, list) and len(value) > 1):
@@ -92,7 +92,7 @@ def _texts(row: Row, name: str) -> tuple[str, ...]:
 
 
 def _right_choice(row: Row, choices: tuple[str, ...]) -> int:
-    """The place of the right choice, given as its number from 0 or as its text."""
+    """Return the place of the right choice, given as its number from 0 or as its text."""
     answer = row.fields.get("answer")
     if isinstance(answer, int) and not isinstance(answer, bool):
         if 0 <= answer < len(choices):

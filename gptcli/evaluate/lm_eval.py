@@ -40,7 +40,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return self.first[0]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:  # noqa: ARG002
-        """Ids, none of them special."""
+        """Return ids, none of them special."""
         return self.gpt_tokenizer.encode(string)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:  # noqa: ARG002
@@ -68,11 +68,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return [-score.nats for score in score_documents(self.model, self.gpt_tokenizer, documents, self.runtime)]
 
     def prompt_room(self, max_tokens: int) -> int:
-        """Tokens of a prompt beside an answer, which takes at most half of a short context."""
+        """Return tokens of a prompt beside an answer, which takes at most half of a short context."""
         return self.room - min(max_tokens, self.room // 2) + 1  # the last token written is never fed
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
-        """The text that continues each prompt, up to the first of its stop strings."""
+        """Return the text that continues each prompt, up to the first of its stop strings."""
         engine = Engine(self.model, self.gpt_tokenizer, self.runtime)
 
         def prepared() -> Iterator[Request]:

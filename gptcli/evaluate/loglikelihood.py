@@ -39,7 +39,7 @@ def classify_by_words(
 def choose(
     loaded: LoadedModel, items: Sequence[Item], options: RowOptions, shots: Shots | None, report: Report
 ) -> Outcome:
-    """The choice with the greatest log-probability, raw and for its length."""
+    """Return the choice with the greatest log-probability, raw and for its length."""
     cuts, records = Cuts(), list[dict[str, Any]]()
     right: dict[str, list[float]] = {name: [] for name in multiple_choice.NORMALISATIONS}
     all_scored = score_answers(loaded, items, [item.choices for item in items], options, shots, cuts)
@@ -87,7 +87,7 @@ def score_answers(
 def _sequences(
     loaded: LoadedModel, item: Item, texts: Sequence[str], options: RowOptions, before: list[str], cuts: Cuts
 ) -> list[Scorable]:
-    """A row's choices behind its context. The last token of a choice is not fed, so it takes no room."""
+    """Return a row's choices behind its context. The last token of a choice is not fed, so it takes no room."""
     encode, first = loaded.tokenizer.encode, loaded.tokenizer.first
     ends = [continuation(item.prompt, text) for text in texts]
     longest = max(len(encode(end)) for end in ends) - 1

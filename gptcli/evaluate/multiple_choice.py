@@ -18,7 +18,8 @@ NORMALISATIONS = {
 
 
 def preferred(choices: Sequence[str], logprobs: Sequence[float], tokens: Sequence[int]) -> dict[str, int]:
-    """The choice that each normalisation prefers, the first of equal ones; an empty choice counts as of length 1."""
+    """Return the choice that each normalisation prefers, the first of equal ones; an empty choice counts as of length
+    1."""
     lengths = {
         "accuracy": [1] * len(choices),
         "accuracy_per_character": [len(choice) for choice in choices],
@@ -30,7 +31,7 @@ def preferred(choices: Sequence[str], logprobs: Sequence[float], tokens: Sequenc
 
 
 def probabilities(logprobs: Sequence[float]) -> Floats:
-    """The distribution over choices alone, (n,): softmax of their log-probabilities."""
+    """Return the distribution over choices alone, (n,): softmax of their log-probabilities."""
     values = np.asarray(logprobs, dtype=np.float64)
     weights = np.exp(values - values.max())
     return weights / weights.sum()

@@ -73,7 +73,7 @@ def score_documents(
     stride: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[TextScore]:
-    """The score of each document's ids, in order; specials among the ids are context and are not scored.
+    """Yield the score of each document's ids, in order; specials among the ids are context and are not scored.
 
     Every window begins with <|endoftext|>, so that a document's first token is scored as well; with a tokenizer that
     has none, the first token of a document is given, and is not scored. stride: new tokens of a window, default half

@@ -37,12 +37,12 @@ class Scored(NamedTuple):
 
 
 def batch_tokens(*, on_cpu: bool) -> int:
-    """Tokens of a forward pass."""
+    """Return tokens of a forward pass."""
     return min(BATCH_TOKENS, CPU_BATCH_TOKENS) if on_cpu else BATCH_TOKENS
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Ids of a context and of what follows it, cut where the tokens of the whole text cut it.
+    """Return ids of a context and of what follows it, cut where the tokens of the whole text cut it.
 
     As lm-eval does it: spaces at the end of the context go to the continuation, since that is where byte-level BPE
     puts them. Where a token reaches over the border, both are encoded alone.
@@ -59,7 +59,7 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
 def score_sequences(
     model: GPT, sequences: Iterable[Sequence], runtime: Runtime, *, greedy: bool = False
 ) -> Iterator[Scored]:
-    """What the model makes of each sequence, in order; NumericalError where its output is not finite.
+    """Yield what the model makes of each sequence, in order; NumericalError where its output is not finite.
 
     Sequences that differ in their last id only, as the possible answers of one token do, share a pass of the model.
     """
@@ -101,7 +101,7 @@ def _score_batch(model: GPT, batch: list[Sequence], runtime: Runtime, greedy: bo
 
 
 def _hidden(model: GPT, inputs: list[tuple[int, ...]], runtime: Runtime) -> Tensor:
-    """The head's input (N, C) at every token of the inputs, laid end to end."""
+    """Return the head's input (N, C) at every token of the inputs, laid end to end."""
     lengths = list(map(len, inputs))
     if max(lengths) > model.config.context_length:
         raise ValueError(f"{max(lengths)} tokens do not fit a context of {model.config.context_length}")

@@ -325,7 +325,7 @@ class Engine:
                 cache.erase_stale(index)
 
     def _can_go_ahead(self) -> bool:
-        """Whether the next tokens of all texts can be drawn in one go."""
+        """Return whether the next tokens of all texts can be drawn in one go."""
         if not self.steps_ahead or self.prefilling:
             return False
         if self.multi_step is None or self.multi_step.cache is not self.prefixes.cache:
@@ -355,7 +355,7 @@ class Engine:
                 self.prefixes.cache.erase_stale(index)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """Logits (B, V), without those that pad the embedding beyond the tokenizer."""
+        """Return logits (B, V), without those that pad the embedding beyond the tokenizer."""
         return self.forward.logits(hidden)[:, : self.tokenizer.vocab_size]
 
     def _draw(self, logits: Tensor, sequences: Sequence[ActiveSequence]) -> None:

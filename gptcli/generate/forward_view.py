@@ -38,7 +38,7 @@ class ForwardView:
         self.used = self.model if hooked else self.view
 
     def hidden(self, ids: list[list[int]], layout: Layout) -> Tensor:
-        """Ids (B, T) -> the head's input (B, T, C)."""
+        """Map ids (B, T) -> the head's input (B, T, C)."""
         with disable_torch_function():
             batch = torch.tensor(ids, device=self.runtime.device)
             return self.used.hidden(batch, dtype=self.runtime.dtype, layout=layout)

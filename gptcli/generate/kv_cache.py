@@ -64,7 +64,7 @@ class KVCache:
         self.lengths[one], self.lengths[other] = self.lengths[other], self.lengths[one]
 
     def grown(self, config: ModelConfig, capacity: int) -> KVCache:
-        """A cache of at least this capacity with what this one holds."""
+        """Return a cache of at least this capacity with what this one holds."""
         if capacity <= self.capacity:
             return self
         larger = KVCache(config, len(self.lengths), capacity, dtype=self.keys.dtype, device=self.keys.device)

@@ -108,7 +108,7 @@ class Int8Linear(nn.Module):
 
 
 def _whole_numbers(linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    """The weight (N, K) in 8 bits, and the scale of each of its rows, (N,) float32."""
+    """Return the weight (N, K) in 8 bits, and the scale of each of its rows, (N,) float32."""
     weight = linear.weight.detach().float()
     scales = weight.abs().amax(1).clamp_min(1e-30) / 127
     return (weight / scales[:, None]).round().to(torch.int8), scales
@@ -197,7 +197,7 @@ def _replace(model: GPT, make: Callable[[nn.Linear], nn.Module]) -> None:
 
 
 def _layout(dtype: torch.dtype, quantize: Quantize | None) -> Callable[[nn.Linear], nn.Module] | None:
-    """What to make of each matrix, None where it is best left as it is."""
+    """Return what to make of each matrix, None where it is best left as it is."""
     fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
     if quantize:
         return Int8Linear if fbgemm else Int8WeightLinear

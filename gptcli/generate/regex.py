@@ -31,7 +31,7 @@ _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0}
 
 
 def complement(ranges: Ranges) -> Ranges:
-    """The code points that are in none of the ranges."""
+    """Return the code points that are in none of the ranges."""
     found, begin = [], 0
     for low, high in sorted(ranges):
         if begin < low:
@@ -193,7 +193,7 @@ class _Parser:
         return first, last
 
     def repeated(self) -> Part:
-        """An atom with its quantifier: what is repeated is read again for every copy."""
+        """Return an atom with its quantifier: what is repeated is read again for every copy."""
         start = self.place
         part = self.atom()
         end = self.place
@@ -319,5 +319,5 @@ class _Parser:
 
 
 def literal(text: str) -> str:
-    """The pattern that matches this text only."""
+    """Return the pattern that matches this text only."""
     return "".join(f"\\{c}" if c in r"\.[](){}|*+?^$" else c for c in text)

@@ -133,7 +133,7 @@ class ActiveSequence:
         return self.completion.finish_reason is not None
 
     def begins_like(self, other: ActiveSequence) -> bool:
-        """Whether the prompts begin alike, so far that this one is better computed after the other."""
+        """Return whether the prompts begin alike, so far that this one is better computed after the other."""
         return common_length(self.window, other.window) >= min(QUERY_BLOCK, len(self.window))
 
     @property

@@ -101,7 +101,8 @@ def _begins(mark: str, use: str) -> str:
 
 
 def recorded(checkpoint: Path) -> dict[str, str]:
-    """What a run wrote down of its training and of the validation of this checkpoint; empty for an imported model."""
+    """Return what a run wrote down of its training and of the validation of this checkpoint; empty for an imported
+    model."""
     path = checkpoint / "training.json"
     training = fsio.read_json(path) if path.is_file() else None
     if not isinstance(training, dict):

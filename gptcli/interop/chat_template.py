@@ -30,7 +30,7 @@ BEGIN
 
 
 def chat_template(conversation: Conversation, tokenizer: Tokenizer) -> str:
-    """The content of chat_template.jinja."""
+    """Return the content of chat_template.jinja."""
     values = {
         "ROLES": dict(conversation.roles),
         "CONTROLS": list(tokenizer.specials),
@@ -43,7 +43,7 @@ def chat_template(conversation: Conversation, tokenizer: Tokenizer) -> str:
 
 
 def conversation_of(template: str, tokenizer: Tokenizer) -> Conversation | None:
-    """The conversation that `chat_template` wrote this template for; None for any other template."""
+    """Return the conversation that `chat_template` wrote this template for; None for any other template."""
     roles, end = re.search(r"set roles = (.*) -%}", template), re.search(r"\['content'\] \+ (.*) -}}", template)
     if roles is None or end is None:
         return None

@@ -22,7 +22,7 @@ _FILLED = {"norm_weight", "qk_norm_weight", "head_bias", *(f"{part}_bias" for pa
 
 
 def family_of(document: Document, place: str) -> Family:
-    """The family of a config.json; DataError where there is none."""
+    """Return the family of a config.json; DataError where there is none."""
     architectures = document.get("architectures")
     if not architectures:
         architectures = [f.architecture for f in FAMILIES.values() if f.model_type == document.get("model_type")]
@@ -35,13 +35,13 @@ def family_of(document: Document, place: str) -> Family:
 
 
 def architecture_of(document: Document) -> str:
-    """The name of a config.json's class, else of its kind."""
+    """Return the name of a config.json's class, else of its kind."""
     architectures = document.get("architectures")
     return str(architectures[0]) if architectures else str(document.get("model_type"))
 
 
 def labels_of(document: Document, place: str) -> tuple[str, ...]:
-    """The labels of a classifier's config.json, in the order of their numbers; none of a language model's."""
+    """Return the labels of a classifier's config.json, in the order of their numbers; none of a language model's."""
     architectures = document.get("architectures")
     if not isinstance(architectures, list) or not architectures or architectures[0] not in CLASSIFIERS:
         return ()
@@ -57,7 +57,7 @@ def labels_of(document: Document, place: str) -> tuple[str, ...]:
 
 
 def read_config(document: Document, family: Family, place: str) -> ModelConfig:
-    """The ModelConfig that computes what the class does; DataError with every key that has no place in one."""
+    """Return the ModelConfig that computes what the class does; DataError with every key that has no place in one."""
     problems = [f"{place}: {problem}" for problem in _foreign(document, family)]
     values: dict[str, Any] = dict(family.fixed)
     for name, (key, default) in family.keys.items():
@@ -83,7 +83,7 @@ def read_config(document: Document, family: Family, place: str) -> ModelConfig:
 
 
 def unsaid(document: Document) -> Iterator[str]:
-    """What of the config.json is left behind although the model computes the same."""
+    """Yield what of the config.json is left behind although the model computes the same."""
     if document.get("auto_map"):
         yield "auto_map names code of the model's own, which is never run; the architecture is that of transformers"
     rates = {key: document[key] for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop") if key in document}
@@ -92,7 +92,7 @@ def unsaid(document: Document) -> Iterator[str]:
 
 
 def _biases(document: Document, family: Family) -> dict[str, Any]:
-    """Which parts have biases: `bias` alone where all are alike, each part's field where they are not."""
+    """Return which parts have biases: `bias` alone where all are alike, each part's field where they are not."""
     parts = [part for part in PARTS if part != "norm" or family.fixed["norm"] == "layernorm"]
     given = {}
     for part in parts:
@@ -131,8 +131,8 @@ def _activation(document: Document, family: Family) -> dict[str, Any]:
 
 
 def family_for(config: ModelConfig, families: Sequence[Family], form: str, *, came: Document | None = None) -> Family:
-    """The family that can hold the model, the one of the config.json that it came with if that can, else the one with
-    the least that is filled up; DataError with what the nearest one cannot hold, and why: `form` with its name."""
+    """Return the family that can hold the model, the one of the config.json that it came with if that can, else the one
+    with the least that is filled up; DataError with what the nearest one cannot hold, and why: `form` with its name."""
     for family in families:
         if came and family.model_type == came.get("model_type") and not any(problems(config, family)):
             return family
@@ -143,7 +143,7 @@ def family_for(config: ModelConfig, families: Sequence[Family], form: str, *, ca
 
 
 def nearest_family(config: ModelConfig, families: Iterable[Family]) -> Family:
-    """The family that can hold most of the model and, of those, has the least weights and biases beyond it."""
+    """Return the family that can hold most of the model and, of those, has the least weights and biases beyond it."""
 
     def rank(family: Family) -> tuple[int, int]:
         unheld = len(list(problems(config, family)))
@@ -156,7 +156,7 @@ def nearest_family(config: ModelConfig, families: Iterable[Family]) -> Family:
 
 
 def problems(config: ModelConfig, family: Family) -> Iterator[str]:
-    """What of the config the class cannot hold: what another config comes back when its config.json is read."""
+    """Yield what of the config the class cannot hold: what another config comes back when its config.json is read."""
     if config.activation not in family.activations:
         yield f"activation: {config.activation}"
         config = _replace_activation(config, next(iter(family.activations)))
@@ -175,7 +175,7 @@ def problems(config: ModelConfig, family: Family) -> Iterator[str]:
 
 
 def whole(config: ModelConfig, family: Family) -> ModelConfig:
-    """The config as the class sees it: with the weights and biases that it always has."""
+    """Return the config as the class sees it: with the weights and biases that it always has."""
     return read_config(write_config(config, family), family, "config.json")
 
 
@@ -185,7 +185,7 @@ def _replace_activation(config: ModelConfig, activation: str) -> ModelConfig:
 
 
 def _computed(config: ModelConfig) -> dict[str, Any]:
-    """The options that say what a trained model computes, each spelt in one way."""
+    """Return the options that say what a trained model computes, each spelt in one way."""
     options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for name in (*_TRAINING_ONLY, "bias", "attention_pattern"):
         del options[name]
@@ -226,7 +226,7 @@ def _said(given: Any) -> str:
 
 
 def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
-    """The config.json of the class, without the ids of tokens."""
+    """Return the config.json of the class, without the ids of tokens."""
     given = {
         **{name: getattr(config, name) for name in family.keys},
         "num_kv_heads": config.kv_heads,

@@ -45,7 +45,7 @@ OTHERS = {
 
 
 def read_gguf(path: Path) -> Pretrained:
-    """All but the weights of a file; DataError for what it is instead, or for what of it cannot be had."""
+    """Return all but the weights of a file; DataError for what it is instead, or for what of it cannot be had."""
     place = shown(str(path))
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
@@ -85,7 +85,7 @@ def read_gguf(path: Path) -> Pretrained:
 
 
 def gguf_package() -> Any:
-    """The package gguf; ConfigError says how to get it."""
+    """Return the package gguf; ConfigError says how to get it."""
     try:
         import gguf
     except ImportError:
@@ -105,7 +105,7 @@ def _architecture(facts: Mapping[str, Any], place: str) -> Architecture:
 def _config(
     facts: Mapping[str, Any], tensors: Mapping[str, Any], architecture: Architecture, place: str
 ) -> dict[str, Any]:
-    """The metadata as config.json; DataError for a rotation that no key of it says."""
+    """Return the metadata as config.json; DataError for a rotation that no key of it says."""
     name, family = architecture.name, architecture.family
     found = {key.removeprefix(f"{name}."): value for key, value in facts.items() if key.startswith(f"{name}.")}
     heads = found.get("attention.head_count")
@@ -145,7 +145,7 @@ def _config(
 
 
 def _settings(facts: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
-    """Names of tokens, and tokenizer_config.json."""
+    """Return names of tokens, and tokenizer_config.json."""
     tokens = facts.get("tokenizer.ggml.tokens", [])
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     kinds = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -174,7 +174,8 @@ def _generation(facts: Mapping[str, Any], ends: Mapping[str, Any]) -> dict[str, 
 
 
 def _read_model(config: Mapping[str, Any], architecture: Architecture, tensors: Mapping[str, Any], place: str) -> GPT:
-    """The model, its weights dequantised to float32; DataError names what is missing, extra or of another shape."""
+    """Return the model, its weights dequantised to float32; DataError names what is missing, extra or of another
+    shape."""
     family = architecture.family
     shape = read_config(config, family, place)
     with torch.device("meta"):

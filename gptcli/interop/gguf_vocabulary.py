@@ -88,8 +88,8 @@ class Vocabulary:
 
 
 def for_gguf(document: Mapping[str, Any], tokenizer: Tokenizer, size: int) -> Vocabulary:
-    """The vocabulary of a tokenizer.json with a token for each of `size` ids; DataError where llama.cpp has no such
-    tokenizer."""
+    """Return the vocabulary of a tokenizer.json with a token for each of `size` ids; DataError where llama.cpp has no
+    such tokenizer."""
     model = document["model"]
     falls_back = bool(model.get("byte_fallback"))
     if model.get("type", "BPE") != "BPE" or not (tokenizer_file.of_bytes(document) or falls_back):
@@ -114,7 +114,7 @@ def for_gguf(document: Mapping[str, Any], tokenizer: Tokenizer, size: int) -> Vo
 
 
 def split(name: str) -> dict[str, Any]:
-    """The pre_tokenizer of a tokenizer.json that cuts text as `name` does."""
+    """Return the pre_tokenizer of a tokenizer.json that cuts text as `name` does."""
     regex = PATTERNS.get(name)
     bytes_of = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": regex is None}
     if regex is not None:

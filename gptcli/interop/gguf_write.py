@@ -41,7 +41,7 @@ PRE_TOKENIZERS = {"gpt2": "gpt-2", "llama3": "llama-bpe", "qwen2": "qwen2", "dig
 
 
 def gguf_package() -> ModuleType:
-    """The package gguf; ConfigError says how to get it."""
+    """Return the package gguf; ConfigError says how to get it."""
     try:
         import gguf
     except ImportError:
@@ -78,7 +78,7 @@ def write_gguf(
 
 
 def unwritten(config: ModelConfig) -> Iterator[str]:
-    """What of a config a class of transformers holds and the file that write_gguf makes does not."""
+    """Yield what of a config a class of transformers holds and the file that write_gguf makes does not."""
     if config.activation not in ACTIVATIONS:
         yield f"model.activation: {config.activation}; llama.cpp has {', '.join(ACTIVATIONS)} there"
     if config.rope_scaling.kind != "none":
@@ -140,7 +140,7 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, config: ModelConfig, metad
 
 
 def _adds_begin(tokenizer: Tokenizer, metadata: ModelMetadata) -> bool:
-    """Whether every text begins with bos_token: of an imported model where its own program put it there."""
+    """Return whether every text begins with bos_token: of an imported model where its own program put it there."""
     if not metadata.origin:
         return tokenizer.begin is not None
     settings = json.loads(metadata.origin.get("tokenizer_config.json", "{}"))
@@ -148,7 +148,7 @@ def _adds_begin(tokenizer: Tokenizer, metadata: ModelMetadata) -> bool:
 
 
 def split_pattern(tokenizer: Tokenizer) -> str:
-    """The name of the pattern that cuts text before it is encoded; DataError where llama.cpp has none for it."""
+    """Return the name of the pattern that cuts text before it is encoded; DataError where llama.cpp has none for it."""
     parts = tokenizer_file.parts(json.loads(tokenizer.plain_content), "pre_tokenizer")
     regexes = [part["pattern"].get("Regex") for part in parts if part["type"] == "Split"]
     digits = any(part["type"] == "Digits" for part in parts)
@@ -161,7 +161,7 @@ def split_pattern(tokenizer: Tokenizer) -> str:
 
 
 def unheld(tokenizer: Tokenizer) -> str | None:
-    """What of the tokenizer no GGUF file can say, or None."""
+    """Return what of the tokenizer no GGUF file can say, or None."""
     normalizer = tokenizer_file.parts(json.loads(tokenizer.plain_content), "normalizer")
     composes = any(part["type"] == "NFC" for part in normalizer)
     return "llama.cpp does not compose characters (NFC) before it encodes, as this tokenizer does" if composes else None

@@ -23,8 +23,8 @@ MAX_BYTES = 1 << 26
 
 
 def read_hf(directory: Path) -> Pretrained:
-    """All but the weights of a directory; DataError for the first thing that cannot be had, the architecture before
-    the tokenizer."""
+    """Return all but the weights of a directory; DataError for the first thing that cannot be had, the architecture
+    before the tokenizer."""
     config = read_document(directory)
     place = shown(str(directory / "config.json"))
     read_config(config, family_of(config, place), place)
@@ -66,7 +66,7 @@ def _object(origin: Mapping[str, str], name: str) -> dict[str, Any]:
 
 
 def _template(origin: Mapping[str, str], settings: Mapping[str, Any]) -> str | None:
-    """The chat template, of several the one that is named default."""
+    """Return the chat template, of several the one that is named default."""
     if "chat_template.jinja" in origin:
         return origin["chat_template.jinja"]
     given = _object(origin, "chat_template.json").get("chat_template", settings.get("chat_template"))

@@ -32,7 +32,7 @@ TENSOR_TYPES = ("F64", "F32", "F16", "BF16")
 
 
 def read_document(directory: Path) -> dict[str, Any]:
-    """The config.json of a directory; ConfigError where there is no such directory."""
+    """Return the config.json of a directory; ConfigError where there is no such directory."""
     if not directory.is_dir():
         raise ConfigError(
             f"{shown(str(directory))}: no such directory; gptcli does not download, get the files first, "
@@ -48,7 +48,7 @@ def read_document(directory: Path) -> dict[str, Any]:
 
 
 def inside(directory: Path, name: str) -> Path | None:
-    """The regular file `name` of the directory, or None; DataError where it lies elsewhere.
+    """Return the regular file `name` of the directory, or None; DataError where it lies elsewhere.
 
     A snapshot in the cache of huggingface_hub links into the blobs of its own repository, which are inside too.
     """
@@ -64,7 +64,7 @@ def inside(directory: Path, name: str) -> Path | None:
 
 
 def read_model(directory: Path, document: Mapping[str, Any]) -> GPT:
-    """The model of a directory, in float32; DataError names what is missing, damaged or cannot be held."""
+    """Return the model of a directory, in float32; DataError names what is missing, damaged or cannot be held."""
     place = shown(str(directory / "config.json"))
     family = family_of(document, place)
     config = read_config(document, family, place)
@@ -99,7 +99,7 @@ def _open_weights(directory: Path) -> Iterator[Files]:
 
 
 def _weight_files(directory: Path) -> Iterator[tuple[Path, set[str] | None]]:
-    """The safetensors files of a directory, each with the tensors wanted of it (None: all)."""
+    """Yield the safetensors files of a directory, each with the tensors wanted of it (None: all)."""
     if path := inside(directory, SINGLE):
         yield path, None
         return
@@ -134,7 +134,7 @@ def _no_weights(directory: Path) -> str:
 
 
 def _read_weights(directory: Path, files: Files, model: GPT, family: Family) -> dict[str, Tensor]:
-    """All weights of `model`, which has shapes only; a classifier's own head of a language model is zero."""
+    """Return all weights of `model`, which has shapes only; a classifier's own head of a language model is zero."""
     place, config = shown(str(directory)), model.config
     wanted = {name: tensor.shape for name, tensor in stored_weights(model).items()}
     absent = {name for name in wanted if name.startswith("head.") and model.label_head is not None}
@@ -173,7 +173,7 @@ def _by_full_name(files: Files, family: Family, wanted: set[str]) -> dict[str, t
 def _misfits(
     found: Mapping[str, tuple[str, Any]], shapes: Mapping[str, torch.Size], place: str, *, unused: set[str]
 ) -> Iterator[str]:
-    """What is missing, of another shape or type, or there without a place; at most one of each kind is told."""
+    """Yield what is missing, of another shape or type, or there without a place; at most one of each kind is told."""
     if missing := sorted(set(shapes) - set(found)):
         yield f"{place}: tensor {shown(missing[0])} is missing ({len(missing)} in all); the files are not complete"
     if extra := sorted(set(found) - set(shapes) - unused):

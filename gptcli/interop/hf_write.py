@@ -60,7 +60,7 @@ def write_directory(
 
 
 def _config(model: GPT, metadata: ModelMetadata, family: Family) -> dict[str, Any]:
-    """The config.json that the model came with where it still says the same, else a new one."""
+    """Return the config.json that the model came with where it still says the same, else a new one."""
     came = _object(metadata.origin.get("config.json"))
     try:
         if came and family_of(came, "") is family and read_config(came, family, "") == model.config:
@@ -102,7 +102,7 @@ def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> str:
 
 
 def _without_template(beside: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The files without a chat template that no longer holds."""
+    """Yield the files without a chat template that no longer holds."""
     for name, text in beside.items():
         if name.startswith("chat_template."):
             continue
@@ -121,7 +121,7 @@ def _text(document: Mapping[str, Any]) -> str:
 
 
 def converted(model: GPT, whole: ModelConfig, names: Names, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights under the names of another format; NumericalError where `dtype` is too small for one.
+    """Return the weights under the names of another format; NumericalError where `dtype` is too small for one.
 
     `whole` is the config as the other format sees it: where it has a scale or a bias and the model none, that is one
     or zero. The head of a language model is left out beside that of a classifier.

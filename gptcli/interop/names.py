@@ -37,7 +37,7 @@ class Names:
     position_offset: int = 0  # rows of the position embedding before the first position's
 
     def parts(self, name: str, config: ModelConfig) -> list[Part]:
-        """The tensors of theirs that are tensor `name` of ours, in the order of their rows."""
+        """Return the tensors of theirs that are tensor `name` of ours, in the order of their rows."""
         if match := _IN_BLOCK.fullmatch(name):
             layer, module, kind = match[1], match[2], match[3]
             theirs = [f"{self.block.format(layer)}{their}.{kind}" for their in self.inside[module]]
@@ -77,8 +77,8 @@ class Names:
         return None if torch.equal(found, torch.arange(len(found))) else found
 
     def _head_order(self, D: int, R: int) -> list[int]:
-        """The place in a head of theirs of each of ours, where the first R of theirs are rotated: ours turns i with
-        i + D/2, and has what is not rotated last in either half."""
+        """Return the place in a head of theirs of each of ours, where the first R of theirs are rotated: ours turns i
+        with i + D/2, and has what is not rotated last in either half."""
         half, rest = R // 2, list(range(R, D))
         match self.rotation:
             case "halves":
@@ -107,7 +107,7 @@ class Part:
 
 
 def outgoing(name: str, tensor: Tensor, config: ModelConfig, names: Names) -> Iterator[tuple[str, Tensor]]:
-    """A tensor of ours as names and tensors of theirs."""
+    """Yield a tensor of ours as names and tensors of theirs."""
     parts = names.parts(name, config)
     if (order := names.order(name, config)) is not None:
         tensor = tensor[order.argsort().to(tensor.device)]

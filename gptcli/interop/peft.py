@@ -88,7 +88,7 @@ def _outside(names: Names) -> dict[str, str]:
 
 
 def _their_names(target: str, names: Names) -> list[str]:
-    """The modules of theirs inside a block that a target stands for."""
+    """Return the modules of theirs inside a block that a target stands for."""
     return [their for module in MODULES[target] for their in names.inside[module]]
 
 
@@ -154,7 +154,7 @@ def _class_names(config: ModelConfig) -> Names:
 
 
 def _read(model: GPT, config: LoraConfig, directory: Path) -> dict[str, Tensor]:
-    """The tensors of an adapter file, their names and shapes checked; DataError where it is for another base."""
+    """Return the tensors of an adapter file, their names and shapes checked; DataError where it is for another base."""
     names = names_of(model.config)
     rank, wanted = config.rank, dict[str, torch.Size]()
     for module in adapted(model.config, config):
@@ -174,5 +174,5 @@ def _read(model: GPT, config: LoraConfig, directory: Path) -> dict[str, Tensor]:
 
 
 def _side(tensors: dict[str, Tensor], name: str, side: str) -> Tensor:
-    """A or B of a module of theirs, which the name of its weight stands for."""
+    """Return a or B of a module of theirs, which the name of its weight stands for."""
     return tensors[f"{PREFIX}{name.removesuffix('.weight')}.lora_{side}.weight"]

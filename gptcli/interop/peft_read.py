@@ -25,7 +25,7 @@ _SIDE = re.compile(r"(.+)\.lora_(?:(A|B)\.weight|embedding_(A|B))")
 
 
 def is_adapter(source: Path) -> bool:
-    """Whether a directory holds a PEFT adapter and no model."""
+    """Return whether a directory holds a PEFT adapter and no model."""
     return (source / CONFIG).is_file() and not (source / "config.json").is_file()
 
 

@@ -29,7 +29,7 @@ _KEYS: dict[str, dict[str, tuple[str, Any]]] = {
 
 
 def read_rope(document: Document, family: Family) -> dict[str, Any]:
-    """The rotary fields of ModelConfig; ValueError where model.GPT cannot hold what is said."""
+    """Return the rotary fields of ModelConfig; ValueError where model.GPT cannot hold what is said."""
     if family.rope == "none":
         return {}
     new, old = (_mapping(document, key) for key in ("rope_parameters", "rope_scaling"))
@@ -84,7 +84,7 @@ def _mapping(document: Document, key: str) -> dict[str, Any]:
 
 
 def write_rope(config: ModelConfig, family: Family) -> dict[str, Any]:
-    """The keys of transformers 5, and those of 4 beside them."""
+    """Return the keys of transformers 5, and those of 4 beside them."""
     if family.rope == "none":
         return {}
     scaling = config.rope_scaling

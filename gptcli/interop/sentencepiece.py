@@ -45,8 +45,8 @@ class Model:
 
 
 def tokenizer_json(model: Model) -> bytes:
-    """The tokenizer.json that gives the ids of the model. Text that it does not know falls back to bytes where it has
-    them."""
+    """Return the tokenizer.json that gives the ids of the model. Text that it does not know falls back to bytes where
+    it has them."""
     by_name = {piece.text: index for index, piece in reversed(list(enumerate(model.pieces)))}
     falls_back = any(piece.kind == Kind.BYTE for piece in model.pieces)
     unknown = next((index for index, piece in enumerate(model.pieces) if piece.kind == Kind.UNKNOWN), None)
@@ -76,7 +76,7 @@ def tokenizer_json(model: Model) -> bytes:
 
 
 def merges(pieces: list[Piece], by_name: dict[str, int]) -> list[list[str]]:
-    """Every pair of pieces that makes another, the best score first: what a BPE model merges, in that order."""
+    """Return every pair of pieces that makes another, the best score first: what a BPE model merges, in that order."""
     found = []
     for piece in pieces:
         if piece.kind != Kind.NORMAL:
@@ -112,7 +112,7 @@ def _decoders(*, prefix: bool) -> list[dict[str, Any]]:
 
 
 def read_model(content: bytes) -> Model:
-    """The model of a tokenizer.model; ValueError where it is damaged or neither BPE nor Unigram."""
+    """Return the model of a tokenizer.model; ValueError where it is damaged or neither BPE nor Unigram."""
     pieces: list[Piece] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}

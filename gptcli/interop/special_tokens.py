@@ -29,7 +29,7 @@ def token_names(*settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def begins_with(content: bytes, settings: Mapping[str, Any], names: Mapping[str, str]) -> str | None:
-    """The token that transformers puts before every text by itself, if any."""
+    """Return the token that transformers puts before every text by itself, if any."""
     said = settings.get("add_bos_token")
     if isinstance(said, bool):
         return names.get("bos_token") if said else None
@@ -54,7 +54,7 @@ def mark(
     names: Mapping[str, str],
     *ids: Mapping[str, Any],
 ) -> Tokenizer:
-    """The tokenizer with the begin and end tokens of the model.
+    """Return the tokenizer with the begin and end tokens of the model.
 
     A text begins with what transformers puts before it, or with <|endoftext|> where the tokenizer has it: that stood
     before every document in training. It ends with eos_token and with each eos_token_id of generation_config.json and

@@ -119,7 +119,7 @@ def _specials(directory: Path, settings: Mapping[str, Any], vocabulary: Mapping[
 
 
 def _content(token: Any) -> str:
-    """A token is stored as its text or as a mapping with `content`."""
+    """Return a token is stored as its text or as a mapping with `content`."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else ""
 

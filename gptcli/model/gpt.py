@@ -163,7 +163,7 @@ class Block(nn.Module):
         return x + self.finish(self.mlp(self.mlp_norm(x)), self.mlp_post_norm)
 
     def finish(self, x: Tensor, norm: Norm | None) -> Tensor:
-        """What a sub-layer adds to the stream."""
+        """Return what a sub-layer adds to the stream."""
         if norm is not None:
             x = norm(x)
         if self.scale != 1.0:
@@ -217,7 +217,7 @@ class GPT(nn.Module):
         self._make_rotary_tables()
 
     def hidden(self, ids: Tensor, *, dtype: torch.dtype | None = None, layout: Layout | None = None) -> Tensor:
-        """Ids (B, T) -> the head's input (B, T, C) in `dtype` (default: the embedding's)."""
+        """Map ids (B, T) -> the head's input (B, T, C) in `dtype` (default: the embedding's)."""
         config = self.config
         T = ids.shape[1]
         if layout is None and config.context_length < T:
@@ -256,7 +256,7 @@ class GPT(nn.Module):
         return logits.float()
 
     def forward(self, ids: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-        """Ids (B, T) -> logits (B, T, V), float32."""
+        """Map ids (B, T) -> logits (B, T, V), float32."""
         return self.logits(self.hidden(ids, dtype=dtype))
 
     @torch.no_grad()
@@ -346,8 +346,8 @@ class GPT(nn.Module):
         return 6.0 * weights + 12.0 * config.num_heads * config.head_size * seen
 
     def matrix_shapes(self) -> dict[str, tuple[int, int]]:
-        """Rows and columns of the matrices inside the blocks; of one head's query, key or value where all are stacked
-        in one weight."""
+        """Return rows and columns of the matrices inside the blocks; of one head's query, key or value where all are
+        stacked in one weight."""
         return {
             name: (self.config.head_size if name.endswith("qkv.weight") else weight.shape[0], weight.shape[1])
             for name, weight in self.named_parameters()

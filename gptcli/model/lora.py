@@ -47,7 +47,7 @@ def add_adapters(model: GPT, config: LoraConfig, generator: torch.Generator) -> 
 
 
 def adapted(model: ModelConfig, config: LoraConfig) -> Iterator[str]:
-    """Names of the modules that get an adapter."""
+    """Yield names of the modules that get an adapter."""
     for layer in range(model.num_layers):
         for target in config.targets:
             yield from (f"blocks.{layer}.{module}" for module in MODULES[target])

@@ -71,7 +71,7 @@ def _yarn(frequencies: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
     pairs = len(frequencies)
 
     def pair(turns: float) -> float:
-        """The number of the pair that turns so often in the original context."""
+        """Return the number of the pair that turns so often in the original context."""
         assert scaling.original_context is not None
         return pairs * math.log(scaling.original_context / (turns * 2 * math.pi)) / math.log(theta)
 

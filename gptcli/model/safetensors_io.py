@@ -51,7 +51,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mappin
 
 
 def read_tensors(path: Path, wanted: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, memory-mapped; DataError unless names and shapes are those wanted."""
+    """Return the tensors of a safetensors file, memory-mapped; DataError unless names and shapes are those wanted."""
     have = tensor_shapes(path)
     for name in sorted(set(wanted) | set(have)):
         if wanted.get(name) != have.get(name):
@@ -61,7 +61,7 @@ def read_tensors(path: Path, wanted: Mapping[str, torch.Size]) -> dict[str, Tens
 
 
 def tensor_shapes(path: Path) -> dict[str, torch.Size]:
-    """Names and shapes in a safetensors file; DataError where it is missing, cut or damaged."""
+    """Return names and shapes in a safetensors file; DataError where it is missing, cut or damaged."""
     if not path.is_file():
         raise DataError(f"{shown(str(path))}: missing; the checkpoint is damaged")
     try:

@@ -20,7 +20,7 @@ MIN_WIDTH, MIN_HEIGHT = 20, 4  # of the canvas, in characters
 def draw(
     curves: Sequence[Curve], *, title: str, x_name: str, width: int, height: int, colours: bool
 ) -> list[list[Segment]]:
-    """Lines of at most `width` characters, `height` in all, each as segments of text and colour.
+    """Return lines of at most `width` characters, `height` in all, each as segments of text and colour.
 
     Without colours, several curves are told apart by letters.
     """
@@ -64,7 +64,7 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _line(start: tuple[int, int], end: tuple[int, int]) -> list[tuple[int, int]]:
-    """The dots from one to another, both included."""
+    """Return the dots from one to another, both included."""
     (x, y), (to_x, to_y) = start, end
     count = max(abs(to_x - x), abs(to_y - y), 1)
     return [(x + round((to_x - x) * i / count), y + round((to_y - y) * i / count)) for i in range(count + 1)]

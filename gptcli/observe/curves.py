@@ -33,7 +33,8 @@ def metric_names(records: Sequence[Record]) -> list[str]:
 
 
 def find_metric(records: Sequence[Record], wanted: str) -> str:
-    """The full name of a metric, whose unit may be left out: `train.loss` is `train.loss_nats`; else ConfigError."""
+    """Return the full name of a metric, whose unit may be left out: `train.loss` is `train.loss_nats`; else
+    ConfigError."""
     names = metric_names(records)
     found = [name for name in names if name == wanted] or [name for name in names if name.startswith(f"{wanted}_")]
     if not found:
@@ -42,7 +43,7 @@ def find_metric(records: Sequence[Record], wanted: str) -> str:
 
 
 def curve(name: str, records: Sequence[Record], metric: str, axis: Axis) -> Curve:
-    """The points of `metric`, a full name; without those that are not finite."""
+    """Return the points of `metric`, a full name; without those that are not finite."""
     kind, field = metric.split(".", 1)
     steps, places = _places(records, axis)
     points = [
@@ -74,7 +75,7 @@ def _places(records: Sequence[Record], axis: Axis) -> tuple[list[float], list[fl
 
 
 def _interpolated(step: float, steps: Sequence[float], places: Sequence[float]) -> float:
-    """The place of a step between those that are known; beyond the last, as fast as before."""
+    """Return the place of a step between those that are known; beyond the last, as fast as before."""
     if len(steps) < 2:
         return float(step)
     right = min(max(bisect.bisect_left(steps, step), 1), len(steps) - 1)

@@ -57,7 +57,8 @@ class Memory:
 
 
 def training_memory(work: Workload) -> Memory:
-    """The peak of a run. On a CPU with the process and the slack of its heap; on an accelerator, of its tensors."""
+    """Return the peak of a run. On a CPU with the process and the slack of its heap; on an accelerator, of its
+    tensors."""
     weights, optimizer = weight_bytes(work), optimizer_bytes(work)
     held = {"weights": weights, "optimizer state": optimizer}
     at_once = work.at_once
@@ -144,7 +145,7 @@ def _tokens(work: Workload) -> int:
 
 
 def activation_bytes(work: Workload) -> int:
-    """All that the forward pass of a micro-batch keeps for its backward pass, but for the loss's own."""
+    """Return all that the forward pass of a micro-batch keeps for its backward pass, but for the loss's own."""
     config, a = work.model.config, work.activation_size
     outside = 8 + _norm_bytes(work) + a * config.hidden_size
     if config.embedding_norm:
@@ -213,14 +214,16 @@ def head_bytes(work: Workload) -> int:
 
 
 def backward_bytes(work: Workload) -> int:
-    """What the backward pass of an MLP holds beside what was kept: gradients of its hidden layer and of its input."""
+    """Return what the backward pass of an MLP holds beside what was kept: gradients of its hidden layer and of its
+    input."""
     config = work.model.config
     gates = 3 if config.gated else 2
     return work.activation_size * _tokens(work) * (gates * config.mlp_size + 3 * config.hidden_size)
 
 
 def validation_bytes(work: Workload) -> int:
-    """A forward pass of metrics.score_documents, which keeps nothing: the widest moment of a block, or the logits."""
+    """Return a forward pass of metrics.score_documents, which keeps nothing: the widest moment of a block, or the
+    logits."""
     config, a = work.model.config, work.activation_size
     tokens = config.context_length * max(1, batch_tokens(on_cpu=work.on_cpu) // config.context_length)
     width = max(2 * config.mlp_size, (config.num_heads + 2 * config.kv_heads) * config.head_size * 2)

@@ -23,7 +23,7 @@ from gptcli.train.step_paired import can_pair
 
 
 def make_plan(config: PretrainConfig, target: Target, rates: Rates, *, measured_step_seconds: float | None) -> Plan:
-    """The plan of a run on `target`."""
+    """Return the plan of a run on `target`."""
     tokenizer, vocab_size = find_vocabulary(config)
     model_config = dataclasses.replace(config.model, vocab_size=vocab_size)
     with torch.device("meta"):
@@ -81,7 +81,7 @@ def parameters_by_part(model: GPT) -> dict[str, int]:
 
 
 def this_machine(config: PretrainConfig) -> Target:
-    """The device that the run file asks for, measured in half a second."""
+    """Return the device that the run file asks for, measured in half a second."""
     runtime = make_runtime(config.runtime)
     device = runtime.device
     known = accelerators.find(machine.processor_name(device)) if device.type == "cuda" else None
@@ -127,7 +127,8 @@ def _activation_size(runtime: RuntimeConfig) -> int:
 
 
 def plan(config: PretrainConfig, target: Target, rates: Rates, *, measure: bool = False) -> Plan:
-    """The plan; with `measure`, time from a few real steps on this machine. GptcliError where they do not fit."""
+    """Return the plan; with `measure`, time from a few real steps on this machine. GptcliError where they do not
+    fit."""
     found = make_plan(config, target, rates, measured_step_seconds=None)
     if not measure:
         return found

@@ -117,7 +117,7 @@ class Plan:
         return [size for size, needed in self.micro_batches.items() if needed <= self.usable_bytes]
 
     def limit(self) -> str:
-        """What the run meets first."""
+        """Return what the run meets first."""
         if not self.fits:
             return "memory"
         bandwidth = self.target.read_bytes_per_second

@@ -41,7 +41,7 @@ class ExampleSet:
     told: tuple[str, ...] = ()  # of the inputs, and of what was mended in them
 
     def notes(self) -> list[str]:
-        """What a person should know before training."""
+        """Return what a person should know before training."""
         train, validation, labels_of_model = self.train, self.validation, self.task.metadata.labels
         repeated = len(train) - len({key(row) for row in train})
         shared = len({key(row) for row in train} & {key(row) for row in validation})
@@ -79,14 +79,14 @@ class ExampleSet:
 
 
 def key(example: Example) -> tuple[int, ...]:
-    """What makes two examples the same to a model that reads them, whatever their labels."""
+    """Return what makes two examples the same to a model that reads them, whatever their labels."""
     return tuple(example.ids)
 
 
 def read_examples(
     config: FinetuneConfig, tokenizer: Tokenizer, metadata: ModelMetadata, model: ModelConfig
 ) -> ExampleSet:
-    """All examples of a run file for a base with this tokenizer; DataError names the first row that is wrong."""
+    """Return all examples of a run file for a base with this tokenizer; DataError names the first row that is wrong."""
     data, names = config.data, shown(", ".join(config.data.train))
     told = Collected()
     sha256 = _hashes(data, told)

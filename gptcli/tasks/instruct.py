@@ -47,7 +47,7 @@ def _reader(data: RowsConfig, tokenizer: Tokenizer, max_tokens: int) -> Reader:
 
 
 def _prompt(row: Row, field: str) -> str:
-    """The text of the field; where there is none, the advice is how several are joined."""
+    """Return the text of the field; where there is none, the advice is how several are joined."""
     if isinstance(row.fields.get(field), list):
         return row.text(field, advice="; conversations are of task chat")
     several = "or join several in data.prompt_template, such as {instruction}\\n\\n{input}"

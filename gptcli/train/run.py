@@ -157,7 +157,7 @@ class Training:
         return Outcome(self.run_dir, state.step, finished, 0 if finished else stop.exit_code, self.validation)
 
     def _train(self, state: TrainState, stop: Stop, write: Callable[[Record], None]) -> bool:
-        """The loop; what stops it for good is told with what to do about it."""
+        """Return the loop; what stops it for good is told with what to do about it."""
         job, timed = self.job, self.deadline.timed
         hooks = Hooks(
             evaluate=timed("evaluate", lambda state: self._evaluate(state, stop, write)),
@@ -254,12 +254,13 @@ class Training:
 
 
 def validations_since(best_step: int, step: int, train: TrainConfig) -> int:
-    """How many have been since the best one, of those that have a checkpoint."""
+    """Return how many have been since the best one, of those that have a checkpoint."""
     return (step - best_step) // math.lcm(train.eval_every_steps, train.save_every_steps)
 
 
 def less_memory(train: TrainConfig, context_length: int, *, on_cpu: bool) -> str:
-    """What to set for a run to need less memory: a quarter of the micro-batch first, which changes no gradient."""
+    """Return what to set for a run to need less memory: a quarter of the micro-batch first, which changes no
+    gradient."""
     now = micro_batch_rows(train, context_length, on_cpu=on_cpu)
     largest = max(1, now // 4)
     smaller = next(size for size in range(largest, 0, -1) if train.batch_size % size == 0)

@@ -44,12 +44,12 @@ class TrainState:
         return make_gradient_step(self.model, self.optimizers)
 
     def last_step(self, planned_steps: int) -> int:
-        """The step that ends a run of so many steps."""
+        """Return the step that ends a run of so many steps."""
         stretch = self.stretch
         return stretch.last_step if stretch and stretch.planned_steps == planned_steps else planned_steps
 
     def position(self, planned_steps: int) -> float:
-        """How many steps of the schedule are behind; `step` itself where it was not stretched."""
+        """Return how many steps of the schedule are behind; `step` itself where it was not stretched."""
         stretch = self.stretch
         if stretch is None or stretch.planned_steps != planned_steps:
             return self.step

@@ -138,7 +138,7 @@ def _sketches(
 
 
 def _is_whole(path: Path, options: SketchOptions, note: str) -> bool:
-    """Whether a sketch is there, undamaged and of the same text."""
+    """Return whether a sketch is there, undamaged and of the same text."""
     try:
         fsio.verify(path)
         sketch = Sketch(path)

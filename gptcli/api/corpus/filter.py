@@ -153,7 +153,7 @@ def _check(document: Document, config: FilterConfig, rules: Sequence[Rules], *, 
 
 
 def _is_drawn(text: str, share: float, seed: int) -> bool:
-    """Whether a text belongs to a sample: a function of the text and the seed alone, so that shards agree."""
+    """Return whether a text belongs to a sample: a function of the text and the seed alone, so that shards agree."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest()
     return int.from_bytes(digest, "little") < share * 2**64
 

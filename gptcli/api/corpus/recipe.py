@@ -138,7 +138,7 @@ def _journal(output: Path, key: str, *, force: bool) -> dict[str, Any]:
 
 
 def _is_done(journal: dict[str, Any], name: str, target: Path) -> bool:
-    """Whether a step's result is there, whole; after the last step those before it are gone."""
+    """Return whether a step's result is there, whole; after the last step those before it are gone."""
     done = journal["steps"].get(name)
     if done is None:
         return False

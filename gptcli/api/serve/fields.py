@@ -109,7 +109,7 @@ def _ask(
 
 
 def _drawing(fields: Fields, *, least_tokens: int) -> dict[str, Any]:
-    """The fields that say how text is drawn, as GenerateOptions has them."""
+    """Return the fields that say how text is drawn, as GenerateOptions has them."""
     most = fields.number("max_completion_tokens", least_tokens, 2**31, whole=True)
     older = fields.number("max_tokens", least_tokens, 2**31, whole=True)
     numbers = {
@@ -179,7 +179,7 @@ def _schema(value: Any) -> str | None:
 
 
 def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
-    """A string, strings, ids or lists of ids."""
+    """Return a string, strings, ids or lists of ids."""
     if value is None:
         raise invalid("prompt", "missing; give a string")
     if isinstance(value, str):

@@ -137,7 +137,7 @@ def dedup(inputs: tuple[str, ...], output: Path | None, force: bool, quiet: bool
 
 
 def _directory(output: Path | None, force: bool) -> Path:
-    """The directory to make, checked."""
+    """Return the directory to make, checked."""
     from gptcli.base import fsio
 
     if output is None:

@@ -12,7 +12,7 @@ from gptcli.cli.commands import corpus_options, options
 
 
 def words(_context: click.Context, _parameter: click.Parameter, given: str | None) -> tuple[str, ...]:
-    """The words of a list with commas."""
+    """Return the words of a list with commas."""
     return tuple(word.strip() for word in (given or "").split(",") if word.strip())
 
 

@@ -83,7 +83,7 @@ def extract(
 
 
 def numbers(_context: click.Context, _parameter: click.Parameter, given: str) -> tuple[int, ...]:
-    """The numbers of a list with commas."""
+    """Return the numbers of a list with commas."""
     try:
         found = tuple(int(word) for word in given.split(","))
     except ValueError:

@@ -38,12 +38,12 @@ share = options.FiniteRange(0, 1)
 
 
 def reading(command: F) -> F:
-    """How inputs become documents."""
+    """Return how inputs become documents."""
     return workers(options.text_input(command))
 
 
 def take_reading(how: dict[str, Any]) -> Any:
-    """The options of reading, taken out of those that a command was given."""
+    """Return the options of reading, taken out of those that a command was given."""
     from dataclasses import fields
 
     from gptcli.api.corpus.reading import Reading
@@ -54,7 +54,7 @@ def take_reading(how: dict[str, Any]) -> Any:
 
 
 def given_inputs(inputs: tuple[str, ...]) -> tuple[str, ...]:
-    """The inputs, or standard input where none is named and nobody types there."""
+    """Return the inputs, or standard input where none is named and nobody types there."""
     from gptcli.cli import console
 
     if inputs:

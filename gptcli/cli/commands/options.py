@@ -81,7 +81,7 @@ overrides = click.option(
 
 
 def load_sized(run_file: str, overrides: tuple[str, ...]) -> PretrainConfig:
-    """A pretraining run; ConfigError where its sizes are left to the moment when it starts."""
+    """Return a pretraining run; ConfigError where its sizes are left to the moment when it starts."""
     loaded = load_run_file(PretrainConfig, run_file, overrides)
     if loaded.value.train.budget is not None and loaded.origins["train.steps"] == "default":
         raise ConfigError(
@@ -92,7 +92,7 @@ def load_sized(run_file: str, overrides: tuple[str, ...]) -> PretrainConfig:
 
 
 def text_input(command: F) -> F:
-    """How text inputs are read."""
+    """Return how text inputs are read."""
     for option in (
         click.option(
             "--on-bad-row",
@@ -121,14 +121,14 @@ def text_input(command: F) -> F:
 
 
 def draw_option(flag: str, kind: Any, text: str) -> Callable[[F], F]:
-    """A flag for a field of GenerateOptions; the default is the field's, and its bounds are checked there."""
+    """Return a flag for a field of GenerateOptions; the default is the field's, and its bounds are checked there."""
     default = DRAW_DEFAULTS[flag.removeprefix("--").replace("-", "_")]
     shown = "" if default is None else f"  [default: {default}]"
     return click.option(flag, type=kind, help=text + shown)
 
 
 def drawing(command: F) -> F:
-    """How the next token is drawn, and how many are."""
+    """Return how the next token is drawn, and how many are."""
     for option in (
         draw_option("--seed", int, "Same seed, same text, alone or in any batch."),
         draw_option("--repetition-penalty", float, "Divides positive logits of tokens already seen."),
@@ -145,7 +145,7 @@ def drawing(command: F) -> F:
 
 
 def take_drawing(how: dict[str, Any]) -> GenerateOptions:
-    """The options of drawing, taken out of those that a command was given."""
+    """Return the options of drawing, taken out of those that a command was given."""
     given = {name: how.pop(name) for name in DRAW_DEFAULTS if name in how}
     return GenerateOptions(**{name: value for name, value in given.items() if value not in (None, ())})
 

@@ -93,7 +93,7 @@ def serve(
 
 
 def _keys(path: str | None) -> tuple[str, ...]:
-    """The keys of a file, or of the environment; never of a flag, which others can see."""
+    """Return the keys of a file, or of the environment; never of a flag, which others can see."""
     if path is None:
         given = os.environ.get("GPTCLI_API_KEY", "").strip()
         return (given,) if given else ()

@@ -256,7 +256,7 @@ def _in_number(candidate: str, regions: tuple[str, ...]) -> Iterator[Span]:
 
 
 def _is_global(address: str) -> bool:
-    """Whether an address belongs to somebody: not a private, loopback or documentation one."""
+    """Return whether an address belongs to somebody: not a private, loopback or documentation one."""
     try:
         return ipaddress.ip_address(address).is_global
     except ValueError:
@@ -284,7 +284,7 @@ _AMERICAN = re.compile(r"(?:1[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}")
 
 
 def _national(candidate: str, digits: str, region: str) -> bool:
-    """Whether a number is written as one of the region's: with its trunk prefix, or as in North America."""
+    """Return whether a number is written as one of the region's: with its trunk prefix, or as in North America."""
     if region in ("US", "CA"):
         return bool(_AMERICAN.fullmatch(candidate)) and _valid(digits, region)
     return (digits.startswith("0") or _phones().region_metadata(region)) and _valid(digits, region)
