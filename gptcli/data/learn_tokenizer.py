@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,11 @@ from gptcli.base.errors import DataError
 from gptcli.base.report import Report
 from gptcli.base.units import amount
 from gptcli.data.text import Piece, split_text
-from gptcli.data.tokenizer import Tokenizer, learn_merges, sample_evenly
+from gptcli.data.tokenizer import Tokenizer, learn_merges
 
+# the latter: bytes of a word and its space, above which long words are looked for
+LONG_WORD_COST, PROSE_WORD = 16, 6.5  # the latter: bytes of a word and its space, above which long words are looked for
+LONG_WORDS = re.compile(rb"\S{24,}")
 BLOCK_CHARACTERS = 1 << 14
 HELD_OUT_EVERY = 20  # of the blocks, one is kept from training to measure on
 HELD_OUT_BYTES = 1 << 22
@@ -54,9 +58,7 @@ def learn_tokenizer(
 ) -> tuple[Tokenizer, TokenizerReport]:
     """Train on the pieces of a corpus in memory bounded by `max_bytes`, and measure on every twentieth block of it.
 
-    The report is told when all is read and merges are learnt, which takes most of the time.
-
-    DataError for a corpus without text.
+    The report is told when merges are learnt, which takes most of the time. DataError for a corpus without text.
     """
     held_out: list[str] = []
     read_bytes = trained_bytes = held_out_bytes = 0
@@ -112,3 +114,40 @@ def blocks(pieces: Iterable[Piece]) -> Iterator[str]:
     for piece in pieces:
         if piece.text:
             yield from split_text(piece.text, BLOCK_CHARACTERS)
+
+
+def learning_bytes(text: str) -> int:
+    """Return the bytes of a text, those in words of LONG_WORD bytes or more counted LONG_WORD_COST-fold.
+
+    The trainer keeps every distinct word with the places of its pairs, some 75 bytes a byte. Words of prose repeat;
+    Chinese, Thai, DNA or base64, which no spaces divide, is one distinct word after another.
+    """
+    content = text.encode()
+    if len(content) < PROSE_WORD * (content.count(b" ") + content.count(b"\n") + 1):
+        return len(content)
+    long = sum(len(word) for word in LONG_WORDS.findall(content))
+    return len(content) + (LONG_WORD_COST - 1) * long
+
+
+def sample_evenly(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
+    """Yield texts spread evenly over the input, max_bytes of `learning_bytes` at most and half of that or more, in
+    memory of that size.
+
+    The length of the input need not be known: when the texts kept pass the limit, every second one is dropped and
+    from then on half as many are taken.
+    """
+    kept: list[str] = []
+    kept_bytes, stride = 0, 1
+    for number, text in enumerate(texts):
+        if number % stride:
+            continue
+        kept.append(text)
+        kept_bytes += learning_bytes(text)
+        while kept_bytes > max_bytes and len(kept) > 1:
+            kept, stride = kept[::2], stride * 2
+            kept_bytes = sum(map(learning_bytes, kept))
+        if kept_bytes > max_bytes:  # one text, too long by itself
+            share = len(kept[0].encode()) * max_bytes // kept_bytes
+            kept = [kept[0].encode()[:share].decode(errors="ignore")]
+            kept_bytes = learning_bytes(kept[0])
+    yield from kept

@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,6 @@ from gptcli.data.text import split_text
 from gptcli.data.tokenizer_file import Unfit
 
 LONGEST_RUN = 25_000
-LONG_WORD_COST, PROSE_WORD = 16, 6.5  # the latter: bytes of a word and its space, above which long words are looked for
-LONG_WORDS = re.compile(rb"\S{24,}")
 PIECE_LENGTH = 1 << 14  # characters; what the encoder keeps of a megabyte leaves the cache, and it takes twice the time
 SPACE, REST = re.compile(r"\s+"), re.compile(r"\S+")
 MAX_BYTES = 1 << 27  # of a tokenizer.json; those of a million tokens have some 50 MB
@@ -366,43 +364,6 @@ def check_vocabulary(vocab_size: int, specials: Sequence[str]) -> list[str]:
             f"got {vocab_size}"
         )
     return names
-
-
-def learning_bytes(text: str) -> int:
-    """Return the bytes of a text, those in words of LONG_WORD bytes or more counted LONG_WORD_COST-fold.
-
-    The trainer keeps every distinct word with the places of its pairs, some 75 bytes a byte. Words of prose repeat;
-    Chinese, Thai, DNA or base64, which no spaces divide, is one distinct word after another.
-    """
-    content = text.encode()
-    if len(content) < PROSE_WORD * (content.count(b" ") + content.count(b"\n") + 1):
-        return len(content)
-    long = sum(len(word) for word in LONG_WORDS.findall(content))
-    return len(content) + (LONG_WORD_COST - 1) * long
-
-
-def sample_evenly(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
-    """Yield texts spread evenly over the input, max_bytes of `learning_bytes` at most and half of that or more, in
-    memory of that size.
-
-    The length of the input need not be known: when the texts kept pass the limit, every second one is dropped and
-    from then on half as many are taken.
-    """
-    kept: list[str] = []
-    kept_bytes, stride = 0, 1
-    for number, text in enumerate(texts):
-        if number % stride:
-            continue
-        kept.append(text)
-        kept_bytes += learning_bytes(text)
-        while kept_bytes > max_bytes and len(kept) > 1:
-            kept, stride = kept[::2], stride * 2
-            kept_bytes = sum(map(learning_bytes, kept))
-        if kept_bytes > max_bytes:  # one text, too long by itself
-            share = len(kept[0].encode()) * max_bytes // kept_bytes
-            kept = [kept[0].encode()[:share].decode(errors="ignore")]
-            kept_bytes = learning_bytes(kept[0])
-    yield from kept
 
 
 def _pre_tokenizer(pattern: str) -> Any:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from gptcli.interop.family import Family
+from gptcli.interop.gemma_families import GEMMA, GEMMA2, GEMMA3
 from gptcli.interop.gpt_families import BLOOM, GPT2, GPT_NEO, GPT_NEOX, GPTJ, OPT, PHI
 from gptcli.interop.llama_families import (
-    GEMMA,
-    GEMMA2,
-    GEMMA3,
     GRANITE,
     LLAMA,
     MISTRAL,

@@ -13,7 +13,7 @@ from gptcli.interop.names import Names
 _KINDS = {"full_attention": "full", "sliding_attention": "sliding"}
 
 
-def _pattern(document: Document, default: Iterable[str], window: Any) -> dict[str, Any]:
+def pattern_of(document: Document, default: Iterable[str], window: Any) -> dict[str, Any]:
     """sliding_window and attention_pattern from layer_types, or from the default of the class."""
     default = list(default)
     kinds = list_of(document, "layer_types", len(default), tuple(_KINDS)) or default
@@ -24,16 +24,16 @@ def _pattern(document: Document, default: Iterable[str], window: Any) -> dict[st
 
 
 def _full_only(document: Document) -> dict[str, Any]:
-    list_of(document, "layer_types", len(_layers(document, 32)), ("full_attention",))
+    list_of(document, "layer_types", len(layers_of(document, 32)), ("full_attention",))
     return {}
 
 
-def _layers(document: Document, default: int) -> range:
+def layers_of(document: Document, default: int) -> range:
     layers = document.get("num_hidden_layers", default)
     return range(layers if isinstance(layers, int) and 0 < layers <= 1000 else 1)  # else its own check speaks
 
 
-def _layer_types(config: ModelConfig) -> list[str]:
+def layer_types(config: ModelConfig) -> list[str]:
     windows = map(config.window, range(config.num_layers))
     return ["full_attention" if window is None else "sliding_attention" for window in windows]
 
@@ -69,7 +69,7 @@ HEAD_DIM: Mapping[str, tuple[str, Any]] = {"head_dim": ("head_dim", None)}
 
 FIXED: Mapping[str, Any] = {"norm": "rmsnorm", "norm_weight": True, "embedding_norm": False, "qk_norm": False}
 
-_ATTENTION_BIASES: Biases = {"qkv": ("attention_bias", False), "projection": ("attention_bias", False)}
+ATTENTION_BIASES: Biases = {"qkv": ("attention_bias", False), "projection": ("attention_bias", False)}
 _SILU = {"swiglu": ("silu", "swish")}
 
 LLAMA = Family(
@@ -79,7 +79,7 @@ LLAMA = Family(
     keys={**KEYS, **HEAD_DIM},
     activations=_SILU,
     fixed=FIXED,
-    biases={**_ATTENTION_BIASES, "mlp": ("mlp_bias", False)},
+    biases={**ATTENTION_BIASES, "mlp": ("mlp_bias", False)},
     names=NAMES,
     prefix="model.",
     derived=_full_only,
@@ -106,16 +106,16 @@ MISTRAL = dataclasses.replace(
 
 def _qwen_windows(document: Document) -> dict[str, Any]:
     if not document.get("use_sliding_window", False):
-        return _pattern(document, ["full_attention" for _ in _layers(document, 32)], None)
+        return pattern_of(document, ["full_attention" for _ in layers_of(document, 32)], None)
     first = number_of(document, "max_window_layers", 28)
-    default = ["sliding_attention" if layer >= first else "full_attention" for layer in _layers(document, 32)]
-    return _pattern(document, default, document.get("sliding_window", 4096))
+    default = ["sliding_attention" if layer >= first else "full_attention" for layer in layers_of(document, 32)]
+    return pattern_of(document, default, document.get("sliding_window", 4096))
 
 
 def _qwen_keys(config: ModelConfig) -> dict[str, Any]:
     if config.sliding_window is None:
         return {}
-    kinds = _layer_types(config)
+    kinds = layer_types(config)
     first = kinds.index("sliding_attention") if "sliding_attention" in kinds else config.num_layers
     return {"use_sliding_window": True, "sliding_window": config.sliding_window, "layer_types": kinds,
             "max_window_layers": first}  # fmt: skip
@@ -145,7 +145,7 @@ QWEN3 = dataclasses.replace(
     model_type="qwen3",
     keys={**QWEN2.keys, "head_dim": ("head_dim", 128)},
     fixed={**FIXED, "qk_norm": True, "qk_norm_weight": True},
-    biases=_ATTENTION_BIASES,
+    biases=ATTENTION_BIASES,
     classifier="Qwen3ForSequenceClassification",
 )
 
@@ -166,7 +166,7 @@ NANOCHAT = dataclasses.replace(
     activations={"relu2": ("relu2",), "gelu": ("gelu_new", "gelu_pytorch_tanh"), "gelu_erf": ("gelu",)},
     # The norm of queries and keys comes after the rotation there, which changes nothing: a rotation keeps the norm.
     fixed={**FIXED, "norm_weight": False, "embedding_norm": True, "qk_norm": True},
-    biases=_ATTENTION_BIASES,
+    biases=ATTENTION_BIASES,
     names=dataclasses.replace(
         NAMES,
         inside={**NAMES.inside, "mlp.up": ("mlp.fc1",), "mlp.projection": ("mlp.fc2",)},
@@ -177,19 +177,19 @@ NANOCHAT = dataclasses.replace(
 
 
 def _smollm3(document: Document) -> dict[str, Any]:
-    layers = _layers(document, 36)
+    layers = layers_of(document, 36)
     interval = max(1, int(number_of(document, "no_rope_layer_interval", 4)))
     rotated = list_of(document, "no_rope_layers", len(layers), (0, 1, True, False))
     rotated = rotated or [int((layer + 1) % interval != 0) for layer in layers]
     window = document.get("sliding_window") if document.get("use_sliding_window", False) else None
     default = ["full_attention" if has_rope or window is None else "sliding_attention" for has_rope in rotated]
     pattern = shortest_period(["rope" if has_rope else "none" for has_rope in rotated])
-    return {"rope_pattern": pattern, **_pattern(document, default, window)}
+    return {"rope_pattern": pattern, **pattern_of(document, default, window)}
 
 
 def _smollm3_keys(config: ModelConfig) -> dict[str, Any]:
     document = {"no_rope_layers": [int(config.rotation(layer) != "none") for layer in range(config.num_layers)],
-                "layer_types": _layer_types(config)}  # fmt: skip
+                "layer_types": layer_types(config)}  # fmt: skip
     if config.sliding_window is None:
         return document
     return document | {"use_sliding_window": True, "sliding_window": config.sliding_window}
@@ -216,113 +216,6 @@ SMOLLM3 = dataclasses.replace(
     heads_divide=False,
 )
 
-
-def _gemma(document: Document) -> dict[str, Any]:
-    return {"embedding_scale": number_of(document, "hidden_size", 3072) ** 0.5}
-
-
-GEMMA = dataclasses.replace(
-    LLAMA,
-    architecture="GemmaForCausalLM",
-    model_type="gemma",
-    keys={
-        **KEYS,
-        "num_layers": ("num_hidden_layers", 28),
-        "hidden_size": ("hidden_size", 3072),
-        "num_heads": ("num_attention_heads", 16),
-        "num_kv_heads": ("num_key_value_heads", 16),
-        "head_dim": ("head_dim", 256),
-        "intermediate_size": ("intermediate_size", 24576),
-        "context_length": ("max_position_embeddings", 8192),
-        "vocab_size": ("vocab_size", 256000),
-        "tie_embeddings": ("tie_word_embeddings", True),
-    },
-    activations={"geglu": ("gelu_pytorch_tanh", "gelu", "gelu_new")},  # of old files "gelu" means the tanh form too
-    biases=_ATTENTION_BIASES,
-    only={"use_bidirectional_attention": None},
-    names=dataclasses.replace(NAMES, norm_offset=1.0),
-    derived=_gemma,
-    classifier="GemmaForSequenceClassification",
-    heads_divide=False,
-)
-
-
-def _gemma2(document: Document) -> dict[str, Any]:
-    default = ["full_attention" if layer % 2 else "sliding_attention" for layer in _layers(document, 26)]
-    return {
-        "embedding_scale": number_of(document, "hidden_size", 2304) ** 0.5,
-        "attention_scale": number_of(document, "query_pre_attn_scalar", 256) ** -0.5,
-        **_pattern(document, default, document.get("sliding_window", 4096)),
-    }
-
-
-def _gemma2_keys(config: ModelConfig) -> dict[str, Any]:
-    scalar = config.head_size if config.attention_scale is None else config.attention_scale**-2
-    whole = round(scalar)
-    return {
-        "query_pre_attn_scalar": whole if abs(scalar - whole) < 1e-9 * scalar else scalar,
-        "sliding_window": config.sliding_window or config.context_length,
-        "layer_types": _layer_types(config),
-    }
-
-
-GEMMA2 = dataclasses.replace(
-    GEMMA,
-    architecture="Gemma2ForCausalLM",
-    model_type="gemma2",
-    keys={
-        **GEMMA.keys,
-        "num_layers": ("num_hidden_layers", 26),
-        "hidden_size": ("hidden_size", 2304),
-        "num_heads": ("num_attention_heads", 8),
-        "num_kv_heads": ("num_key_value_heads", 4),
-        "intermediate_size": ("intermediate_size", 9216),
-        "attention_softcap": ("attn_logit_softcapping", 50.0),
-        "logit_softcap": ("final_logit_softcapping", 30.0),
-    },
-    activation_key="hidden_activation",
-    activations={"geglu": ("gelu_pytorch_tanh", "gelu_new"), "geglu_erf": ("gelu",)},
-    fixed={**FIXED, "norm_placement": "both"},
-    names=dataclasses.replace(
-        GEMMA.names,
-        inside={
-            **NAMES.inside,
-            "attention_post_norm": ("post_attention_layernorm",),
-            "mlp_norm": ("pre_feedforward_layernorm",),
-            "mlp_post_norm": ("post_feedforward_layernorm",),
-        },
-    ),
-    derived=_gemma2,
-    express=_gemma2_keys,
-    classifier="Gemma2ForSequenceClassification",
-    heads_divide=True,
-)
-
-
-def _gemma3(document: Document) -> dict[str, Any]:
-    every = max(1, int(number_of(document, "sliding_window_pattern", 6)))
-    default = ["sliding_attention" if (layer + 1) % every else "full_attention" for layer in _layers(document, 26)]
-    return {**_gemma2(document), **_pattern(document, default, document.get("sliding_window", 4096))}
-
-
-# Its config has attn_logit_softcapping too, which its attention does not read.
-GEMMA3 = dataclasses.replace(
-    GEMMA2,
-    architecture="Gemma3ForCausalLM",
-    model_type="gemma3_text",
-    keys={
-        **{name: key for name, key in GEMMA2.keys.items() if name != "attention_softcap"},
-        "logit_softcap": ("final_logit_softcapping", None),
-        "context_length": ("max_position_embeddings", 131072),
-        "vocab_size": ("vocab_size", 262208),
-    },
-    fixed={**GEMMA2.fixed, "qk_norm": True, "qk_norm_weight": True},
-    only={"use_bidirectional_attention": False},
-    rope="by kind",
-    rope_theta=("rope_theta", 1000000.0),
-    derived=_gemma3,
-    classifier="Gemma3TextForSequenceClassification",
-)
 
 PHI3 = dataclasses.replace(
     LLAMA,
@@ -353,7 +246,7 @@ OLMO = dataclasses.replace(
     model_type="olmo",
     keys={**{name: key for name, key in KEYS.items() if name != "norm_eps"}, "vocab_size": ("vocab_size", 50304)},
     fixed={**FIXED, "norm": "layernorm_plain", "norm_weight": False, "norm_eps": 1e-5},
-    biases=_ATTENTION_BIASES,
+    biases=ATTENTION_BIASES,
     only={"clip_qkv": None},
     classifier="OlmoForSequenceClassification",
     heads_divide=False,

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.data.tokenizer import END_OF_TEXT, PATTERNS, Tokenizer, _cut_runs, learn_merges, sample_evenly
+from gptcli.data.learn_tokenizer import sample_evenly
+from gptcli.data.tokenizer import END_OF_TEXT, PATTERNS, Tokenizer, _cut_runs, learn_merges
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. It's 12345 o'clock, isn't it?\n\n  Indented  text\t\twith tabs\r\n",
