@@ -14,7 +14,6 @@ from gptcli.base.units import amount
 from gptcli.data.text import Piece, split_text
 from gptcli.data.tokenizer import Tokenizer, learn_merges
 
-# the latter: bytes of a word and its space, above which long words are looked for
 LONG_WORD_COST, PROSE_WORD = 16, 6.5  # the latter: bytes of a word and its space, above which long words are looked for
 LONG_WORDS = re.compile(rb"\S{24,}")
 BLOCK_CHARACTERS = 1 << 14

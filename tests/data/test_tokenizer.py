@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.data.learn_tokenizer import sample_evenly
+from gptcli.data.learn_tokenizer import learning_bytes, sample_evenly
 from gptcli.data.tokenizer import END_OF_TEXT, PATTERNS, Tokenizer, _cut_runs, learn_merges
 
 CORPUS = [
@@ -254,7 +254,7 @@ def test_a_sample_is_at_most_so_many_bytes(texts: list[str], max_bytes: int) -> 
     texts = [text.encode("utf-8", "replace").decode() for text in texts]
     sample = list(sample_evenly(texts, max_bytes))
     assert sum(len(text.encode()) for text in sample) <= max_bytes
-    if sum(len(text.encode()) for text in texts) <= max_bytes:
+    if sum(map(learning_bytes, texts)) <= max_bytes:
         assert sample == texts
 
 
