@@ -135,8 +135,9 @@ for steps, tasks in (([r, S(output_folder=w+"/s", config=c)], 1),
 
 def _datatrove(python: str, path: Path, size: int, texts: list[str], alike: list[tuple[int, int]], work: Path) -> None:
     done = run([python, "-c", DATATROVE, path.parent, path.name, work / "dt"])
-    kept = {json.loads(line)["id"] for file in (work / "dt/out").iterdir() for line in file.read_text().splitlines()}
-    gone = {number for number in range(len(texts)) if str(number) not in {str(given) for given in kept}}
+    lines = [line for file in (work / "dt/out").iterdir() for line in file.read_text().splitlines()]
+    kept = {json.loads(line)["text"] for line in lines}
+    gone = {number for number, text in enumerate(texts) if text not in kept or text in texts[:number]}
     recall = sum(a in gone or b in gone for a, b in alike) / len(alike)
     say(
         "datatrove, 14 x 8, one worker",
