@@ -34,6 +34,7 @@ COMMANDS = [
     "generate",
     "chat",
     "classify",
+    "serve",
     "export",
     "bench",
 ]

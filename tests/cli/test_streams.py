@@ -50,6 +50,14 @@ USES: dict[str, tuple[str, bytes]] = {
     "runs list": ("{home}", b""),
     "runs compare": ("{run} {run}", b""),
     "plot": ("{run}", b""),
+    "serve": ("{run} --host 0.0.0.0", b""),  # refused, since there is no key: it would not end by itself
+    "corpus report": ("{corpus}", b""),
+    "corpus dedup": ("{corpus}", b""),
+    "corpus filter": ("{corpus}", b""),
+    "corpus decontaminate": ("{corpus} --against {corpus}", b""),
+    "corpus extract": ("{corpus}", b""),
+    "corpus canaries": ("{corpus}", b""),
+    "corpus run": ("{yaml}", b""),
 }
 HEAVY = {
     "bench machine": ("", b""),

@@ -404,12 +404,12 @@ def test_modern_has_the_logits_of_nanochat_in_transformers(cap: float, kv_heads:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.97, 0.99999999])
-@pytest.mark.parametrize("by_numpy", [True, False])
-def test_dropout_drops_its_share_and_keeps_the_mean(rate: float, by_numpy: bool) -> None:
+@pytest.mark.parametrize("numpy", [True, False])
+def test_dropout_drops_its_share_and_keeps_the_mean(rate: float, numpy: bool) -> None:
     x = torch.ones(333, 1001).requires_grad_()
-    dropout.seed(5, by_numpy=by_numpy)
+    dropout.seed(5, numpy=numpy)
     y = dropout.dropout(x, rate)
-    dropout.seed(5, by_numpy=by_numpy)
+    dropout.seed(5, numpy=numpy)
     again = dropout.mask(x, rate)
     assert torch.equal(y, again)
     assert (y == 0).float().mean() == pytest.approx(rate, abs=5 * (rate * (1 - rate) / y.numel()) ** 0.5)

@@ -28,7 +28,14 @@ STEPS = 60
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """60 steps with accumulation, dropout, samples, and so little text that an epoch ends on the way."""
-    home = Home(tmp_path_factory.mktemp("resume"), steps=STEPS, save_every=5, sample_every_steps=9, sample_tokens=4)
+    home = Home(
+        tmp_path_factory.mktemp("resume"),
+        steps=STEPS,
+        save_every=5,
+        sample_every_steps=9,
+        sample_tokens=4,
+        micro_batch_size=1,
+    )
     text = (home.path / "corpus.txt").read_text()
     (home.path / "corpus.txt").write_text(text[:12000])
     threads, before = torch.get_num_threads(), os.getcwd()
@@ -118,7 +125,7 @@ def test_a_run_stopped_between_micro_batches_does_the_step_again(home: Home, mon
         def signalled(*inputs: object) -> object:
             nonlocal calls
             calls += 1
-            if calls == 23:  # the first of the two micro-batches of step 12
+            if calls == 45:  # one of the first two micro-batches, of the four of step 12
                 os.kill(os.getpid(), signal.SIGINT)
             return objective(*inputs)  # type: ignore[operator]
 
