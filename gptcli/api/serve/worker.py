@@ -52,7 +52,6 @@ class Job:
     unfinished: int = 0
     queued_at: float = field(default_factory=time.monotonic)
     began_at: float | None = None
-    cancelled: bool = False
 
 
 class Worker:
@@ -93,7 +92,7 @@ class Worker:
 
     def cancel(self, job: Job) -> None:
         """Give up a job, whatever state it is in."""
-        self.inbox.put(lambda: self._cancel(job))
+        self.inbox.put(lambda: self._drop(job))
 
     async def call(self, work: Callable[[Service], Any]) -> Any:
         """Return what `work` gives, computed in the engine's thread between two steps."""
@@ -169,7 +168,7 @@ class Worker:
         problem = Problem(500, "engine_failed", "the engine failed")
         told = {job for job, _ in self.running.values()} | {job for jobs in self.jobs.values() for job in jobs}
         for job in told:
-            self._tell(job, [Piece(-1, "", 0, "error", problem)])
+            self._refuse(job, problem)
         self._post(self.ready.set)
         self._post(self.failed.set)
 
@@ -227,7 +226,7 @@ class Worker:
         except (Problem, GptcliError) as error:
             self.pending -= claimed
             problem = error if isinstance(error, Problem) else Problem(500, "engine_error", str(error))
-            self._tell(job, [Piece(-1, "", 0, "error", problem)])
+            self._refuse(job, problem)
             return
         job.unfinished = len(requests)
         job.completions = [None] * len(requests)
@@ -258,7 +257,7 @@ class Worker:
                 completion = engine.add(request)
             except GptcliError as error:  # a pattern or schema that cannot be used
                 self._drop(job)
-                self._tell(job, [Piece(-1, "", 0, "error", Problem(400, "invalid_schema", str(error)))])
+                self._refuse(job, Problem(400, "invalid_schema", str(error)))
                 continue
             job.completions[index] = completion
             self.running[completion] = job, index
@@ -279,10 +278,6 @@ class Worker:
             del self.running[completion]
             self.service.engine.cancel(completion)
 
-    def _cancel(self, job: Job) -> None:
-        job.cancelled = True
-        self._drop(job)
-
     def _time_out(self) -> None:
         """End texts that take too long: those in the making as they are, those that wait with a refusal."""
         assert self.service is not None
@@ -294,7 +289,7 @@ class Worker:
         for job in [job for jobs in self.jobs.values() for job in jobs]:
             if job.began_at is None and now - job.queued_at > QUEUE_SECONDS:
                 self._drop(job)
-                self._tell(job, [Piece(-1, "", 0, "error", Problem(504, "timeout", "no row was free in time"))])
+                self._refuse(job, Problem(504, "timeout", "no row was free in time"))
 
     def _one(self, completion: Completion) -> tuple[Job, list[Piece]]:
         job, piece = self._piece(completion)
@@ -304,8 +299,7 @@ class Worker:
         for job in [job for jobs in self.jobs.values() for job in jobs]:
             if job.began_at is None:
                 self._drop(job)
-                problem = retry_later(503, "draining", "the server ends", 30)
-                self._tell(job, [Piece(-1, "", 0, "error", problem)])
+                self._refuse(job, retry_later(503, "draining", "the server ends", 30))
 
     def _end_running(self) -> None:
         assert self.service is not None
@@ -313,6 +307,9 @@ class Worker:
             self.cut += 1
             self.service.engine.cancel(completion)
             self._tell(*self._one(completion))
+
+    def _refuse(self, job: Job, problem: Problem) -> None:
+        self._tell(job, [Piece(-1, "", 0, "error", problem)])
 
     def _tell(self, job: Job, pieces: list[Piece]) -> None:
         self._post(lambda: job.pieces.put_nowait(pieces))
