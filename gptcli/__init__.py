@@ -24,14 +24,15 @@ __all__ = ["__version__", "forward", "load"]
 
 
 def load(path: str | Path) -> tuple[GPT, Tokenizer]:
-    """Model, in eval mode, and tokenizer of a run or checkpoint directory. Imports torch on first use."""
+    """Return the model, in eval mode, and the tokenizer of a run or checkpoint directory. Imports torch on first
+    use."""
     from gptcli.api import open_model
 
     return open_model.load(path)
 
 
 def forward(model: GPT, ids: Tensor, *, labels: Tensor | None = None) -> Output:
-    """`.logits` (B, T, V) of ids (B, T) and, given `labels`, their mean `.loss` in nats.
+    """Return `.logits` (B, T, V) of ids (B, T) and, if `labels` are given, their mean cross-entropy `.loss` in nats.
 
     Labels are as in Hugging Face: `labels=ids` learns every next token, -100 leaves one out.
     """

@@ -10,13 +10,15 @@ Ready = Callable[[], bool]  # whether the next item of an iterator is there, or 
 
 
 def always() -> bool:
-    """Ready, for items that nobody has to wait for."""
+    """Return True: for items that are there at once."""
     return True
 
 
 def blocks(items: Iterator[T], size: int, ready: Ready) -> Iterator[list[T]]:
-    """Lists of up to `size` items: what is there by the time that the list before has been dealt with, at least one.
-    What went before an item that cannot be had is dealt with first."""
+    """Yield lists of 1 to `size` items: what is ready when the consumer asks for the next list.
+
+    Where an item raises, the items before it are yielded first.
+    """
     while True:
         block: list[T] = []
         problem: Exception | None = None

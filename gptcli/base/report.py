@@ -7,13 +7,13 @@ class Report:
     """The listener that runs/ functions take; every method may be called from one thread at any time."""
 
     def message(self, text: str) -> None:
-        """A line worth reading once."""
+        """Tell the user something worth reading once."""
 
     def warning(self, text: str) -> None:
-        """Something is not as wanted, and the work goes on."""
+        """Tell the user that something is not as wanted while the work goes on."""
 
     def progress(self, task: str, done: float, total: float | None, note: str = "", *, unit: str = "") -> None:
-        """How far `task` has come; done == total ends it. `unit` "B" means bytes."""
+        """Show how far `task` has come; done == total ends it. `unit` "B" means bytes."""
 
 
 class Collected(Report):

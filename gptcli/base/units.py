@@ -8,7 +8,7 @@ PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
 
 def amount(number: float, unit: str = "") -> str:
-    """`1.23 GFLOP/s` for 1.234e9 and FLOP/s: powers of 1000, three digits."""
+    """Return a number with its unit in powers of 1000 and three digits: 1.234e9 and FLOP/s give `1.23 GFLOP/s`."""
     power = 0
     while abs(number) >= 999.5 and power < len(PREFIXES) - 1:
         number /= 1000
@@ -18,7 +18,7 @@ def amount(number: float, unit: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """`250 ms`, `12.3 s`, `2 h 5 min`, `3.1 days`, `2.4 years`."""
+    """Return seconds in the units that a person would use: `250 ms`, `12.3 s`, `2 h 5 min`, `3.1 days`, `2.4 years`."""
     if seconds < 0.9995:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 120:
@@ -33,7 +33,7 @@ def duration(seconds: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """`1 thread`, `2 threads`."""
+    """Return a number with its noun in the singular or plural: `1 thread`, `2 threads`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

@@ -15,7 +15,7 @@ PARTS = ("qkv", "projection", "mlp", "norm")  # that have biases
 
 
 def _gpt2(num_layers: int, num_heads: int, hidden_size: int, context_length: int) -> dict[str, Any]:
-    """Values of a GPT-2 shaped model (Radford et al. 2019), as GPT2LMHeadModel holds it."""
+    """Return the fields of a GPT-2 shaped model (Radford et al. 2019), which transformers loads as GPT2LMHeadModel."""
     return {
         "num_layers": num_layers,
         "num_heads": num_heads,
@@ -205,7 +205,7 @@ class ModelConfig(Section):
 
     @property
     def gated(self) -> bool:
-        """Whether the MLP multiplies its hidden layer by another, activated one."""
+        """Return whether the MLP multiplies its hidden layer by an activated gate."""
         return self.activation in GATED
 
     def biased(self, part: str) -> bool:
@@ -254,7 +254,7 @@ class ModelConfig(Section):
         yield from self._problems_of_options()
 
     def _problems_of_options(self) -> Iterator[tuple[str, str]]:
-        """Options that need another one."""
+        """Yield (field, problem) of options that need or exclude another one."""
         rotated = self.rotary_dim or self.head_size
         if rotated > self.head_size or rotated % 2:
             yield "rotary_dim", f"must be even and at most the head width {self.head_size}, got {rotated}"

@@ -45,10 +45,10 @@ def derived_seed(*numbers: int | str) -> int:
 
 
 def permute(index: NDArray[np.uint64], size: int, seed: int) -> NDArray[np.uint64]:
-    """Images of `index` under a random permutation of range(size), without a table.
+    """Return the images of `index` under a pseudo-random permutation of range(size), computed without a table.
 
-    A Feistel network on the next even number of bits; values outside of the range are sent through again
-    (Black and Rogaway 2002, cycle walking).
+    Uses a Feistel network on the next even number of bits; a value outside of the range is sent through again (Black
+    and Rogaway 2002, cycle walking).
     """
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
@@ -66,7 +66,7 @@ def permute(index: NDArray[np.uint64], size: int, seed: int) -> NDArray[np.uint6
 
 
 def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64 (Steele et al. 2014); wraps around on purpose."""
+    """Hash 64-bit integers by splitmix64 (Steele et al. 2014); the products wrap around on purpose."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -85,7 +85,7 @@ class TokenBatches:
         first_token: int,
         seed: int,
     ) -> None:
-        """DataError where the tokens do not fill one row."""
+        """Raise DataError where the tokens do not fill one row."""
         if len(tokens) < context_length:
             raise DataError(
                 f"the training split has {len(tokens)} tokens, fewer than one context of {context_length}; "
@@ -96,7 +96,7 @@ class TokenBatches:
         self.rows = max(1, len(tokens) // context_length - 1)  # one row less leaves room for the phase
 
     def __call__(self, step: int) -> Step:
-        """Optimizer step `step`, counted from 0."""
+        """Return the batches of optimizer step `step`, counted from 0."""
         first = step * self.batch_size
         starts = range(first, first + self.batch_size, self.micro_batch_size)
         micro_batches = (self._batch(np.arange(start, start + self.micro_batch_size)) for start in starts)
@@ -110,7 +110,7 @@ class TokenBatches:
         return Batch(inputs, targets, self.tokens.place(int(starts[0])))
 
     def _starts(self, epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """First tokens of those rows that lie in `epoch`."""
+        """Return the positions of the first tokens of the rows that lie in `epoch`."""
         T = self.context_length
         phase = derived_seed(self.seed, "phase", epoch) % (len(self.tokens) - self.rows * T + 1)
         rows = (numbers[numbers // self.rows == epoch] % self.rows).astype(np.uint64)

@@ -80,7 +80,10 @@ class Source:
 
 
 def codec_name(options: TextOptions) -> str:
-    """Python's name of the encoding; utf-8 for utf-8-sig, as a byte order mark is dropped in any case."""
+    """Return Python's name of the encoding; utf-8 for utf-8-sig, since a byte order mark is dropped in any case.
+
+    Raises ConfigError for a name that is no text encoding.
+    """
     try:
         "".encode(options.encoding)  # refuses what is no text encoding, such as hex
         name = codecs.lookup(options.encoding).name

@@ -31,7 +31,7 @@ class Conversation:
 
     @property
     def specials(self) -> tuple[str, ...]:
-        """The control tokens that a tokenizer must have."""
+        """Return the control tokens that a tokenizer must have."""
         return (*self.roles.values(), self.end)
 
     def as_json(self) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class Conversation:
 
     @classmethod
     def from_json(cls, document: Any) -> Conversation:
-        """ValueError where the document does not name a token for each role and for the end."""
+        """Read the form from its JSON; ValueError where a role or the end has no token of its own."""
         roles = document.get("roles") if isinstance(document, dict) else None
         if not isinstance(roles, dict) or set(roles) != set(ROLES):
             raise ValueError(f"conversation.roles must name the tokens of {', '.join(ROLES)}")
@@ -77,7 +77,7 @@ class Conversation:
         return [*ids, tokenizer.specials[self.roles[ASSISTANT]]]
 
     def example(self, messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-        """(ids, whether each is learnt) of a conversation: the assistant's words and the token that ends them."""
+        """Encode a conversation as (ids, loss mask): the assistant's words and the token that ends them are learnt."""
         ids: list[int] = []
         learnt: list[bool] = []
         for message in messages:

@@ -121,7 +121,7 @@ def _spool(source: Source, path: Path, options: TextOptions, found: Findings) ->
 
 
 def _records(pieces: Iterable[Piece], field: str) -> Iterator[str]:
-    """Documents as lines of JSONL, in parts: one may be long."""
+    """Yield documents as lines of JSONL, a long one in parts."""
     begin, end = json.dumps({field: ""}, ensure_ascii=False).removesuffix('"}'), '"}\n'
     following = ""
     for piece in pieces:

@@ -34,7 +34,8 @@ class Below:
         self.deep = self.deep or str(path.parent) != self.directory.rstrip("/")
 
     def what_is_left_out(self) -> str:
-        """For a person: how many files of which suffix, and the glob that takes the commonest; "" if none."""
+        """Describe the files left out: how many of each suffix, and a glob that takes the commonest; "" if there are
+        none."""
         parts = [
             f"{number:,} {suffix or 'without a suffix'}" for suffix, number in self.left_out.most_common(MOST_NAMED)
         ]

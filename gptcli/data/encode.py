@@ -97,7 +97,7 @@ Labelled = tuple[str, Piece]
 
 
 def _batches(pieces: Iterator[Labelled]) -> Iterator[list[Labelled]]:
-    """Pieces cut small and gathered into batches of about BATCH_CHARACTERS."""
+    """Split pieces where they are long, and yield batches of about BATCH_CHARACTERS."""
     batch: list[Labelled] = []
     characters = 0
     for split, piece in pieces:
@@ -116,7 +116,7 @@ def _batches(pieces: Iterator[Labelled]) -> Iterator[list[Labelled]]:
 def _encode_ahead(
     tokenizer: Tokenizer, batches: Iterator[tuple[int, list[Labelled]]]
 ) -> Iterator[tuple[int, tuple[list[Labelled], list[list[int]]]]]:
-    """Batches in order with their ids; the next one is encoded while one is written."""
+    """Yield the batches in order with their ids; the next batch is encoded while one is being written."""
 
     def encode(batch: list[Labelled]) -> list[list[int]]:
         return tokenizer.encode_batch([piece.text for _, piece in batch])

@@ -23,7 +23,8 @@ class Example(NamedTuple):
 
     @property
     def unlearnable(self) -> bool:
-        """Nothing in it is learnt; its first token has none before it to be learnt from."""
+        """Return whether no token of it is learnt; the first never is, since nothing stands before it to predict it
+        from."""
         return self.label is None and not any(self.learnt[1:])
 
 
@@ -41,7 +42,8 @@ def named_by(key: str) -> str:
 
 
 def label_text(text: str) -> str:
-    """Begin a text with a space, as a classifier reads it, so that its first word is the token it is elsewhere."""
+    """Return the text with a space before it, unless it has one, so that a classifier's first word is its usual
+    token."""
     return text if text[:1].isspace() else " " + text
 
 

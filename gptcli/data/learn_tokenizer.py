@@ -37,7 +37,7 @@ class TokenizerReport:
         return dataclasses.asdict(self)
 
     def lines(self) -> list[tuple[str, str]]:
-        """For a person."""
+        """Return (name, value) pairs for a person."""
         where = f"on {self.held_out_bytes:,} held-out bytes" if self.held_out_bytes else "on the training text"
         return [
             ("tokens", f"{self.vocab_size:,}"),

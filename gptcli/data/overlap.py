@@ -181,7 +181,7 @@ def find_overlap(
 
 
 def _texts(pieces: Iterable[Piece]) -> Iterator[str]:
-    """Whole documents, one that is long beyond bounds in parts."""
+    """Yield whole documents, but one of more than HELD_OUT_CHARACTERS in parts."""
     parts: list[str] = []
     characters = 0
     for piece in pieces:

@@ -28,12 +28,12 @@ class ExampleBatches:
         token_dropout: float = 0.0,
         blank: int = 0,
     ) -> None:
-        """`token_dropout`: share of an example's tokens replaced by `blank`, drawn anew each time."""
+        """Replace the share `token_dropout` of an example's tokens by `blank`, drawn anew each time."""
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.micro_batch_tokens, self.token_dropout, self.blank = micro_batch_tokens, token_dropout, blank
 
     def __call__(self, step: int) -> Step:
-        """Optimizer step `step`, counted from 0."""
+        """Return the batches of optimizer step `step`, counted from 0."""
         numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         chosen: list[Example] = []
         for epoch in np.unique(numbers // len(self.examples)):
@@ -58,7 +58,7 @@ def counted(micro_batches: Sequence[Batch]) -> Step:
 
 
 def pack(examples: Sequence[Example]) -> Batch:
-    """Examples as one row. A target stands where the token before it is; a label where its example ends."""
+    """Concatenate examples into one row. A target stands at the token before it, a label where its example ends."""
     inputs = [index for example in examples for index in example.ids]
     targets: list[int] = []
     for example in examples:
@@ -73,7 +73,7 @@ def _row(ids: list[int]) -> Tensor:
 
 
 def group_by_tokens(items: Iterable[T], max_tokens: int, length: Callable[[T], int]) -> Iterator[list[T]]:
-    """Items in order, as many in a group as have `max_tokens` together, at least one."""
+    """Yield the items in order, in groups of at most `max_tokens` tokens; a longer item is a group of its own."""
     group: list[T] = []
     tokens = 0
     for item in items:

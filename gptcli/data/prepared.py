@@ -62,7 +62,7 @@ def prepare_data(data: DataConfig, wanted: TokenizerConfig, report: Report) -> t
 
 @contextmanager
 def _spool_directory(cache: Path) -> Iterator[Path]:
-    """A directory for copies of streams, gone afterwards; removes what killed runs left in the cache, too."""
+    """Make a directory for copies of streams, removed afterwards; remove what killed runs left in the cache as well."""
     work = cache / "work"
     work.mkdir(parents=True, exist_ok=True)
     fsio.sweep_abandoned(work, "spool-*", seconds=60)

@@ -149,7 +149,7 @@ class TokenArray:
     """The tokens of one split as one sequence over memory-mapped shards."""
 
     def __init__(self, directory: Path, split: str) -> None:
-        """Checks the size of every shard; DataError names one that is missing or cut."""
+        """Map the shards of a split; DataError names one that is missing or has the wrong size."""
         index = read_index(directory)
         self.index: SplitIndex = index["splits"][split]
         dtype = self.dtype = np.dtype(index["dtype"]).newbyteorder("<")
@@ -186,7 +186,7 @@ class TokenArray:
         return torch.from_numpy(np.stack([self.read(int(start), count) for start in starts]))
 
     def place(self, position: int) -> str:
-        """`FILE:OFFSET` of a token, for messages."""
+        """Return `FILE:OFFSET` of a token, for messages."""
         number = bisect.bisect_right(self.starts, position) - 1
         return f"{self.index.shards[number]['file']}:{position - self.starts[number]}"
 
@@ -205,7 +205,7 @@ class ResidentTokens:
         return len(self.array)
 
     def rows(self, starts: NDArray[np.int64], count: int) -> Tensor:
-        """As of the array, on the device."""
+        """Return `count` tokens from each start, (rows, count) int64 on the device, as TokenArray.rows does."""
         device = self.flat.device
         places = torch.from_numpy(starts).to(device)[:, None] + torch.arange(count, device=device)
         return self.flat[places].long() & ((1 << 8 * self.flat.itemsize) - 1)  # signed as they lie, not as they are

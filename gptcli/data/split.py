@@ -14,14 +14,13 @@ HELD_BACK = 4096  # characters of a long document that are not cut off yet: a se
 
 
 def split_text(text: str, limit: int, *, anywhere: bool = True) -> Iterator[str]:
-    """Cuts a text into pieces of at most `limit` characters whose concatenation it is; at least one, for "" too.
+    """Split a text into pieces of at most `limit` characters that make it up again; at least one piece, for "" too.
 
     A cut goes just before a single space between a non-whitespace character and a letter, where there is one in the
     first `limit` characters: there the split patterns of GPT-2, GPT-4 (cl100k), Llama 3 and Qwen 2 always begin a new
     word, and look no further ahead, so that byte-level BPE gives the pieces the ids it gives the whole. Where there is
-    none (a megabyte of one word, of digits, of Chinese) the cut is hard: the ids may differ from those of the whole at
-    this one border, but the text is the same. Not so with `anywhere` false: then a piece goes on to the next such
-    place, however far.
+    none (a megabyte of one word, of digits, of Chinese) the cut is hard: the text is the same, but the ids around the
+    cut may differ. With `anywhere` false there are no hard cuts: a piece goes on to the next such place, however far.
     """
     start = searched = 0
     while len(text) - searched > limit:

@@ -33,7 +33,7 @@ class Template:
 
     @property
     def specials(self) -> tuple[str, ...]:
-        """Control tokens to add to a tokenizer: none, it has them."""
+        """Return no control tokens: a tokenizer with a template has them already."""
         return ()
 
     def as_json(self) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class Template:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Template:
-        """ValueError where the document is not of this form."""
+        """Read a template from its JSON; ValueError where the document has another form."""
         source, tokens = document.get("template"), document.get("tokens", {})
         if not isinstance(source, str) or not isinstance(tokens, dict):
             raise ValueError("conversation: want a template and its tokens")
@@ -50,7 +50,7 @@ class Template:
         return cls(source, tokens)
 
     def missing(self, _tokenizer: Tokenizer) -> list[str]:
-        """Control tokens that it needs and the tokenizer does not have: none that is known."""
+        """Return the control tokens that the tokenizer lacks: none, since a template does not declare any."""
         return []
 
     def first(self, _tokenizer: Tokenizer) -> list[int]:
@@ -71,10 +71,10 @@ class Template:
         return _ids(self._render(guarded, answer=True), [], guard, tokenizer)[0]
 
     def example(self, messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-        """(ids, whether each is learnt) of a conversation: the assistant's words and the token that ends them.
+        """Encode a conversation as (ids, loss mask): the assistant's words and the token that ends them are learnt.
 
-        DataError where the template shows an earlier turn otherwise once there are later ones, so that it cannot be
-        told which words are the assistant's.
+        Raises DataError where the template renders an earlier turn differently once later ones follow: then the
+        assistant's words cannot be located.
         """
         guard, guarded = _guarded(messages, tokenizer)
         whole = self._render(guarded, answer=False)
@@ -92,7 +92,7 @@ class Template:
         return _ids(whole, spans, guard, tokenizer)
 
     def check(self) -> None:
-        """DataError unless a question and its answer can be told with it."""
+        """Raise DataError unless the template renders a question and its answer."""
         self._render([Message(USER, "a"), Message(ASSISTANT, "b")], answer=True)
 
     def _render(self, messages: Sequence[Message], *, answer: bool) -> str:
@@ -191,7 +191,7 @@ def _controls(tokenizer: Tokenizer) -> re.Pattern[str]:
 
 
 def _end_of_turn(turn: str, start: int, tokenizer: Tokenizer) -> int:
-    """Where the assistant's words, from `start`, and the token that ends them are over."""
+    """Find the end of the assistant's turn that begins at `start`: after the first token that ends a text."""
     ends = [re.escape(name) for name, index in tokenizer.specials.items() if index in tokenizer.ends]
     found = re.search("|".join(ends), turn[start:]) if ends else None
     return start + found.end() if found else len(turn)

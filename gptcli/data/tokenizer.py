@@ -66,7 +66,7 @@ class Tokenizer:
     """Encodes and decodes; immutable. `specials` maps control tokens to their ids."""
 
     def __init__(self, content: bytes, *, name: str = "tokenizer.json") -> None:
-        """From the bytes of a tokenizer.json; DataError where it is damaged or cannot hold text."""
+        """Read the content of a tokenizer.json; DataError where it is damaged or cannot represent text."""
         self.content = content
         try:
             document = json.loads(content)
@@ -98,7 +98,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """From a tokenizer.json, or a directory that holds one: of a run, of a checkpoint, of prepared data."""
+        """Load a tokenizer.json, or the one in a directory of a run, a checkpoint or prepared data."""
         path = fsio.follow(Path(path))
         if path.is_dir():
             places = [fsio.follow(path / part) / "tokenizer.json" for part in ("", "best", "latest")]
@@ -153,7 +153,7 @@ class Tokenizer:
 
     @property
     def plain_content(self) -> bytes:
-        """The tokenizer.json as other programs read it."""
+        """Return the tokenizer.json as other programs read it."""
         start = f'{{"{MARKS}": '.encode()
         if not self.content.startswith(start):
             return self.content
@@ -162,22 +162,22 @@ class Tokenizer:
 
     @property
     def end(self) -> int | None:
-        """Id of the token that ends an answer, if the tokenizer has it."""
+        """Return the id of the token that ends an answer, or None."""
         return self.ends[0] if self.ends else None
 
     @property
     def end_of_text(self) -> int | None:
-        """Id of the token between documents: the one they begin with, else the one they end with."""
+        """Return the id of the token between documents: the one they begin with, else the one they end with."""
         return self.end if self.begin is None else self.begin
 
     @property
     def first(self) -> list[int]:
-        """What every window begins with: that token, if the tokenizer has it."""
+        """Return the ids that every window begins with: the begin token, if there is one."""
         return [] if self.begin is None else [self.begin]
 
     @property
     def last(self) -> list[int]:
-        """What every answer ends with: that token, if the tokenizer has it."""
+        """Return the ids that every answer ends with: the end token, if there is one."""
         return [] if self.end is None else [self.end]
 
     def encode(self, text: str) -> list[int]:
@@ -198,7 +198,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _whole(self) -> tokenizers.Tokenizer:
-        """The encoder with its control tokens."""
+        """Return the encoder with its control tokens."""
         document = json.loads(self.plain_content)
         known = tokenizer_file.added_tokens(document, special=True)
         marks = [special(index, token) for token, index in self.specials.items() if token not in known]
@@ -230,7 +230,7 @@ class Tokenizer:
 
     @functools.cached_property
     def written_bytes(self) -> list[bytes]:
-        """The bytes that each id adds to a text which a model writes: none for a control token."""
+        """Return the bytes that each id adds to a text which a model writes: none for a control token."""
         controls = set(self.specials.values())
         return [b"" if index in controls else content for index, content in enumerate(self.token_bytes)]
 
@@ -244,7 +244,7 @@ class Tokenizer:
 
     @functools.cached_property
     def prefix(self) -> bytes:
-        """What encoding puts before a text: nothing, or a space."""
+        """Return what encoding puts before a text: nothing, or a space."""
         found = self.decode_bytes(self.encode("a"))
         return b" " if found == b" a" else b""
 
@@ -254,7 +254,8 @@ class Tokenizer:
 
     @functools.cached_property
     def lossy(self) -> list[str]:
-        """What encoding and decoding again does to some texts; empty where it gives back all of them."""
+        """Return what encoding and decoding change in some texts; an empty list where every text comes back
+        unchanged."""
         return [what for what, text in PROBES.items() if not self._gives_back(text)]
 
     def _gives_back(self, text: str) -> bool:
@@ -276,7 +277,8 @@ class Marks:
 
 
 def _default_marks(document: dict[str, Any]) -> Marks:
-    """Where the file does not say: <|endoftext|> or nanochat's <|bos|> is both."""
+    """Choose the begin and end tokens where the file does not name them: <|endoftext|> or nanochat's <|bos|> for
+    both."""
     controls = tokenizer_file.added_tokens(document, special=True)
     mark = next((name for name in DOCUMENT_MARKS if name in controls), None)
     return Marks(mark, () if mark is None else (mark,))

@@ -28,7 +28,7 @@ class Unfit(Exception):
 
 
 def ordinary_tokens(document: Mapping[str, Any]) -> dict[str, int]:
-    """Token -> id of the model, without those that were added."""
+    """Return token -> id of the model's own vocabulary, without the added tokens."""
     vocabulary = document["model"]["vocab"]
     if isinstance(vocabulary, list):
         return {piece[0]: index for index, piece in enumerate(vocabulary)}
@@ -36,13 +36,14 @@ def ordinary_tokens(document: Mapping[str, Any]) -> dict[str, int]:
 
 
 def added_tokens(document: Mapping[str, Any], *, special: bool) -> dict[str, int]:
-    """Token -> id of those beside the model: control tokens if `special`, else words that are cut out of a text."""
+    """Return token -> id of the added tokens: control tokens if `special`, else words that are cut out of a text
+    first."""
     added = document.get("added_tokens") or []
     return {token["content"]: token["id"] for token in added if bool(token.get("special", True)) == special}
 
 
 def check(document: Mapping[str, Any]) -> None:
-    """Unfit where ids collide or the unknown token is missing; KeyError or TypeError where it is no tokenizer."""
+    """Raise Unfit where ids collide or the unknown token is missing; KeyError or TypeError where it is no tokenizer."""
     model = document["model"]
     kind = model.get("type", "BPE")
     if kind not in KINDS:
@@ -172,7 +173,7 @@ def _mark_of_a_space(decoder: Mapping[str, Any]) -> str | None:
 
 
 def _ask_decoder(found: list[bytes], ordinary: Mapping[str, int], encoder: tokenizers.Tokenizer) -> None:
-    """What a token adds to a text that a word has begun."""
+    """Find the bytes that each token adds to a text by decoding it after another word."""
     word = next((index for token, index in ordinary.items() if token.isascii() and token.isalpha()), None)
     before = [] if word is None else [word]
     begun = encoder.decode(before, skip_special_tokens=False)
@@ -183,7 +184,7 @@ def _ask_decoder(found: list[bytes], ordinary: Mapping[str, int], encoder: token
 
 @functools.cache
 def bytes_of_characters() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte -> the byte."""
+    """Return the byte for which each of GPT-2's printable characters stands."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}

@@ -105,7 +105,8 @@ def _is_lock(path: Path) -> bool:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Sync every file, write the manifest last, and make the directory `path`; its lock, if any, goes with it."""
+    """Move the finished directory `temporary` to `path`: sync every file, write the manifest last, then rename. The
+    lock file, if any, is removed."""
     described = _describe(temporary)
     for name in described:
         with (temporary / name).open("rb") as opened:
@@ -217,7 +218,8 @@ def _empty_trash(path: Path) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Clean up after a killed writer; only while holding the directory's lock."""
+    """Remove what a killed writer left in `directory`, and restore what it had moved away. The caller holds the
+    lock."""
     for path in list(directory.iterdir()):
         if path.name.startswith((".tmp-", ".trash-")):
             operations.remove_tree(path)

@@ -46,7 +46,7 @@ perform: Callable[[str, tuple[Any, ...], Callable[[], Any]], Any] = _directly
 
 
 def _do(name: str, arguments: tuple[Any, ...], act: Callable[[], Any]) -> Any:
-    """Perform an operation; an OSError names the path that the user knows, not the temporary one."""
+    """Perform an operation; raise its OSError with the final path, which the user knows, not the temporary one."""
     try:
         return perform(name, arguments, act)
     except OSError as error:
@@ -175,7 +175,7 @@ def rename(source: Path, target: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step. Return False where the system or the file system cannot."""
+    """Exchange two names in one step. Return False where the system or the file system cannot."""
     try:
         _do("exchange", (one, other), lambda: _exchange(one, other))
     except OSError as error:

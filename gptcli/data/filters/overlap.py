@@ -136,7 +136,8 @@ def _best_place(where: Sequence[int], which: Sequence[int], width: int) -> tuple
 
 
 def self_test(index: Index, share: float) -> int:
-    """Plant some items, re-wrapped, in the middle of other text, and return how many there were.
+    """Check the index by planting some of its items, re-wrapped, in the middle of other text; return how many were
+    tried.
 
     Raises DataError where one of them is not found, or one is found in text that holds none.
     """
