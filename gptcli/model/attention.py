@@ -60,7 +60,7 @@ def alibi_slopes(heads: int) -> list[float]:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, rule: AttentionRule = PLAIN, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v where a token sees itself and those before it, as far as the rule lets it.
+    """Compute softmax(q k^T / sqrt(D)) v, where a token sees itself and those before it, as far as the rule lets it.
 
     q (B, H, T, D), k and v (B, K, T, D), H a multiple of K -> (B, H, T, D).
     On a CPU, blocks of queries against the keys they may see, which takes less time than PyTorch's fused CPU kernel
@@ -84,7 +84,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, rule: AttentionRule = P
 def ruled_attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, rule: AttentionRule, dropout: float = 0.0
 ) -> Tensor:
-    """Attention of q (B, H, T, D) to k and v (B, K, N, D) with a bias (..., 1 or H, T, N) -> (B, H, T, D)."""
+    """Compute attention of q (B, H, T, D) to k and v (B, K, N, D) with a bias (..., 1 or H, T, N) -> (B, H, T, D)."""
     if not rule.softcap:
         mask = bias.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, enable_gqa=True)
@@ -171,7 +171,7 @@ class Packed:
     """
 
     def __init__(self, lengths: Sequence[int], *, device: torch.device | None = None, dropout: float = 0.0) -> None:
-        """`dropout`: the rate at which weights of attention are dropped."""
+        """Lay out sequences of these lengths; `dropout` is the rate at which attention weights are dropped."""
         self.lengths, self.dropout = list(lengths), dropout
         sizes = torch.tensor(self.lengths)
         starts = sizes.cumsum(0) - sizes
@@ -196,7 +196,7 @@ class Packed:
         return torch.tensor(self.lengths, device=self.positions.device).cumsum(0) - 1
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:  # noqa: ARG002
-        """Causal attention inside each sequence; q (1, H, N, D), k and v (1, K, N, D) -> (1, H, N, D)."""
+        """Compute causal attention inside each sequence; q (1, H, N, D), k and v (1, K, N, D) -> (1, H, N, D)."""
         parts = []
         for tokens, real in self.groups:
             # (1, heads, N, D) -> (S, heads, L, D)
@@ -206,4 +206,4 @@ class Packed:
         return torch.cat(parts)[self.unsort].transpose(0, 1)[None]
 
     def commit(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: no keys or values are kept."""

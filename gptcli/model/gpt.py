@@ -36,13 +36,13 @@ class Layout(Protocol):
 
     @property
     def positions(self) -> Tensor:
-        """The position of every token in its sequence, (B, T)."""
+        """Return the position of every token in its sequence, (B, T)."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
-        """Attention of a layer: q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D)."""
+        """Compute attention of a layer: q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D)."""
 
     def commit(self) -> None:
-        """The tokens have passed all layers."""
+        """Note that the tokens have passed all layers."""
 
 
 class Attention(nn.Module):
@@ -82,7 +82,7 @@ class Attention(nn.Module):
         return self.projection(y.transpose(1, 2).reshape(B, T, H * D))
 
     def normalize_and_rotate(self, q_and_k: Tensor, rotation: Rotation) -> Tensor:
-        """Queries and keys (H+K, B, T, D) as the config has them normalised (Henry et al. 2020) and rotated."""
+        """Normalize queries and keys (H+K, B, T, D) as the config says (Henry et al. 2020) and rotate them."""
         config = self.config
         if not config.qk_norm:
             return q_and_k if rotation is None else rotate(q_and_k, *rotation)
@@ -182,10 +182,10 @@ class GPT(nn.Module):
     rotary_sin: Tensor
     local_cos: Tensor  # of layers of sliding attention, where rope_local_theta is set
     local_sin: Tensor
-    compiled_blocks: Sequence[Callable[..., Tensor]] = ()  # for training on whole windows (hardware.compiler)
+    compiled_blocks: Sequence[Callable[..., Tensor]] = ()  # for training on whole windows (train.compile)
 
     def __init__(self, config: ModelConfig, *, labels: int = 0) -> None:
-        """`labels`: rows of a classification head beside the language model's, which reads the last token."""
+        """Make an uninitialized model; `labels` rows give it a classification head too, which reads the last token."""
         super().__init__()
         if config.vocab_size is None:
             raise ValueError("a model needs config.vocab_size")
@@ -245,7 +245,7 @@ class GPT(nn.Module):
         return x * config.logit_scale if config.logit_scale != 1.0 else x  # here, so that every head has it
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Head input (..., C) -> logits (..., V) in float32, soft-capped where the config says so."""
+        """Return logits (..., V) in float32 of the head's input (..., C), soft-capped where the config says so."""
         return softcap(self.head(hidden).float(), self.config.logit_softcap)
 
     def label_logits(self, hidden: Tensor) -> Tensor:
@@ -304,7 +304,7 @@ class GPT(nn.Module):
         self.embedding.num_embeddings = self.head.out_features = vocab_size
 
     def add_label_head(self, labels: int, generator: torch.Generator) -> None:
-        """A new classification head, small at first so that every label is about as likely."""
+        """Add a new classification head, small at first so that every label is about as likely."""
         weight = torch.empty(labels, self.config.hidden_size).normal_(0.0, 0.02, generator=generator)
         self.label_head = Linear(self.config.hidden_size, labels, bias=False)
         self.label_head.weight = nn.Parameter(weight.to(self.embedding.weight.device))
@@ -321,11 +321,11 @@ class GPT(nn.Module):
 
     @property
     def dropout_rate(self) -> float:
-        """The rate of dropout: the config's while training, else 0."""
+        """Return the rate of dropout: the config's while training, else 0."""
         return self.config.dropout if self.training else 0.0
 
     def set_dropout(self, dropout: float) -> None:
-        """Another rate of dropout, everywhere."""
+        """Set the rate of dropout everywhere."""
         self.config = dataclasses.replace(self.config, dropout=dropout)
         for module in self.modules():
             if isinstance(module, Block):
@@ -334,12 +334,15 @@ class GPT(nn.Module):
                 module.config = self.config
 
     def num_parameters(self) -> int:
-        """Parameters, a tied head counted once."""
+        """Count the parameters, a tied head once."""
         return sum(weight.numel() for weight in self.parameters())
 
     def train_flops_per_token(self, context_length: int) -> float:
-        """FLOPs of forward and backward: 6 a weight in a matrix product and 12 H D T of attention a layer (of sliding
-        attention its window in place of T), not halved for causality (Chowdhery et al. 2022, appendix B)."""
+        """Return the FLOPs of forward and backward per token (Chowdhery et al. 2022, appendix B).
+
+        That is 6 a weight in a matrix product and 12 H D T of attention a layer, not halved for causality; in sliding
+        attention its window takes the place of T.
+        """
         config = self.config
         weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, Linear))
         seen = sum(min(config.window(layer) or context_length, context_length) for layer in range(config.num_layers))
@@ -357,7 +360,7 @@ class GPT(nn.Module):
 
 @contextmanager
 def evaluating(model: GPT) -> Iterator[None]:
-    """The model without dropout within the block."""
+    """Put the model in eval mode, without dropout, for the block."""
     was_training = model.training
     model.eval()
     try:

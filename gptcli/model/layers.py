@@ -14,8 +14,8 @@ class Linear(nn.Linear):
     """y = x W^T + b in the dtype of x."""
 
     def reset_parameters(self) -> None:
-        """Weights come from GPT.initialize or from a file; drawing them here, on the meta device, would import
-        torch._dynamo, which takes a second."""
+        """Leave the weights undrawn: they come from GPT.initialize or from a file, and drawing them on the meta device
+        would import torch._dynamo, which takes a second."""
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -26,7 +26,7 @@ class Embedding(nn.Embedding):
     """A row of the weight for each id."""
 
     def reset_parameters(self) -> None:
-        """As in Linear."""
+        """Leave the weights undrawn, as in Linear."""
 
 
 class Norm(nn.Module):

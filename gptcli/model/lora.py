@@ -37,7 +37,7 @@ class LoraLinear(Linear):
 
 
 def add_adapters(model: GPT, config: LoraConfig, generator: torch.Generator) -> None:
-    """Freeze the model and put adapters beside the matrices that the config names."""
+    """Freeze the model and add adapters to the matrices that the config names."""
     model.requires_grad_(False)
     for name in adapted(model.config, config):
         parent, _, child = name.rpartition(".")

@@ -57,7 +57,8 @@ def rotary_frequencies(config: ModelConfig, *, local: bool = False) -> tuple[Ten
 
 
 def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """Of Llama 3.1: what turns seldom in the original context is divided by the factor, with a ramp between."""
+    """Scale frequencies as Llama 3.1: those that turn seldom in the original context are divided by the factor, with a
+    ramp between."""
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     assert scaling.original_context is not None
     turns = scaling.original_context * frequencies / (2 * math.pi)
@@ -66,7 +67,7 @@ def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def _yarn(frequencies: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
-    """YaRN (Peng et al. 2023): the ramp is linear in the number of the pair."""
+    """Scale frequencies by YaRN (Peng et al. 2023), whose ramp is linear in the number of the pair."""
     assert scaling.original_context is not None
     pairs = len(frequencies)
 

@@ -74,7 +74,7 @@ def tensor_shapes(path: Path) -> dict[str, torch.Size]:
 
 
 def check_finite(tensors: Mapping[str, Tensor], place: str) -> None:
-    """NumericalError names the first tensor that holds a NaN or an infinity; `place` begins the message."""
+    """Raise NumericalError naming the first tensor that holds a NaN or an infinity; `place` begins the message."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel():
             low, high = tensor.aminmax()  # a NaN anywhere is both

@@ -85,7 +85,7 @@ class LabelObjective:
     blank: int | None  # begins an example and stands for a dropped token: never predicted
 
     def __call__(self, model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
-        """Summed over the examples, a float32 scalar."""
+        """Return the loss summed over the examples, a float32 scalar."""
         assert batch.lengths is not None
         layout = Packed(batch.lengths, device=runtime.device, dropout=model.dropout_rate)
         hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype, layout=layout)
@@ -106,7 +106,7 @@ class LabelObjective:
         return nats
 
     def _nats(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Of each label, (N,)."""
+        """Return the cross-entropy of each label, (N,)."""
         weights = self.class_weights.to(logits.device)
         return F.cross_entropy(logits, labels, weight=weights, label_smoothing=self.label_smoothing, reduction="none")
 

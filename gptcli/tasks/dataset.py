@@ -113,7 +113,7 @@ def read_examples(
 
 
 def _hashes(data: RowsConfig, report: Report) -> list[str]:
-    """Of the inputs' content; ConfigError where one is a stream, since rows are read more than once."""
+    """Hash the inputs' content; ConfigError where one is a stream, since rows are read more than once."""
     paths = [source.path for source in find_sources([*data.train, *data.validation], reading(data), report, rows=True)]
     return [file_sha256(path) if path and path.is_file() else _refuse_stream() for path in paths]
 

@@ -38,7 +38,7 @@ def step_directory(run_dir: Path, step: int) -> Path:
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """Directories under checkpoints/ with a checkpoint's name, newest first; nothing is said of their content."""
+    """List the directories under checkpoints/ that are named as checkpoints, newest first, without looking inside."""
     found = (run_dir / "checkpoints").glob("step-*")
     named = [(int(match[1]), path) for path in found if (match := STEP_NAME.fullmatch(path.name)) and path.is_dir()]
     return [path for _, path in sorted(named, reverse=True)]

@@ -32,7 +32,7 @@ class Deadline:
     """
 
     def __init__(self, ends_at: float | None, train: TrainConfig, *, pause_seconds: float) -> None:
-        """`pause_seconds`: expected at each validation, with its sample and checkpoint."""
+        """Expect each validation, with its sample and checkpoint, to take `pause_seconds`, until one was timed."""
         self.ends_at, self.train = ends_at, train
         self.pauses = {"all": pause_seconds}
         self.step_seconds: float | None = None
@@ -49,7 +49,7 @@ class Deadline:
         return wrapped
 
     def keep(self, state: TrainState, step_seconds: float) -> None:
-        """Change the last step where the steps that fit have become others."""
+        """Move the last step where the number of steps that fit has changed by more than the tolerance."""
         planned, every = self.train.steps, self.train.eval_every_steps
         last = state.last_step(planned)
         if self.ends_at is None or state.step >= last:

@@ -23,5 +23,5 @@ class LoadedModel:
 
     @property
     def room(self) -> int:
-        """Tokens of text that fit the context beside the token that begins every window."""
+        """Return how many tokens of text fit the context beside the token that begins every window."""
         return self.model.config.context_length - len(self.tokenizer.first)

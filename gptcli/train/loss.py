@@ -79,7 +79,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
 def _slopes(
     x: Tensor, matrix: Tensor, targets: Tensor, cap: float, bias: Tensor | None = None, *, out: Tensor
 ) -> Tensor:
-    """-> the log-probability of each target (N,), float32; `out` (N, V) becomes d -log-probability / d logits.
+    """Return the log-probability of each target (N,), float32; `out` (N, V) becomes d -log-probability / d logits.
 
     On a CPU every pass over `out` shows, so that there is no copy in float32 and no zero for targets that do not count.
     """
@@ -110,7 +110,7 @@ def _largest(p: Tensor) -> Tensor:
 def head_cross_entropy(
     hidden: Tensor, head_weight: Tensor, targets: Tensor, *, cap: float, bias: Tensor | None = None
 ) -> Tensor:
-    """Summed nats, a float32 scalar, of -log softmax(softcap(hidden W^T + b))[targets].
+    """Return the summed nats, a float32 scalar, of -log softmax(softcap(hidden W^T + b))[targets].
 
     hidden (..., C), head_weight (V, C), bias (V,), targets (...) int64 with IGNORE where nothing is learnt.
     """
@@ -129,7 +129,8 @@ def next_token_nats(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """logits (..., V) float32, targets (...) int64 -> (summed nats, number of targets that are not IGNORE)."""
+    """Return the summed nats and the number of targets that are not IGNORE, of logits (..., V) float32, targets (...)
+    int64."""
     flat = logits.reshape(-1, logits.shape[-1])
     nats = F.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORE, reduction="sum")
     return nats, (targets != IGNORE).sum()

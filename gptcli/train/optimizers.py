@@ -30,8 +30,11 @@ class Optimizers:
         step_flops: float,
         dtype: torch.dtype,
     ) -> None:
-        """`parameters` and `matrices` by the names of model.GPT, which has the shapes of the latter (matrix_shapes);
-        `step_flops` are those of its forward and backward pass in a step; `dtype` is that of Muon's products."""
+        """Sort the trainable weights into groups, each with its optimizer, learning rate and weight decay.
+
+        `parameters` and `matrices` go by the names of model.GPT, which gives the shapes of the latter (matrix_shapes);
+        `step_flops` are those of its forward and backward pass in a step; `dtype` is that of Muon's products.
+        """
         named = {name: weight for name, weight in parameters if weight.requires_grad}
         self.names = {weight: name for name, weight in named.items()}
         inner = [name for name in named if name in matrices]

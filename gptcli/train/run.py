@@ -89,7 +89,7 @@ class Outcome:
     validation: Validation | None  # the last
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON; the validation as metrics.jsonl has it."""
+        """Return a JSON object, with the validation as metrics.jsonl has it."""
         validation = None if self.validation is None else self.validation.record
         return {**vars(self), "run_dir": str(self.run_dir), "validation": validation}
 
@@ -106,7 +106,7 @@ class Training:
         *,
         also_record: AbstractContextManager[Callable[[Record], None]] | None = None,
     ) -> None:
-        """`also_record` gives a function that gets every record of metrics.jsonl, too."""
+        """Prepare to run `job`; `also_record` gives a function that receives every record of metrics.jsonl as well."""
         self.job, self.runtime, self.report = job, runtime, report
         self.run_dir = job.run_dir
         self.also_record = also_record or nullcontext(lambda _record: None)
@@ -118,7 +118,8 @@ class Training:
         self.exhausted = False  # no better validation for as long as the job's patience lasts
 
     def go(self, state: TrainState, *, resume: bool) -> Outcome:
-        """From `state`, or from the newest whole checkpoint of the directory, to the last step or to a signal."""
+        """Train from `state`, or from the directory's newest whole checkpoint if `resume`, to the last step or to a
+        signal."""
         job = self.job
         found = newest_verified(self.run_dir, self.report.warning) if resume else None
         if found is not None:
@@ -248,7 +249,8 @@ class Training:
         self._check_patience(state)
 
     def _check_patience(self, state: TrainState) -> None:
-        """A pure function of the step and the best one, so that a resumed run stops where an unbroken one does."""
+        """Set `exhausted` as a pure function of the step and the best one, so that a resumed run stops where an
+        unbroken one does."""
         if self.job.patience is not None and state.best_step is not None:
             self.exhausted = validations_since(state.best_step, state.step, self.job.train) >= self.job.patience
 

@@ -50,7 +50,7 @@ def check_vacant(run_dir: Path, *, resume: bool, force: bool) -> None:
 
 
 def _check_own(run_dir: Path, *, new: bool) -> None:
-    """RefusedError where a run would replace a file that gptcli did not make."""
+    """Raise RefusedError where a run would replace a file that gptcli did not make."""
     found = [name for name in POINTERS if os.path.lexists(run_dir / name) and not _is_pointer(run_dir / name)]
     if new and not _is_metrics(run_dir / "metrics.jsonl"):
         found.append("metrics.jsonl")

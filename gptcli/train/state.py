@@ -40,7 +40,7 @@ class TrainState:
 
     @functools.cached_property
     def gradient_step(self) -> GradientStep:
-        """What computes its steps, chosen at first use."""
+        """Return what computes the gradient of a step, chosen at first use."""
         return make_gradient_step(self.model, self.optimizers)
 
     def last_step(self, planned_steps: int) -> int:
