@@ -18,12 +18,12 @@ def normalise(text: str) -> str:
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """1 where the normalised answer is one of the normalised references, else 0."""
+    """Return 1 where the normalised answer is one of the normalised references, else 0."""
     return float(normalise(answer) in map(normalise, references))
 
 
 def token_f1(answer: str, references: Sequence[str]) -> float:
-    """F1 of the words shared with the reference that shares most; where either has no words, 1 if both have none."""
+    """Return the F1 of words shared with the best reference; where either has no words, 1 if both have none, else 0."""
     return max(_f1(normalise(answer).split(), normalise(reference).split()) for reference in references)
 
 

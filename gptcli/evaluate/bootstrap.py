@@ -132,8 +132,10 @@ def differences(
 
 
 def mcnemar(scores: Floats, others: Floats) -> float:
-    """Two-sided p of McNemar's exact test: of the rows that one model has right and the other wrong, either is as
-    likely (McNemar 1947; Dietterich 1998)."""
+    """Return the two-sided p of McNemar's exact test (McNemar 1947; Dietterich 1998).
+
+    The null hypothesis: of the rows that one model has right and the other wrong, either is as likely.
+    """
     better, worse = int(((scores == 1) & (others == 0)).sum()), int(((scores == 0) & (others == 1)).sum())
     n, fewer = better + worse, min(better, worse)
     log_choose = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(fewer + 1)]
@@ -142,7 +144,7 @@ def mcnemar(scores: Floats, others: Floats) -> float:
 
 
 def _resampled(tally: Tally, resampling: Resampling) -> Floats:
-    """Sums (resamples, sums) over as many rows as there are, drawn with replacement."""
+    """Compute sums (resamples, sums) over as many rows as there are, drawn with replacement."""
     generator, n = np.random.default_rng(resampling.seed), len(tally)
     drawn = (generator.integers(n, size=n) for _ in range(resampling.resamples))
     return np.stack([tally.sums(rows) for rows in drawn])

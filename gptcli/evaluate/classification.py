@@ -23,7 +23,7 @@ class Labelled:
 
     @property
     def correct(self) -> Floats:
-        """1 for a row that is right, 0 for one that is wrong, (n,)."""
+        """Return 1 for each row that is right and 0 for each that is wrong, (n,)."""
         return (self.wanted == self.given).astype(np.float64)
 
     def confusion(self) -> Integers:
@@ -32,7 +32,8 @@ class Labelled:
         return np.bincount(self.wanted * size + self.given, minlength=size * size).reshape(size, size)
 
     def tally(self) -> Tally:
-        """Sums: right, wanted and given rows of every label; confidence less correctness in every calibration bin."""
+        """Count right, wanted and given rows of each label, and sum confidence less correctness in each calibration
+        bin."""
         size, ones = len(self.labels), np.ones(len(self.wanted))
         bins = np.clip(np.ceil(self.confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
         groups = np.stack([self.wanted, size + self.wanted, 2 * size + self.given, 3 * size + bins], axis=1)
@@ -40,7 +41,7 @@ class Labelled:
         return Tally(groups, values, 3 * size + CALIBRATION_BINS)
 
     def metrics(self, sums: Floats) -> dict[str, Floats]:
-        """Of sums (..., 3 L + bins), NaN where a metric has no value; those of a label are named METRIC/LABEL.
+        """Compute metrics from sums (..., 3 L + bins): NaN where one has no value; a label's are named METRIC/LABEL.
 
         Macro-F1 is the mean over the labels that were wanted or given at all, as scikit-learn's.
         """

@@ -32,7 +32,7 @@ class Ensemble:
     """One classifier, or several of the same labels whose probabilities are averaged (Lakshminarayanan et al. 2017)."""
 
     def __init__(self, members: Sequence[LoadedModel]) -> None:
-        """DataError where a member names no labels, or others than the first."""
+        """Take the members' common labels; DataError where a member names none, or others than the first."""
         self.members = members
         self.labels = common_labels([(member.directory, member.metadata.labels) for member in members])
 

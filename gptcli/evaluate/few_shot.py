@@ -23,7 +23,8 @@ class Shots:
     seed: int
 
     def before(self, item: Item, number: int) -> list[str]:
-        """Examples for the row `number`, never that row itself or another with its prompt; DataError if too few."""
+        """Draw the examples for row `number`, never that row itself or one with its prompt; DataError if there are too
+        few."""
         order = np.random.default_rng([self.seed, number]).permutation(len(self.pool))
         others = (shot for index in order if (shot := self.pool[int(index)]).prompt != item.prompt)
         chosen = [shot.shot for shot, _ in zip(others, range(self.count), strict=False)]
@@ -43,7 +44,8 @@ class Context:
 
 
 def join(shots: Sequence[str], prompt: str, fits: Callable[[str], bool]) -> Context:
-    """Examples and prompt, without as many of the first examples as it takes to fit; the prompt alone may not fit."""
+    """Join examples and prompt, dropping as many of the first examples as it takes to fit; the prompt alone may not
+    fit."""
     for dropped in range(len(shots)):
         text = SEPARATOR.join([*shots[dropped:], prompt])
         if fits(text):

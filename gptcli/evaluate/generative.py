@@ -23,7 +23,7 @@ from gptcli.train.loaded_model import LoadedModel
 def write(
     loaded: LoadedModel, items: Sequence[Item], options: RowOptions, shots: Shots | None, report: Report
 ) -> Outcome:
-    """Answers in the model's words; in the form of its conversations where it was tuned to converse."""
+    """Answer the items in the model's own words; in the form of its conversations where it was tuned to converse."""
     cuts, records = Cuts(), list[dict[str, Any]]()
     stop = options.stop or ((SEPARATOR,) if shots else ())
     drawing = GenerateOptions(max_tokens=options.max_tokens, temperature=options.temperature, stop=stop,

@@ -28,7 +28,7 @@ class Item:
 
     @property
     def shot(self) -> str:
-        """The row as an example for others: its prompt and the first right answer."""
+        """Return the row as an example for others: its prompt and the first right answer."""
         return self.prompt + continuation(self.prompt, self.answers[0])
 
 

@@ -32,7 +32,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        """What every sequence begins with; lm-eval gives it as the context of a text without one."""
+        """Return the token that every sequence begins with; lm-eval gives it as the context of a text without one."""
         if not self.first:
             raise DataError(
                 "the task scores texts without a context, and the tokenizer has no <|endoftext|>; take another"
@@ -44,11 +44,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return self.gpt_tokenizer.encode(string)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:  # noqa: ARG002
-        """As TemplateLM, which encodes the pairs; its bar, which TQDM_DISABLE does not reach, says nothing of use."""
+        """Score pairs as TemplateLM does, which encodes them, but without its progress bar, which TQDM_DISABLE does not
+        reach."""
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
-        """(summed log-probability, whether every token was the likeliest) of each continuation."""
+        """Return (summed log-probability, whether every token was the likeliest) of each continuation."""
         sequences = (self._sequence(context, continuation) for _, context, continuation in requests)
         found = score_sequences(self.model, sequences, self.runtime, greedy=True)
         return [(-float(scored.nats.double().sum()), bool(scored.greedy)) for scored in found]
@@ -63,7 +64,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return Sequence(self.first + context + kept, len(self.first) + len(context))
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
-        """Summed log-probability of whole texts, in overlapping windows as `gptcli evaluate` has them."""
+        """Return the summed log-probability of whole texts, in overlapping windows as `gptcli evaluate` has them."""
         documents = (self.gpt_tokenizer.encode(request.args[0]) for request in requests)
         return [-score.nats for score in score_documents(self.model, self.gpt_tokenizer, documents, self.runtime)]
 
@@ -88,7 +89,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
 
 def draw_options(given: dict[str, Any]) -> GenerateOptions:
-    """lm-eval's generation_kwargs as options of drawing; greedy unless it asks to sample."""
+    """Translate lm-eval's generation_kwargs; greedy unless they ask to sample."""
     until = given.get("until") or ()
     sampled = given.get("do_sample", float(given.get("temperature") or 0) > 0)
     return GenerateOptions(

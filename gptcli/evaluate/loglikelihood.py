@@ -27,7 +27,7 @@ def classify_by_words(
     shots: Shots | None,
     report: Report,
 ) -> Outcome:
-    """Labels by the log-probability of the words that stand for them after the prompt."""
+    """Choose labels by the log-probability, after the prompt, of the words that stand for them."""
     cuts, found = Cuts(), []
     for scored in score_answers(loaded, items, [tuple(words.values())] * len(items), options, shots, cuts):
         found.append(multiple_choice.probabilities([logprob for logprob, _ in scored]))
@@ -72,7 +72,7 @@ def score_answers(
     shots: Shots | None,
     cuts: Cuts,
 ) -> Iterator[list[tuple[float, int]]]:
-    """For each row, (log-probability, tokens) of each of its choices after its prompt."""
+    """Yield for each row (log-probability, tokens) of each of its choices after its prompt."""
 
     def sequences() -> Iterator[Scorable]:
         for number, (item, texts) in enumerate(zip(items, choices, strict=True)):

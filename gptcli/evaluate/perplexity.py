@@ -26,7 +26,7 @@ class TextScore:
 
     @property
     def loss_nats(self) -> float:
-        """Mean cross-entropy of a token."""
+        """Return the mean cross-entropy of a token."""
         return self.nats / self.tokens
 
     @property
@@ -35,7 +35,7 @@ class TextScore:
 
     @property
     def bits_per_byte(self) -> float:
-        """Independent of the tokenizer: comparable between models and with a compressor."""
+        """Return bits per byte, comparable between models whatever their tokenizer, and with a compressor."""
         return self.nats / math.log(2) / self.bytes
 
 
@@ -48,10 +48,11 @@ class Span(NamedTuple):
 
 
 def spans(document: int, ids: Iterable[int], *, window: int, stride: int) -> Iterator[Span]:
-    """Windows over a document in which every token is scored once, and after the first window sees at least
-    window - stride tokens before it (as in Hugging Face's guide to the perplexity of fixed-length models).
+    """Yield windows over a document in which every token is scored once.
 
-    Holds no more than a window. A document without tokens has one span without tokens.
+    After the first window a token sees at least window - stride tokens before it (as in Hugging Face's guide to the
+    perplexity of fixed-length models). Holds no more than a window. A document without tokens has one span without
+    tokens.
     """
     ids = iter(ids)
     context: list[int] = []

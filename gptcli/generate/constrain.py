@@ -40,7 +40,8 @@ class Constraint:
         self.forbidden = functools.lru_cache(CACHED_MASKS)(self._forbidden)
 
     def _forbidden(self, state: int) -> Tensor:
-        """(V,) bool: tokens that leave no way to a match. There is one that does: every byte is a token."""
+        """Find the tokens after which no match is possible, (V,) bool. Some token is always left, since every byte is
+        one."""
         table = self.table
         states = np.where(table.lengths > 0, state, DEAD)
         alive = np.flatnonzero(table.lengths)

@@ -22,8 +22,12 @@ class Bags:
     """The rows of the tables that each query reads: the same in every layer, and as long as `pages` are the same."""
 
     def __init__(self, keys: Tensor, values: Tensor, rows: list[int], pages: list[int]) -> None:
-        """Of keys (layers, ..., capacity, D), which lie as (layers, ..., D, capacity), and values (layers, ...,
-        capacity, D); of query i, the row among all before capacity and how many pages of it hold tokens it sees."""
+        """Index the pages of the cache that each query reads.
+
+        Keys (layers, ..., capacity, D) lie in memory as (layers, ..., D, capacity), values as (layers, ..., capacity,
+        D). Query i attends to `rows[i]`, a row among all dimensions before capacity, whose first `pages[i]` pages hold
+        tokens it sees.
+        """
         self.tables = [(k.mT.view(-1, PAGE), v.view(-1, v.shape[-1])) for k, v in zip(keys, values, strict=True)]
         Q, D, C, P = len(rows), keys.shape[-1], keys.shape[-2] // PAGE, max(pages)
         there = torch.arange(P) < torch.tensor(pages)[:, None]  # (Q, P)
@@ -38,7 +42,7 @@ class Bags:
         self.owner, self.place = owner, owner * P + page
 
     def attend(self, layer: int, q: Tensor, bias: Tensor, *, cap: float = 0.0) -> Tensor:
-        """q (Q, D) -> (Q, D), both float32, whatever the dtype of the cache.
+        """Compute attention of q (Q, D) -> (Q, D), both float32, whatever the dtype of the cache.
 
         `bias` (Q, P * PAGE), or one row for all, float32, is -inf where a query does not see a token of its row.
         Scores are soft-capped before it is added where there is a cap.

@@ -59,9 +59,10 @@ class Engine:
         self, model: GPT, tokenizer: Tokenizer, runtime: Runtime, *,
         slots: int | None = None, most: int | None = None, ahead: int | None = None,
     ) -> None:  # fmt: skip
-        """`slots`: texts at once, default 64, or as many as have room for whole contexts in a quarter of the memory,
-        and no more than `most`; `ahead`: steps that are computed in one go where rows allow it, default what pays on
-        the device.
+        """Allocate the cache for `slots` texts at once, and plan for `ahead` steps at once where rows allow it.
+
+        By default `slots` is 64, or as many whole contexts as fit a quarter of the memory, and no more than `most`;
+        `ahead` is what pays on the device.
         """
         self.model, self.tokenizer, self.runtime = model, tokenizer, runtime
         self.forward = ForwardView(model, runtime)
@@ -118,7 +119,8 @@ class Engine:
                 yield request
 
         def in_reach() -> bool:
-            """No request is read far ahead of the oldest unfinished one: results wait for their turn in memory."""
+            """Return whether the next request may be read: not far ahead of the oldest unfinished one, since results
+            wait in memory."""
             return read - next_number < 8 * self.count and ready()
 
         for completion in self.steps(counted(), capacity=capacity, ready=in_reach):
@@ -164,16 +166,16 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether a step has anything to do."""
+        """Return whether a step has anything to do."""
         return bool(self.waiting or self.active or self.prefilling or self.settled)
 
     @property
     def free_rows(self) -> int:
-        """Texts that may begin at once beside those in the making."""
+        """Return how many more texts could begin at once."""
         return self.count - len(self.active) - (self.prefilling is not None)
 
     def add(self, request: Request) -> Completion:
-        """Queue a text, whose prompt must `fit`; ConfigError where its pattern cannot be used."""
+        """Queue a request, whose prompt must `fit`; ConfigError where its pattern cannot be used."""
         self.forward.hear_hooks()  # that were put on the model since the last text
         completion = Completion(request, self.added)
         if request.void:
@@ -335,7 +337,7 @@ class Engine:
         return self.multi_step.fits(self.active)
 
     def _go_ahead(self) -> None:
-        """As _decode, several times over; what comes after the end of a text is dropped."""
+        """Decode several steps in one go; tokens after the end of a text are dropped."""
         assert self.multi_step is not None
         sequences = self.active
         for free in range(len(sequences), self.multi_step.batch(len(sequences))):

@@ -44,7 +44,7 @@ class ForwardView:
             return self.used.hidden(batch, dtype=self.runtime.dtype, layout=layout)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Head input (..., C) -> logits (..., V), float32 on the CPU."""
+        """Return logits (..., V), float32 on the CPU, of the head's input (..., C)."""
         with disable_torch_function():
             return self.used.logits(hidden).cpu()
 

@@ -55,7 +55,7 @@ class KVCache:
         self.lengths[target] = tokens
 
     def swap(self, one: int, other: int) -> None:
-        """Exchange two rows."""
+        """Swap two rows."""
         tokens = max(self.lengths[one], self.lengths[other])
         for held in (self.keys, self.values):
             kept = held[:, one, :, :tokens].clone()
@@ -89,13 +89,13 @@ class KVCache:
             held[:, row, :, self.lengths[row] :] = 0
 
     def check(self, row: int, tokens: int) -> None:
-        """ValueError unless the row has room for so many more tokens."""
+        """Raise ValueError unless the row has room for `tokens` more."""
         if self.lengths[row] + tokens > self.capacity:
             raise ValueError(f"{self.lengths[row] + tokens} tokens do not fit a cache of {self.capacity}")
 
 
 def cache_bytes(config: ModelConfig, rows: int, tokens: int, *, activation_size: int) -> int:
-    """Keys and values that writing `rows` texts of `tokens` tokens keeps."""
+    """Return the bytes of the keys and values of `rows` texts of `tokens` tokens."""
     places = _whole_blocks(tokens)
     return 2 * activation_size * config.num_layers * rows * config.kv_heads * places * config.head_size
 
@@ -133,12 +133,12 @@ class CacheLayout:
         self.places = Places(index[0].to(device), index[1].to(device), views)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
-        """q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D)."""
+        """Store k and v (B, K, T, D), then compute attention of q (B, H, T, D) -> (B, H, T, D)."""
         self.cache.append(layer, self.places, k, v)
         return self.attention(layer, q, rule)
 
     def attention(self, layer: int, q: Tensor, rule: AttentionRule) -> Tensor:
-        """q (B, H, T, D) against the keys and values that are stored -> (B, H, T, D)."""
+        """Compute attention of q (B, H, T, D) to the stored keys and values -> (B, H, T, D)."""
         raise NotImplementedError
 
     def commit(self) -> None:
@@ -171,7 +171,7 @@ class Prefill(CacheLayout):
         return torch.cat(outputs, 1)[None]
 
     def _causal(self, q: Tensor, keys: Tensor, values: Tensor, start: int, rule: AttentionRule) -> Tensor:
-        """q (H, T, D), of positions start.., against keys (K, N, D) up to each query's own position -> (H, T, D)."""
+        """Compute attention of q (H, T, D), from position `start` on, to keys and values (K, N, D) -> (H, T, D)."""
         H, T, D = q.shape
         K = keys.shape[0]
         scaled = (q * D**-0.5).view(K, H // K, T, D)
@@ -257,7 +257,7 @@ class DeviceDecode(CacheLayout):
         self.seen = self.keys_at <= self.positions[:, None, :, None]  # (B, 1, T, N)
 
     def look(self) -> None:
-        """See what there is to see from the positions as they are now."""
+        """Update the mask of visible keys from the current positions."""
         torch.le(self.keys_at, self.positions[:, None, :, None], out=self.seen)
 
     def attention(self, layer: int, q: Tensor, rule: AttentionRule) -> Tensor:

@@ -94,7 +94,7 @@ class MultiStepDecoder:
         return min(1 << (rows - 1).bit_length(), len(self.cache.lengths))
 
     def run(self, rows: Sequence[ActiveSequence]) -> tuple[list[list[int]], list[list[bool]]]:
-        """From the last token of each row -> the next `count` of each, and whether their logits were finite.
+        """Draw the next `count` tokens of each row, and tell of each whether its logits were finite.
 
         Rows of the cache beyond these, up to the bucket's, are written to behind what they hold.
         """

@@ -158,12 +158,11 @@ class Int8CudaLinear(nn.Module):
 
 @torch.inference_mode()
 def pack(model: GPT, runtime: Runtime, *, quantize: Quantize | None = None) -> Runtime:
-    """Lay out the matrices of a model for writing text or scoring it, in place; it cannot be trained any more.
+    """Lay out a model's matrices for writing or scoring text, in place; it cannot be trained any more.
 
-    -> the runtime to use it with: on a CPU bfloat16 is the dtype of the matrices and of products with them, and all
-    else is float32, except, beside matrices of 8 or 16 bits, the keys and values that are kept while a text is written:
-    float16, of which attention reads twice as many in a second. Elsewhere only int8 changes anything. ConfigError where
-    it was asked for and is not to be had.
+    Returns the runtime to use it with. On a CPU bfloat16 is the dtype of the matrices and of products with them, and
+    all else is float32, except for the cached keys and values beside matrices of 8 or 16 bits: they are float16, which
+    halves what attention reads. Elsewhere only int8 changes anything. Raises ConfigError where it is not to be had.
     """
     if quantize and runtime.device.type not in ("cpu", "cuda"):
         raise ConfigError(f"--quantize {quantize} is for a CPU or CUDA; leave it out, or pass --device cpu")
@@ -189,7 +188,7 @@ def pack(model: GPT, runtime: Runtime, *, quantize: Quantize | None = None) -> R
 
 
 def _replace(model: GPT, make: Callable[[nn.Linear], nn.Module]) -> None:
-    """Every matrix by what `make` makes of it."""
+    """Replace every matrix by what `make` makes of it."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Linear) and not (make is HalfLinear and child.weight.abs().max() > LARGEST_HALF):

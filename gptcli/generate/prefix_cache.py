@@ -105,7 +105,7 @@ class PrefixCache:
             state.deterministic_prefix = min(state.deterministic_prefix, most)
 
     def swap(self, one: int, other: int) -> None:
-        """Exchange two rows."""
+        """Swap two rows."""
         if one != other:
             self.cache.swap(one, other)
             self.rows[one], self.rows[other] = self.rows[other], self.rows[one]

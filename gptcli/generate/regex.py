@@ -41,14 +41,17 @@ def complement(ranges: Ranges) -> Ranges:
 
 
 def utf8_sequences(low: int, high: int) -> Iterator[list[tuple[int, int]]]:
-    """Ranges of bytes, one after another, that make up the UTF-8 of the code points low..high, without surrogates."""
+    """Yield sequences of byte ranges that together match the UTF-8 of the code points low..high, without surrogates."""
     for first, last in ((0, 0x7F), (0x80, 0x7FF), (0x800, 0xD7FF), (0xE000, 0xFFFF), (0x10000, _LAST)):
         if max(low, first) <= min(high, last):
             yield from _same_length(max(low, first), min(high, last))
 
 
 def _same_length(low: int, high: int) -> Iterator[list[tuple[int, int]]]:
-    """As above, where all have UTF-8 of one length: cut until every place but the last has all or one of its bytes."""
+    """Yield the sequences of byte ranges where all code points have UTF-8 of one length.
+
+    The range is cut until every byte but the last takes all of its values or one.
+    """
     for bits in (6, 12, 18):
         mask = (1 << bits) - 1
         if low & ~mask != high & ~mask and (high > 0x7F):

@@ -75,7 +75,7 @@ class TextBuffer:
         self.waiting = ""
 
     def add(self, content: bytes, *, final: bool = False) -> tuple[str, bool]:
-        """-> (text that is now certain, whether a stop string ended it)."""
+        """Add bytes and return (text that is now certain, whether a stop string ended it)."""
         decoded = self.decoder.decode(content, final)
         if not self.stops:
             return decoded, False
@@ -106,7 +106,8 @@ class ActiveSequence:
     def __init__(
         self, completion: Completion, tokenizer: Tokenizer, window: list[int], room: int, constraint: Constraint | None
     ) -> None:
-        """`window`: the prompt with what begins every window; `room`: new tokens for which the context has room."""
+        """Begin a completion; `window` is the prompt with what begins every window, `room` the new tokens that the
+        context allows."""
         request = completion.request
         self.completion, self.options, self.window = completion, request.options, window
         self.last_token = -1  # drawn, but not yet in the cache
@@ -138,12 +139,13 @@ class ActiveSequence:
 
     @property
     def length(self) -> int:
-        """Tokens of the prompt and of the text so far."""
+        """Return the number of tokens of the prompt and of the text so far."""
         return len(self.completion.request.prompt) + len(self.completion.ids)
 
     @property
     def needs_no_processors(self) -> bool:
-        """Whether the next tokens are drawn from the model's logits as they are, whatever they turn out to be."""
+        """Return whether the next tokens are drawn from the model's logits as they are, whatever they turn out to
+        be."""
         options = self.options
         return (
             self.seen is None
@@ -158,12 +160,12 @@ class ActiveSequence:
 
     @property
     def sampling_key(self) -> tuple[float, int | None, float, float]:
-        """The options that sequences drawn in one batch must have in common."""
+        """Return the options that sequences drawn in one batch must have in common."""
         options = self.options
         return options.temperature, options.top_k, options.top_p, options.min_p
 
     def adjust(self, logits: Tensor) -> None:
-        """Change the logits (V,) of the next token, in place, by what the options say of single tokens."""
+        """Change the logits (V,) of the next token, in place, by penalties, biases and constraints."""
         if self.seen is not None:
             penalize(logits, self.seen, self.options.repetition_penalty)
         if self.written:

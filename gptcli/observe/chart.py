@@ -58,7 +58,7 @@ def _cell(dots: int, curve: int, lettered: bool) -> Segment:
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Smallest and largest, never the same."""
+    """Return the smallest and the largest value, widened where they are equal."""
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 

@@ -22,7 +22,7 @@ class Curve:
 
 
 def metric_names(records: Sequence[Record]) -> list[str]:
-    """KIND.FIELD of every number that the records hold, in the order in which they come."""
+    """List KIND.FIELD of every number that the records hold, in the order in which they come."""
     names = {
         f"{record['kind']}.{field}": None
         for record in records
@@ -55,7 +55,7 @@ def curve(name: str, records: Sequence[Record], metric: str, axis: Axis) -> Curv
 
 
 def _places(records: Sequence[Record], axis: Axis) -> tuple[list[float], list[float]]:
-    """Steps, and tokens or seconds of training by then."""
+    """Return steps, and the tokens or seconds of training up to each."""
     train = [record for record in records if record["kind"] == "train"]
     steps, places = [0.0], [0.0]
     for record in train:

@@ -102,25 +102,26 @@ def training_memory(work: Workload) -> Memory:
 
 
 def weight_bytes(work: Workload) -> int:
-    """Weights are float32 while training; so are their gradients."""
+    """Return the bytes of the weights, float32 while training; their gradients take as many."""
     return 4 * work.model.num_parameters()
 
 
 def optimizer_bytes(work: Workload) -> int:
-    """Muon keeps one number a weight, AdamW two."""
+    """Return the bytes of the optimizers' state: one number a weight for Muon, two for AdamW."""
     muon = sum(_muon_shapes(work).values())
     return 4 * (muon + 2 * (work.model.num_parameters() - muon))
 
 
 def update_bytes(work: Workload) -> int:
-    """Muon's largest batch thrice while it is orthogonalised, or two of them."""
+    """Return the most that an update takes: three copies of Muon's largest batch of matrices, for each worked on at
+    once."""
     limit = batch_elements(on_cpu=work.on_cpu)
     batches = [min(total, max(limit, rows * columns)) for (rows, columns), total in _muon_shapes(work).items()]
     return 4 * 3 * work.at_once * max(batches, default=0)
 
 
 def _muon_shapes(work: Workload) -> Counter[tuple[int, ...]]:
-    """Weights in the matrices that Muon has, by shape as it orthogonalises them."""
+    """Count the weights in Muon's matrices by the shape in which they are orthogonalised."""
     shapes: Counter[tuple[int, ...]] = Counter()
     if work.optim.name != "muon":
         return shapes
@@ -156,7 +157,8 @@ def activation_bytes(work: Workload) -> int:
 
 
 def _block_bytes(work: Workload) -> int:
-    """Kept a token and block: two norms with their outputs, attention, the MLP's hidden layer, and dropout's masks."""
+    """Return what a block keeps per token: two norms with their outputs, attention, the MLP's hidden layer, dropout's
+    masks."""
     config, a = work.model.config, work.activation_size
     gates = 4 if config.gated else 1 if config.activation == "relu2" else 2
     masks = 2 * a * config.hidden_size if config.dropout else 0
@@ -166,7 +168,7 @@ def _block_bytes(work: Workload) -> int:
 
 
 def _norm_bytes(work: Workload) -> int:
-    """Kept by one norm a token beside its output, which the product after it keeps."""
+    """Return what a norm keeps per token beside its output, which the product after it keeps."""
     config = work.model.config
     if config.norm == "layernorm":
         return work.activation_size * (config.hidden_size + 2)
@@ -174,7 +176,8 @@ def _norm_bytes(work: Workload) -> int:
 
 
 def _attention_bytes(work: Workload) -> int:
-    """Kept by attention a token. On a CPU the weights of every block of queries; elsewhere none of them."""
+    """Return what attention keeps per token: on a CPU the weights of every block of queries too, elsewhere none of
+    them."""
     config, a = work.model.config, work.activation_size
     H, K, D, T = config.num_heads, config.kv_heads, config.head_size, config.context_length
     output = a * H * D
@@ -193,7 +196,8 @@ def _attention_bytes(work: Workload) -> int:
 
 
 def _scores(window: int | None, tokens: int) -> int:
-    """Scores of a head and sequence that a CPU holds: each block of queries with the keys that any of it sees."""
+    """Count the scores of a head and sequence that a CPU holds: each block of queries with the keys that any of it
+    sees."""
     rule, count = AttentionRule(window=window).within(tokens), 0
     for start in range(0, tokens, QUERY_BLOCK):
         end = min(start + QUERY_BLOCK, tokens)
@@ -202,7 +206,7 @@ def _scores(window: int | None, tokens: int) -> int:
 
 
 def head_bytes(work: Workload) -> int:
-    """loss.head_cross_entropy: both gradients, and what a chunk of logits takes."""
+    """Return what loss.head_cross_entropy takes: both gradients, and a chunk of logits."""
     config, a = work.model.config, work.activation_size
     assert config.vocab_size is not None
     matrix = config.vocab_size * config.hidden_size

@@ -67,7 +67,7 @@ def make_plan(config: PretrainConfig, target: Target, rates: Rates, *, measured_
 
 
 def parameters_by_part(model: GPT) -> dict[str, int]:
-    """Parameters of each part; a tied head counts as embedding."""
+    """Count the parameters of each part; a tied head counts as embedding."""
     parts = dict.fromkeys(("embedding", "attention", "mlp", "norms", "head"), 0)
     for name, weight in model.named_parameters():
         if "norm" in name.split(".")[-2]:

@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def mfu(self) -> float:
-        """Of the measured steps, else as assumed."""
+        """Return the MFU of the measured steps, else the assumed one."""
         if self.measured_step_seconds is None:
             return self.rates.mfu
         return self.flops / self.steps / self.measured_step_seconds / self.target.flops_per_second
@@ -162,7 +162,8 @@ class Plan:
         }
 
     def compute_optimal(self) -> dict[str, dict[str, float]]:
-        """Parameters and tokens that make the best of the run's FLOPs, C = 6 N D with D = ratio x N, by two fits."""
+        """Return the parameters and tokens that make the best of the run's FLOPs, C = 6 N D with D = ratio x N, by two
+        fits."""
         return {
             name: {
                 "ratio": ratio,
@@ -173,7 +174,7 @@ class Plan:
         }
 
     def lines(self) -> list[tuple[str, str]]:
-        """For a person."""
+        """Return (name, value) pairs for a person."""
         return [*self._size_lines(), *self._memory_lines(), *self._time_lines(), *self._advice_lines()]
 
     def _size_lines(self) -> list[tuple[str, str]]:

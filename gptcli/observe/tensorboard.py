@@ -15,7 +15,7 @@ EVENT_FILES = "events.out.tfevents.*"
 
 
 def check_installed(*, wanted: bool = True) -> None:
-    """ConfigError where TensorBoard is wanted and its package is not there."""
+    """Raise ConfigError where TensorBoard is wanted and its package is not installed."""
     if not wanted:
         return
     try:
@@ -48,9 +48,9 @@ class Board:
 
 @contextmanager
 def recording(directory: Path, warn: Callable[[str], None], *, wanted: bool) -> Iterator[Callable[[Record], None]]:
-    """A function that adds a record of a run to the board in `directory`, or does nothing where that is not wanted.
+    """Yield a function that adds a record of a run to the board in `directory`, or does nothing unless `wanted`.
 
-    What fails there warns once and stops no run.
+    A failure is warned of once and stops no run.
     """
     board: Board | None = None
 
