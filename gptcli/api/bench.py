@@ -37,7 +37,7 @@ class MachineFacts:
         return {**dataclasses.asdict(self.machine), "torch": torch.__version__}
 
     def lines(self) -> list[tuple[str, str]]:
-        """For a person."""
+        """Return (name, value) pairs for a person."""
         machine = self.machine
         return [
             ("device", f"{machine.device}: {machine.processor}"),
@@ -88,7 +88,7 @@ class TrainingSpeed:
         }
 
     def lines(self) -> list[tuple[str, str]]:
-        """For a person."""
+        """Return (name, value) pairs for a person."""
         facts = self.as_dict()
         low, high = duration(facts["step_seconds_min"]), duration(facts["step_seconds_max"])
         return [
@@ -100,13 +100,13 @@ class TrainingSpeed:
 
 
 def bench_train(config: PretrainConfig) -> TrainingSpeed:
-    """Steps of the run's shapes on made-up tokens."""
+    """Time optimizer steps of the run's shapes on made-up tokens."""
     _, vocab_size = find_vocabulary(config)
     return training_speed(config, vocab_size)[0]
 
 
 def training_speed(config: PretrainConfig, vocab_size: int) -> tuple[TrainingSpeed, TrainState]:
-    """Steps of the run's shapes on made-up tokens; also the state that they left."""
+    """Time optimizer steps of the run's shapes on made-up tokens; return the speed and the state that they left."""
     runtime = make_runtime(config.runtime)
     state, times = step_times(config, dataclasses.replace(config.model, vocab_size=vocab_size), runtime)
     memory = memory_bytes(runtime)  # before the peak is measured, which takes memory too
@@ -127,7 +127,7 @@ def training_speed(config: PretrainConfig, vocab_size: int) -> tuple[TrainingSpe
 
 
 def start_seconds() -> dict[str, float]:
-    """Median wall clock of a process that does nothing, with and without torch."""
+    """Return the median wall clock of a process that does nothing, with and without torch."""
     commands = {"gptcli": ["-m", "gptcli", "--version"], "torch": ["-c", "import torch"]}
     return {
         name: statistics.median(_process_seconds(command) for _ in range(STARTS)) for name, command in commands.items()
@@ -161,14 +161,14 @@ class Everything:
         }
 
     def lines(self) -> list[tuple[str, str]]:
-        """For a person."""
+        """Return (name, value) pairs for a person."""
         starts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.start_seconds.items())
         written = self.writing.batch_lines()
         return [*self.training.lines(), *written, *self.machine.lines(), ("a process starts in", starts)]
 
 
 def bench_all(config: PretrainConfig, *, report: Report) -> Everything:
-    """Training first, so that its peak of memory is its own; then writing as `gptcli generate` does it."""
+    """Measure training first, so that its peak of memory is its own; then writing as `gptcli generate` does it."""
     tokenizer, vocab_size = find_vocabulary(config)
     report.message("measuring optimizer steps")
     training, state = training_speed(config, vocab_size)

@@ -58,7 +58,7 @@ class GenerationSpeed:
         return dataclasses.asdict(self)
 
     def lines(self) -> list[tuple[str, str]]:
-        """For a person."""
+        """Return (name, value) pairs for a person."""
         return [
             ("checkpoint", self.checkpoint),
             ("weights", f"{amount(self.weight_bytes, 'B')} in {self.quantize or self.dtype}"),
@@ -111,7 +111,7 @@ def writing_speed(
     quantize: Quantize | None = None,
     report: Report,
 ) -> GenerationSpeed:
-    """Prompts of made-up tokens, each text of one length, after the model was packed as for writing."""
+    """Pack the model for writing and time texts of one length after prompts of made-up tokens."""
     dtype = str(runtime.dtype).removeprefix("torch.")
     size = 1 if quantize else runtime.dtype.itemsize
     weight_bytes = size * sum(m.weight.numel() for m in model.modules() if isinstance(m, Linear))
@@ -158,7 +158,7 @@ def lengths(model: GPT) -> tuple[int, int]:
 
 
 def _round(engine: Engine, prompt_tokens: int, new_tokens: int, seed: int) -> tuple[float, float, float]:
-    """Seconds to the first token, to the first of every text, and from there to the last of all."""
+    """Return seconds to the first token, to the first token of every text, and from there to the last of all."""
     chance = random.Random(seed)
     specials = set(engine.tokenizer.specials.values())
     ordinary = [index for index in range(engine.tokenizer.vocab_size) if index not in specials]

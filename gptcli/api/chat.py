@@ -74,7 +74,7 @@ class Speaker:
         self.stop_ids = conversation.stop_ids(self.tokenizer)
 
     def description(self) -> str:
-        """For a person who begins to talk."""
+        """Describe the model to a person who begins to talk."""
         return (
             f"{shown(str(self.directory))}: {self.num_parameters:,} parameters, "
             f"context of {self.engine.context_length} tokens"
@@ -117,7 +117,7 @@ class Speaker:
 def fit(
     form: Form, tokenizer: Tokenizer, messages: Sequence[Message], options: GenerateOptions, context_length: int
 ) -> Fitted:
-    """As Speaker.fit, for any form of conversation."""
+    """Fit a conversation into the context as Speaker.fit does, for any form of conversation."""
     answer = most_tokens(options) if options.choices else min(options.max_tokens, context_length // 4)
     room = context_length - len(form.first(tokenizer)) - answer
     begin = 1 if messages[0].role == SYSTEM else 0
@@ -182,7 +182,7 @@ class Chat:
         return self._answer(turn, ids, stop)
 
     def retry(self, *, stop: Callable[[], bool] = lambda: False) -> Iterator[str]:
-        """Another answer to the last question, in the place of the one before."""
+        """Answer the last question again, in the place of the answer before."""
         last = self.undo()
         try:
             ids = self._fit(last.question)

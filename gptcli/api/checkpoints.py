@@ -28,7 +28,7 @@ class Listed:
         return {**asdict(self), "names": list(self.names)}
 
     def line(self) -> tuple[str, str]:
-        """For a person."""
+        """Return (name, facts) for a person."""
         facts = [f"{self.bytes / 1e6:,.1f} MB", *self.names, self.problem or "ok"]
         return Path(self.path).name, "  ".join(facts)
 

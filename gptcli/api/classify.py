@@ -29,8 +29,10 @@ class Classifier:
         also: Sequence[str | Path] = (),
         **how: Unpack[DeviceOptions],
     ) -> None:
-        """`also`: other runs, whose probabilities are averaged with the first's. DataError where a model has no labels,
-        or others."""
+        """Load a classifier; the probabilities of the runs `also` are averaged with its own.
+
+        Raises DataError where a model has no labels, or others than the first.
+        """
         directories = [find_checkpoint(path) for path in (run, *also)]
         common_labels([(path, read_metadata(path).labels) for path in directories])  # before any weights are read
         self.ensemble = Ensemble([open_model(path, **how) for path in directories])

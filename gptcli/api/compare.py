@@ -33,7 +33,7 @@ class Comparison:
         }
 
     def rows(self) -> list[list[str]]:
-        """For a person: name, A, B."""
+        """Return rows (name, A, B) for a person."""
         rows = [[name, *map(_shown, pair)] for name, pair in self.settings.items()]
         for step in _evenly(list(self.at_steps)):
             rows += [[f"step {step}: {name}", *map(_shown, pair)] for name, pair in self.at_steps[step].items()]
@@ -58,7 +58,7 @@ def compare(first: str, second: str) -> Comparison:
 
 
 def _at_equal_steps(first: list[Record], second: list[Record]) -> dict[int, dict[str, tuple[float, float]]]:
-    """Losses and scores where both runs have them, by step."""
+    """Return step -> metric -> the losses and scores of both runs, where both have them."""
     values = [_by_step(records) for records in (first, second)]
     common = sorted(values[0].keys() & values[1].keys())
     steps: dict[int, dict[str, tuple[float, float]]] = {}
@@ -72,7 +72,7 @@ def _at_equal_steps(first: list[Record], second: list[Record]) -> dict[int, dict
 
 
 def _by_step(records: list[Record]) -> dict[int, dict[str, float]]:
-    """step -> training loss and every number of a validation."""
+    """Return step -> its training loss and every number of its validation."""
     names = [name for name in metric_names(records) if name == "train.loss_nats" or name.startswith("validation.")]
     found: dict[int, dict[str, float]] = {}
     for record in records:
@@ -84,7 +84,7 @@ def _by_step(records: list[Record]) -> dict[int, dict[str, float]]:
 
 
 def _evenly(steps: list[int]) -> list[int]:
-    """At most SHOWN_STEPS of them, evenly spread, the last included."""
+    """Pick at most SHOWN_STEPS of the steps, evenly spread, the last included."""
     every = max(1, -(-len(steps) // SHOWN_STEPS))
     return steps[::-1][::every][::-1]
 

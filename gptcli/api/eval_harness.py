@@ -28,7 +28,7 @@ class HarnessResult:
         return {"checkpoint": self.checkpoint, "lm_eval": self.lm_eval, "tasks": self.tasks}
 
     def lines(self) -> list[tuple[str, str]]:
-        """For a person."""
+        """Return (name, value) pairs for a person."""
         found = []
         for name, task in self.tasks.items():
             for metric, at in task["metrics"].items():
@@ -103,5 +103,5 @@ def _task(name: str, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> float | None:
-    """lm-eval writes N/A or NaN where there is no value."""
+    """Return a finite number, or None for the N/A or NaN that lm-eval writes where there is no value."""
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None

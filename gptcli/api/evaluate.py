@@ -43,7 +43,7 @@ class Evaluation:
         }
 
     def lines(self) -> list[tuple[str, str]]:
-        """For a person."""
+        """Return (name, value) pairs for a person."""
         return [
             ("loss", f"{self.score.loss_nats:.4f} nats per token"),
             ("perplexity", f"{self.score.perplexity:.3f}"),

@@ -67,7 +67,7 @@ class RowEvaluation:
         return document
 
     def lines(self) -> list[tuple[str, str]]:
-        """For a person."""
+        """Return (name, value) pairs for a person."""
         found = []
         for name, estimate in self.measured.metrics.items():
             title = name.replace("_", " ").replace("/", " of ")
@@ -86,7 +86,7 @@ class RowEvaluation:
 
 
 def _nested(found: Mapping[str, Estimate] | Mapping[str, Difference]) -> dict[str, Any]:
-    """`metrics`, and `per_label` for those named METRIC/LABEL."""
+    """Return the estimates under `metrics`, and those named METRIC/LABEL under `per_label`."""
     document: dict[str, Any] = {"metrics": {}}
     for name, value in found.items():
         metric, slash, label = name.partition("/")
@@ -227,7 +227,7 @@ def _label_words(items: list[Item], options: RowOptions, shots: Shots | None) ->
 
 
 def _write_records(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """A line for every row; with two models, what the second said is under `compare`."""
+    """Write a line for every row; with two models, the second's answer is under `compare`."""
     with fsio.replacing(path) as file:
         for first, *others in zip(*(outcome.records for outcome in outcomes), strict=True):
             record = {**first, "compare": others[0]} if others else first

@@ -107,7 +107,8 @@ def _adapter(config: FinetuneConfig, base: Path) -> Adapter | None:
 
 
 def prepare_model(model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, metadata: ModelMetadata) -> None:
-    """What the task adds to the base, and what of it is trained. ConfigError where the run file asks too much."""
+    """Add to the base what the task needs, and freeze what is not trained. ConfigError where the run file asks too
+    much."""
     assert model.config.vocab_size is not None
     grows = tokenizer.vocab_size > model.config.vocab_size
     model.grow(tokenizer.vocab_size)

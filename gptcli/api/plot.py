@@ -34,7 +34,7 @@ def find_curves(runs: Sequence[str], metrics: Sequence[str], axis: Axis) -> tupl
 
 
 def check_image(path: Path, *, force: bool) -> None:
-    """Before any work: the image may be written, and what draws it is there."""
+    """Check, before any work, that the image may be written and that matplotlib is installed."""
     if path.suffix[1:] not in IMAGE_FORMATS:
         raise ConfigError(f"-o: {shown(str(path))} is no image; end it in .{', .'.join(IMAGE_FORMATS)}")
     try:

@@ -90,7 +90,7 @@ def pretrain(
 
 
 def _check_named(data: DataConfig) -> None:
-    """ConfigError where an input is not there: said before the machine is measured for a text that there is not."""
+    """Check that the inputs exist before the machine is timed; ConfigError where one does not."""
     named = [name for name in (*data.train, *data.validation) if name != "-" and not glob.has_magic(name)]
     if missing := [name for name in named if not Path(name).exists()]:
         find_sources(missing, TextOptions())
@@ -122,7 +122,7 @@ def _job(
     runtime: Runtime,
     report: Report,
 ) -> Job:
-    """Pretraining as a job."""
+    """Describe pretraining as a job."""
     epochs = config.train.steps * config.train.batch_size / batches.rows
     inputs = [fact["sha256"] for fact in read_index(prepared)["inputs"]]
     content = {"tokenizer": tokenizer.sha256, "inputs": inputs}

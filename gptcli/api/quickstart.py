@@ -154,7 +154,7 @@ def collect(output: Path) -> tuple[Path, Path, Overlap]:
 
 
 def _drawn(texts: Sequence[str]) -> set[int]:
-    """Numbers of the texts to hold out: groups that share passages, drawn by a hash until they have their share."""
+    """Choose the texts to hold out: groups that share passages, drawn by a hash until they have their share."""
     characters = sum(map(len, texts))
     drawn: set[int] = set()
     for members in sorted(groups(texts), key=lambda members: derived_seed("validation", members[0])):

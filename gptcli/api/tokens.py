@@ -25,7 +25,7 @@ def read_inputs(inputs: Sequence[str], options: TextOptions, report: Report | No
 def documents(
     inputs: Sequence[str], options: TextOptions, report: Report | None = None, *, lines: bool = False
 ) -> Iterator[Iterator[str]]:
-    """Each document as its pieces of text, or each line of text without its newline. Take them in order."""
+    """Yield each document as its pieces of text, or each line without its newline. Take them in order."""
     pieces = read_inputs(inputs, options, report)
     if lines:
         yield from ([line] for line in _lines(pieces))  # type: ignore[misc]
@@ -34,7 +34,7 @@ def documents(
 
 
 def documents_of(pieces: Iterator[Piece]) -> Iterator[Iterator[str]]:
-    """Pieces as documents, each as its pieces of text. Take them in order."""
+    """Group pieces into documents, each an iterator of its pieces of text. Take them in order."""
     following: list[str] = []
 
     def rest_of_document() -> Iterator[str]:
@@ -71,7 +71,7 @@ def encode(tokenizer: Tokenizer, document: Iterable[str]) -> Iterator[int]:
 
 
 def read_ids(lines: Iterable[bytes], *, as_json: bool) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """(other fields, ids) of each line: `464 1263`, or {"ids": [464, 1263]}. DataError names the line."""
+    """Read (other fields, ids) of each line: `464 1263`, or {"ids": [464, 1263]}. DataError names the line."""
     for number, line in enumerate(lines, 1):
         place = f"stdin:{number}"
         record = parse_object(decode_line(line, place), place) if as_json else {}
@@ -118,7 +118,7 @@ class Count:
 
 
 def count(tokenizer: Tokenizer, inputs: Sequence[str], options: TextOptions, report: Report | None = None) -> Count:
-    """Documents, bytes and tokens of the inputs, in constant memory."""
+    """Count the documents, bytes and tokens of the inputs, in constant memory."""
     found = text_bytes = tokens = 0
     for piece in read_inputs(inputs, options, report):
         found += piece.starts_document

@@ -61,7 +61,8 @@ NEEDS = {"NanoChatForCausalLM": "transformers 5"}  # the others are in transform
 
 def model_card(name: str, checkpoint: Path, model: GPT, tokenizer: Tokenizer, metadata: ModelMetadata, *,
                architecture: str, dtype: str, gguf: str | None = None) -> str:  # fmt: skip
-    """Markdown with front matter; figures are those of training.json and metrics.jsonl, where they are there."""
+    """Write a model card in Markdown with front matter; its figures are those of training.json and metrics.jsonl, if
+    present."""
     config = model.config
     use = "gguf" if gguf else "classify" if metadata.labels else "chat" if metadata.conversation else "text"
     task = "text-classification" if metadata.labels else "text-generation"
@@ -115,7 +116,7 @@ def recorded(checkpoint: Path) -> dict[str, str]:
 
 
 def _validation(metrics: Path, step: Any) -> Mapping[str, float]:
-    """Numbers of the last validation record of that step."""
+    """Return the numbers of the last validation record of `step`."""
     found: dict[str, float] = {}
     for record in read_metrics(metrics, []):
         if (record["kind"], record["step"]) == ("validation", step):

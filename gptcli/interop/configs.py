@@ -104,7 +104,7 @@ def _biases(document: Document, family: Family) -> dict[str, Any]:
 
 
 def _foreign(document: Document, family: Family) -> Iterator[str]:
-    """Keys whose value model.GPT cannot hold."""
+    """Yield a problem for each key whose value model.GPT cannot represent."""
     only = {**family.only, "quantization_config": None, "is_encoder_decoder": False}
     for key, wanted in only.items():
         if bool(document.get(key, wanted)) != bool(wanted):

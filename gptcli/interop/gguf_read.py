@@ -160,7 +160,7 @@ def _settings(facts: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]
 
 
 def _generation(facts: Mapping[str, Any], ends: Mapping[str, Any]) -> dict[str, Any]:
-    """generation_config.json: the ends of a text, and how the makers draw from the model where the file says."""
+    """Make generation_config.json: the ends of a text, and the makers' sampling options where the file has them."""
     keys = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
     drawing = {theirs: facts[f"general.sampling.{key}"] for key, theirs in keys.items()
                if isinstance(facts.get(f"general.sampling.{key}"), (int, float))}  # fmt: skip

@@ -27,7 +27,7 @@ COMPOSED = ("qwen2", "deepseek-r1-qwen")  # whose own tokenizers compose charact
 
 
 def read_vocabulary(facts: Mapping[str, Any], place: str) -> Tokenizer:
-    """From the metadata of a file; DataError where it has none that can be read."""
+    """Read the tokenizer in a file's metadata; DataError where there is none that can be read."""
     kind = facts.get("tokenizer.ggml.model")
     tokens = facts.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:

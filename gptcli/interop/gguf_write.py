@@ -52,8 +52,8 @@ def gguf_package() -> ModuleType:
 def write_gguf(
     path: Path, model: GPT, tokenizer: Tokenizer, metadata: ModelMetadata, architecture: Architecture, dtype: str
 ) -> None:
-    """The whole model in one file. Matrices are of `dtype`, in rows that q8_0 does not divide float16; the rest is
-    float32."""
+    """Write the whole model to one file. Matrices are stored as `dtype`, or float16 where q8_0 does not divide their
+    rows; the rest is float32."""
     gguf = gguf_package()
     config = whole(model.config, architecture.family)
     tensors = converted(model, config, architecture.names, torch.float32)
@@ -107,7 +107,8 @@ def _add_shape(writer: Any, config: ModelConfig) -> None:
 
 
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer, config: ModelConfig, metadata: ModelMetadata) -> None:
-    """Tokens, one for each row of the embedding, with merges or scores, and those that begin and end a text."""
+    """Write the tokens, one for each row of the embedding, with merges or scores, and those that begin and end a
+    text."""
     document = json.loads(tokenizer.plain_content)
     vocabulary = for_gguf(document, tokenizer, config.vocab_size or 0)
     writer.add_tokenizer_model("llama" if vocabulary.scores else "gpt2")

@@ -94,7 +94,7 @@ def _neo(document: Document) -> dict[str, Any]:
 
 
 def _expanded(document: Document, layers: Any) -> list[str]:
-    """Kinds of the layers from attention_types: a list of (kinds, how often)."""
+    """Expand attention_types, a list of (kinds, how often), to the kind of each layer."""
     given = document.get("attention_types") or [[["global", "local"], 12]]
     try:
         kinds = [kind for part, count in given for _ in range(min(count, 1000)) for kind in part]

@@ -81,7 +81,7 @@ Files = dict[str, Any]  # tensor name -> the open safetensors file that holds it
 
 @contextmanager
 def _open_weights(directory: Path) -> Iterator[Files]:
-    """Every tensor's name and file, memory-mapped."""
+    """Open the weight files, memory-mapped; yield the file of each tensor by its name."""
     with ExitStack() as stack:
         files: Files = {}
         for path, wanted in _weight_files(directory):
@@ -163,7 +163,8 @@ def _read_weights(directory: Path, files: Files, model: GPT, family: Family) -> 
 
 
 def _by_full_name(files: Files, family: Family, wanted: set[str]) -> dict[str, tuple[str, Any]]:
-    """Tensor -> (its name in the file, the file); a prefix that the file dropped is put back."""
+    """Return tensor -> (its name in the file, the file), with the family's prefix put back where the file dropped
+    it."""
     full = {
         name if name in wanted or family.prefix + name not in wanted else family.prefix + name: name for name in files
     }

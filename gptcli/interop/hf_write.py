@@ -29,9 +29,9 @@ from gptcli.train.weights import stored_weights
 def write_directory(
     directory: Path, model: GPT, tokenizer: Tokenizer, metadata: ModelMetadata, family: Family, dtype: torch.dtype
 ) -> None:
-    """All files but the model card. A classifier becomes the family's class for that.
+    """Write every file but the model card. A classifier becomes the family's class for that.
 
-    What an imported model came with goes back as it was, as far as it still holds.
+    What an imported model came with is written as it was, as far as it still holds.
     """
     ids = token_ids(tokenizer, metadata)
     config = _config(model, metadata, family)
@@ -71,7 +71,8 @@ def _config(model: GPT, metadata: ModelMetadata, family: Family) -> dict[str, An
 
 
 def token_ids(tokenizer: Tokenizer, metadata: ModelMetadata) -> dict[str, Any]:
-    """bos_token_id, eos_token_id and pad_token_id: those the model came with, and the end of a turn of our own form."""
+    """Return bos_token_id, eos_token_id and pad_token_id: those the model came with, and the end of a turn of our own
+    form."""
     form, names = metadata.conversation, ("bos_token_id", "eos_token_id", "pad_token_id")
     ends: Any = list(tokenizer.ends)
     found: dict[str, Any] = {"bos_token_id": tokenizer.begin, "pad_token_id": tokenizer.end_of_text}
@@ -87,8 +88,8 @@ def token_ids(tokenizer: Tokenizer, metadata: ModelMetadata) -> dict[str, Any]:
 
 
 def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> str:
-    """Of the class that takes tokenizer.json as it is: those named after a model rebuild it in transformers 5, with
-    another split pattern."""
+    """Name the tokenizer class that loads tokenizer.json as it is: in transformers 5 those named after a model rebuild
+    it with another split pattern."""
     document: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.context_length,

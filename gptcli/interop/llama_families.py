@@ -14,7 +14,7 @@ _KINDS = {"full_attention": "full", "sliding_attention": "sliding"}
 
 
 def pattern_of(document: Document, default: Iterable[str], window: Any) -> dict[str, Any]:
-    """sliding_window and attention_pattern from layer_types, or from the default of the class."""
+    """Return sliding_window and attention_pattern from layer_types, or from the default of the class."""
     default = list(default)
     kinds = list_of(document, "layer_types", len(default), tuple(_KINDS)) or default
     if window is None or "sliding_attention" not in kinds:

@@ -58,7 +58,8 @@ class Names:
         ]
 
     def order(self, name: str, config: ModelConfig) -> Tensor | None:
-        """For each row of tensor `name` of ours, its row in the stack of theirs; None where the order is the same."""
+        """Return, for each row of our tensor `name`, its row in the stack of theirs; None where the order is the
+        same."""
         H, K, D = config.num_heads, config.kv_heads, config.head_size
         head = torch.tensor(self._head_order(D, config.rotary_dim or D if config.position == "rope" else 0))
         if name.endswith((".query_norm.weight", ".key_norm.weight")):
@@ -101,7 +102,7 @@ class Part:
     skipped: int = 0  # rows before ours
 
     def shape(self, ours: torch.Size) -> torch.Size:
-        """Its shape where the whole tensor of ours has the shape `ours`."""
+        """Return the shape of this part where our whole tensor has the shape `ours`."""
         shape = [(self.rows or ours[0]) + self.skipped, *ours[1:]]
         return torch.Size(reversed(shape) if self.transposed else shape)
 
@@ -121,7 +122,7 @@ def outgoing(name: str, tensor: Tensor, config: ModelConfig, names: Names) -> It
 
 
 def incoming(name: str, read: Callable[[str], Tensor], config: ModelConfig, names: Names) -> Tensor:
-    """Tensor `name` of ours from those of theirs, which `read` gives by name."""
+    """Assemble our tensor `name` from theirs, which `read` gives by name."""
     pieces = []
     for part in names.parts(name, config):
         piece = read(part.name)

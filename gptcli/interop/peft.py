@@ -45,7 +45,7 @@ class AdapterWeights:
 
 
 def write_adapter(model: GPT, config: LoraConfig, base: str, directory: Path) -> None:
-    """The adapters, and the weights beside them that were trained whole, as PEFT stores them."""
+    """Write the adapters, and the weights beside them that were trained whole, as PEFT stores them."""
     names = names_of(model.config)
     tensors: dict[str, Tensor] = {}
     for module in adapted(model.config, config):
@@ -78,7 +78,8 @@ def write_adapter(model: GPT, config: LoraConfig, base: str, directory: Path) ->
 
 
 def whole_modules(model: GPT, names: Names) -> dict[str, str]:
-    """Modules beside the adapters that are trained whole -> their names there: new tokens and labels need it."""
+    """Return the modules trained whole beside the adapters, for new tokens or labels, with their names in
+    transformers."""
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     return {name: theirs for name, theirs in _outside(names).items() if f"{name}.weight" in trained}
 
@@ -128,7 +129,7 @@ def merge_adapter(model: GPT, directory: Path) -> None:
 
 
 def read_lora_config(directory: Path, names: Names) -> LoraConfig:
-    """Rank, scale and targets of a checkpoint's adapter."""
+    """Read rank, scale and targets of a checkpoint's adapter."""
     path = directory / CONFIG
     document = fsio.read_json(path)
     try:
@@ -142,8 +143,10 @@ def read_lora_config(directory: Path, names: Names) -> LoraConfig:
 
 
 def names_of(config: ModelConfig) -> Names:
-    """Of the class of transformers that holds the model, else of the one that is nearest. A and B are of plain linear
-    layers also where the matrix beside them is transposed."""
+    """Return the tensor names of the class of transformers that holds the model, else of the nearest one.
+
+    A and B are those of plain linear layers even where the matrix beside them is transposed.
+    """
     return dataclasses.replace(_class_names(config), transposed=False)
 
 

@@ -57,7 +57,7 @@ def merge_foreign(model: GPT, directory: Path) -> None:
 
 
 def _changes(tensors: Mapping[str, Tensor], config: Mapping[str, Any], place: str) -> dict[str, Tensor]:
-    """Module of theirs -> s B A, shaped as its weight."""
+    """Return the change s B A of each of their modules, shaped as its weight."""
     sides: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if match := _SIDE.fullmatch(name):
@@ -77,7 +77,7 @@ def _changes(tensors: Mapping[str, Tensor], config: Mapping[str, Any], place: st
 
 
 def _number(config: Mapping[str, Any], module: str, key: str) -> float:
-    """r or lora_alpha of a module: of the first pattern that its name ends with, else that of all."""
+    """Return r or lora_alpha of a module: of the first pattern that its name ends with, else the general one."""
     patterns = config.get({"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[key]) or {}
     for pattern, number in patterns.items():
         if module == pattern or module.endswith(f".{pattern}"):

@@ -133,7 +133,7 @@ def read_model(content: bytes) -> Model:
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value of every field of a protocol buffer message: whole numbers as int, all else as bytes."""
+    """Yield (number, value) of every field of a protocol buffer message: whole numbers as int, all else as bytes."""
     place = 0
 
     def number() -> int:

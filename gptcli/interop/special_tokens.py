@@ -17,7 +17,8 @@ _ADD_BEGIN = ("LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "Cod
 
 
 def token_names(*settings: Mapping[str, Any]) -> dict[str, str]:
-    """bos_token and the others -> their text, from tokenizer_config.json and files like it, the first that says so."""
+    """Return the text of bos_token and the others, each from the first of the documents (tokenizer_config.json ...) to
+    name it."""
     found: dict[str, str] = {}
     for document in settings:
         for name in NAMES:

@@ -24,7 +24,7 @@ SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """From the files that hold a tokenizer, tokenizer.json first; DataError where there is none that can be read."""
+    """Read a directory's tokenizer files, tokenizer.json first; DataError where none can be read."""
     if path := inside(directory, "tokenizer.json"):
         return Tokenizer(path.read_bytes(), name=str(path))
     vocabulary, merges = inside(directory, "vocab.json"), inside(directory, "merges.txt")
@@ -55,7 +55,7 @@ def _from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
 
 
 def _from_words(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
-    """WordPiece as BERT has it, in vocab.txt a token on each line."""
+    """Read BERT's WordPiece from vocab.txt, a token on each line."""
     try:
         tokens = path.read_bytes().decode().splitlines()
     except UnicodeDecodeError as error:
@@ -107,7 +107,7 @@ def _from_merges(directory: Path, vocabulary_path: Path, merges_path: Path) -> T
 
 
 def _specials(directory: Path, settings: Mapping[str, Any], vocabulary: Mapping[str, int]) -> dict[str, int]:
-    """Control tokens, by what the files beside vocab.json say."""
+    """Return the control tokens that the files beside vocab.json name."""
     found = {END_OF_TEXT: vocabulary.get(END_OF_TEXT)}
     for index, token in _mapping(settings.get("added_tokens_decoder")).items():
         found[_content(token)] = int(index) if str(index).isdecimal() else None

@@ -52,7 +52,7 @@ def write_documents(documents: Iterable[Document], output: Path | BinaryIO) -> N
 
 
 def check_outputs(inputs: Iterable[str], outputs: Iterable[Path | BinaryIO | None], *, force: bool) -> None:
-    """Before any work: RefusedError where an output exists without `force`, or is an input."""
+    """Raise RefusedError, before any work, where an output exists without `force` or is an input."""
     paths = [output for output in outputs if isinstance(output, Path)]
     for path in paths:
         if path.is_dir():

@@ -145,7 +145,7 @@ _FLOATS = frozenset("temperature top_p min_p repetition_penalty presence_penalty
 
 
 def _engine_logprobs(likeliest: int) -> int:
-    """1 asks the engine for the token alone; from 2 on it gives the likeliest, too."""
+    """Return the engine's `logprobs`: 1 for the token alone; from 2 on, the likeliest too."""
     return 1 if likeliest == 0 else max(2, likeliest)
 
 

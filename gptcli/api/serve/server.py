@@ -165,7 +165,7 @@ class _Ending:
 
     @property
     def exit_code(self) -> int:
-        """0, or 128 + the signal where an answer was cut."""
+        """Return 0, or 128 + the signal where an answer was cut."""
         return 128 + (self.signal or 0) if self.worker.cut else 0
 
     def signalled(self, number: int) -> None:

@@ -32,7 +32,7 @@ class Service:
     """A loaded model and what it can be asked."""
 
     def __init__(self, run: str, defaults: GenerateOptions, how: dict[str, Any]) -> None:
-        """`how`: batch_size, quantize and where the model computes, as of Writer."""
+        """Load the run; `how` holds batch_size, quantize and where the model computes, as for Writer."""
         directory = find_checkpoint(run)
         metadata = read_metadata(directory)
         self.defaults, self.labels = defaults, metadata.labels

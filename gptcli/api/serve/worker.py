@@ -125,7 +125,7 @@ class Worker:
 
     @property
     def stuck(self) -> bool:
-        """Whether the engine has something to write and took no step for long."""
+        """Return whether the engine has something to write and took no step for long."""
         return bool(self.running) and time.monotonic() - self.stepped_at > STUCK_SECONDS
 
     def drain(self) -> None:
@@ -162,7 +162,8 @@ class Worker:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """The thread ends; whoever waits is told. The server reads the error and ends with its exit code."""
+        """Record the error that ends the thread, and tell every waiting request; the server ends with the error's exit
+        code."""
         self.error: BaseException = error
         self.state = "failed"
         problem = Problem(500, "engine_failed", "the engine failed")
