@@ -28,7 +28,7 @@ PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
 def is_terminal(stream: IO[Any] | None) -> bool:
-    """True where a person watches and cursor movement is wanted."""
+    """Return whether a person watches the stream and cursor movement is wanted."""
     try:
         watched = stream is not None and stream.isatty()
     except ValueError:  # closed
@@ -57,7 +57,7 @@ def write_line(text: str) -> None:
 
 
 def write_json(document: Any) -> None:
-    """One line of strict JSON on stdout."""
+    """Write one line of strict JSON to stdout."""
     line = json.dumps(document, allow_nan=False, ensure_ascii=False) + "\n"
     try:
         content = line.encode()
@@ -67,12 +67,12 @@ def write_json(document: Any) -> None:
 
 
 def write_fields(fields: Iterable[str]) -> None:
-    """A line of tab-separated fields on stdout; what would end a field or the line is a visible escape."""
+    """Write a line of tab-separated fields to stdout; what would end a field or the line becomes a visible escape."""
     write("\t".join(_FIELD_END.sub(lambda end: shown(end[0]), field) for field in fields) + "\n")
 
 
 def write_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """Names and values on stdout: a table on a terminal, tab-separated lines in a pipe."""
+    """Write names and values to stdout: a table on a terminal, tab-separated lines in a pipe."""
     if not is_terminal(sys.stdout):
         for fact in facts:
             write_fields(fact)
@@ -88,7 +88,8 @@ def write_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 
 def write_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Rows on stdout under a header: a table on a terminal, tab-separated lines in a pipe. No cell is ever cut."""
+    """Write rows to stdout under a header: a table on a terminal, tab-separated lines in a pipe. No cell is ever
+    cut."""
     if not is_terminal(sys.stdout):
         write("".join("\t".join(map(_whole, row)) + "\n" for row in (header, *rows)))
         return
@@ -114,18 +115,18 @@ def _whole(cell: str) -> str:
 
 
 def size() -> tuple[int, int]:
-    """Columns and lines of the terminal that stdout is, 80 and 24 elsewhere."""
+    """Return the columns and lines of the terminal that stdout is, 80 and 24 elsewhere."""
     columns, lines = shutil.get_terminal_size() if is_terminal(sys.stdout) else (80, 24)
     return columns, lines
 
 
 def stdout_has_colours() -> bool:
-    """True where a person sees stdout and wants colours."""
+    """Return whether a person sees stdout and wants colours."""
     return is_terminal(sys.stdout) and not os.environ.get("NO_COLOR")
 
 
 def write_styled(lines: Sequence[Sequence[tuple[str, str]]]) -> None:
-    """Lines of (text, style) segments on stdout; the styles show where there are colours."""
+    """Write lines of (text, style) segments to stdout; the styles show where there are colours."""
     if not stdout_has_colours():
         write("".join("".join(text for text, _ in line).rstrip() + "\n" for line in lines))
         return
@@ -138,7 +139,7 @@ def write_styled(lines: Sequence[Sequence[tuple[str, str]]]) -> None:
 
 
 def error_line(command: str, problem: str, kind: str = "error: ") -> None:
-    """The one form of an error: `gptcli COMMAND: error: PLACE: what is wrong; what to do`."""
+    """Write an error to stderr in the one form: `gptcli COMMAND: error: PLACE: what is wrong; what to do`."""
     STDERR.write(f"gptcli{' ' if command else ''}{command}: {kind}{shown_lines(problem)}\n")
 
 
@@ -224,7 +225,7 @@ class ConsoleReport(Report):
 
 
 def write_words(words: Iterable[str]) -> None:
-    """Words on a line of stdout, written as they come in blocks, so that a line of any length is no burden."""
+    """Write words on one line of stdout, in blocks as they come, so that a line of any length fits in memory."""
     separator = ""
     words = iter(words)
     while block := list(itertools.islice(words, 1 << 16)):
@@ -244,7 +245,7 @@ def stdin_lines(*, blank: bool = True) -> Lines:
 
 
 def stdin_is_terminal() -> bool:
-    """True where a person types on stdin."""
+    """Return whether a person types on stdin."""
     return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
 
 
@@ -285,6 +286,6 @@ def prompt_text(argument: str | None) -> str:
 
 
 def end_of_text() -> None:
-    """After a text: a newline for a person's prompt to begin on, nothing in a pipe."""
+    """Write a newline after a text on a terminal, for the prompt to begin on; nothing in a pipe."""
     if sys.stdout.isatty():
         write("\n")

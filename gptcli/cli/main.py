@@ -71,7 +71,7 @@ class Workflow(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click's, with the nearest name for one that there is not."""
+        """Find a command as click does; for an unknown one, raise UsageError naming the nearest."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
@@ -253,7 +253,7 @@ def _say(name: str, problem: str, code: int, kind: str = "error: ") -> int:
 
 
 def _usage(error: click.ClickException) -> str:
-    """Click's message on one line, with where to look."""
+    """Return click's message on one line, with where to look."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "gptcli"
     text = " ".join(error.format_message().split()).rstrip(".")

@@ -79,7 +79,7 @@ class Session:
         return True
 
     def _write(self, pieces: Iterator[str]) -> None:
-        """An answer as it comes, and a line about one that did not end by itself."""
+        """Write an answer as it comes, and a line about one that did not end by itself."""
         for piece in pieces:
             console.write(piece)
         console.write("\n")
@@ -133,7 +133,7 @@ class Session:
 
 
 def talk(chat: Chat, report: Report) -> None:
-    """A conversation with a person, until Ctrl-D or /quit. A mistake costs a line, not the conversation."""
+    """Hold a conversation with a person, until Ctrl-D or /quit. A mistake costs a line, not the conversation."""
     while True:
         try:
             line = console.read_line("> ")
@@ -155,8 +155,10 @@ def talk(chat: Chat, report: Report) -> None:
 
 
 def follow(lines: Iterable[bytes], chat: Chat, report: Report) -> None:
-    """The same for lines of a script; the first mistake ends it, with its line. All that a line says is data, so that
-    every mistake in one is a DataError."""
+    """Take questions and commands from the lines of a script; the first mistake ends it, naming its line.
+
+    All that a line says is data, so every mistake in one is a DataError.
+    """
     session = Session(chat, report)
     for number, line in enumerate(lines, 1):
         try:

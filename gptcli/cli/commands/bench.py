@@ -29,9 +29,13 @@ def bench() -> None:
 @options.overrides
 @options.as_json
 def everything(run_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Training and writing with a run file's model, the machine's peaks, and how long a start takes.
+    """Measure training and writing with a run file's model, the machine's peaks, and the time a start takes.
 
-    Nothing is read but the run file and its tokenizer: the tokens are made up and the weights are new.
+    Only the run file and its tokenizer are read: tokens are made up and weights are new.
+
+    \b
+    Example:
+      gptcli bench all run.yaml --json | jq .training.mfu
     """
     from gptcli.cli import console
 
@@ -50,7 +54,12 @@ def everything(run_file: str, overrides: tuple[str, ...], as_json: bool) -> None
 @options.threads
 @options.as_json
 def machine(device: str, threads: int | None, as_json: bool) -> None:
-    """What the machine can do: peak of matrix products, and bandwidth of reading memory."""
+    """Measure this machine: its peak of matrix products, and its bandwidth of reading memory.
+
+    \b
+    Example:
+      gptcli bench machine --json | jq .float32_flops_per_second
+    """
     from gptcli.api.bench import machine_facts
     from gptcli.cli import console
 
@@ -66,7 +75,12 @@ def machine(device: str, threads: int | None, as_json: bool) -> None:
 @options.overrides
 @options.as_json
 def train(run_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Optimizer steps of a run file's shapes, on made-up tokens: tokens/s, FLOP/s, MFU and peak memory."""
+    """Time optimizer steps of a run file's shapes on made-up tokens: tokens/s, FLOP/s, MFU and peak memory.
+
+    \b
+    Example:
+      gptcli bench train run.yaml -s train.batch_size=32
+    """
     from gptcli.cli import console
 
     config = options.load_sized(run_file, overrides)
@@ -86,14 +100,14 @@ def train(run_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     "batches",
     type=options.texts_at_once,
     multiple=True,
-    help="Texts at a time; repeatable.  [default: 1 8 32]",
+    help="Number of texts written at once; repeatable.  [default: 1 8 32]",
 )
 @options.on_device
 @options.quantize
 @options.as_json
 @options.quiet
 def generate(run: str, batches: tuple[int, ...], as_json: bool, quiet: bool, **how: Any) -> None:
-    """How fast a checkpoint reads prompts and writes text: tokens/s, time to the first token, MBU and memory.
+    """Time how fast a checkpoint reads prompts and writes text: tokens/s, time to first token, MBU, memory.
 
     \b
     Example:

@@ -14,7 +14,7 @@ from gptcli.cli.commands import options
 @click.command(no_args_is_help=True)
 @click.argument("run")
 @click.option("--system", metavar="TEXT", help="The system message.")
-@click.option("--load", metavar="FILE", help="Go on with the last conversation of a JSONL file, as /save writes it.")
+@click.option("--load", metavar="FILE", help="Continue the last conversation of a JSONL file, as written by /save.")
 @options.drawing
 @click.option("--jsonl", is_flag=True, help='Answer {"messages": [...]} or {"content": ...} records from stdin.')
 @options.batch_size("With --jsonl: answers")
@@ -24,15 +24,15 @@ from gptcli.cli.commands import options
 def chat(
     run: str, system: str | None, load: str | None, jsonl: bool, batch_size: int | None, quiet: bool, **how: Any
 ) -> None:
-    """Talk with a model that was fine-tuned on conversations.
+    """Talk to a model that was fine-tuned on conversations.
 
-    On a terminal, type a question, or a command: /help lists them. Ctrl-C stops an answer, Ctrl-D ends. From a pipe,
-    every line of stdin is a question or a command, and stdout has the answers, one after the other. With --jsonl every
-    line is a conversation of its own, {"messages": [...]} as OpenAI's API has them, with options of its own; the
-    records come back in order with the answer.
+    On a terminal, type a question or a command; /help lists the commands. Ctrl-C stops an answer, Ctrl-D ends the
+    conversation. In a pipe, every line of stdin is a question or a command, and stdout has the answers, one after the
+    other. With --jsonl every line is a conversation of its own, {"messages": [...]} as in OpenAI's API, with options of
+    its own; the records come back in order, each with its answer.
 
-    Where the conversation outgrows the context, the model no longer sees the oldest questions and answers; the system
-    message stays, and it is said when that happens.
+    Where a conversation outgrows the context, the model no longer sees the oldest questions and answers, and a message
+    says so; the system message always stays.
 
     \b
     Examples:

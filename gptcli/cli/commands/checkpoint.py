@@ -9,14 +9,20 @@ from gptcli.cli.commands import options
 
 @click.group()
 def checkpoint() -> None:
-    """Look at a run's checkpoints, and check them."""
+    """List a run's checkpoints, or verify every byte of them.
+
+    \b
+    Examples:
+      gptcli checkpoint list runs/demo
+      gptcli checkpoint verify runs/demo
+    """
 
 
 @checkpoint.command("list", no_args_is_help=True)
 @click.argument("directory")
 @options.as_json
 def list_command(directory: str, as_json: bool) -> None:
-    """The checkpoints of a run, oldest first: size, and which of them is the latest and the best.
+    """List the checkpoints of a run, oldest first: size, and which is the latest and which the best.
 
     \b
     Example:
@@ -39,8 +45,8 @@ def list_command(directory: str, as_json: bool) -> None:
 def verify(directory: str, as_json: bool, quiet: bool) -> int:
     """Check every byte of a run's checkpoints, or of one checkpoint.
 
-    Sizes and sha256 of all files against the manifest, names and shapes of the tensors against the config, and that
-    every value is finite. Exit code 3 where one is not as it must be.
+    Compares size and sha256 of all files with the manifest, and names and shapes of the tensors with the config; every
+    value must be finite. Ends with exit code 3 if a checkpoint is damaged.
 
     \b
     Example:

@@ -11,16 +11,16 @@ from gptcli.cli.commands import options
 
 @click.command(no_args_is_help=True)
 @click.argument("run")
-@click.option("--jsonl", is_flag=True, help="Lines are JSON records; records come back with their other fields.")
+@click.option("--jsonl", is_flag=True, help="Read JSON records; they come back with their other fields.")
 @click.option("--field", default="text", show_default=True, help="JSONL field that holds the text.")
 @options.also
 @options.on_device
 def classify(run: str, jsonl: bool, **how: Any) -> None:
-    """Name the label of each line of stdin.
+    """Classify each line of stdin.
 
-    RUN is a run of gptcli finetune with task classify, or a checkpoint of one. A line comes out for every line that
-    goes in, in order: the label, a tab and its probability; with --jsonl the record with `label` and `probabilities`,
-    a `label` of its own comes back as `input_label`.
+    RUN is a run of gptcli finetune with task classify, or a checkpoint of one. For every line of input one line is
+    written, in order: the label, a tab and its probability. With --jsonl it is the record with `label` and
+    `probabilities` added; a `label` that it had comes back as `input_label`.
 
     \b
     Examples:

@@ -12,14 +12,20 @@ from gptcli.config.run_file import load_run_file
 
 @click.group()
 def config() -> None:
-    """Look at run files."""
+    """Inspect run files: check one, show its effective values, list every key.
+
+    \b
+    Examples:
+      gptcli config keys finetune | grep ^train
+      gptcli config check run.yaml
+    """
 
 
 @config.command(no_args_is_help=True)
 @click.argument("run_file")
 @options.overrides
 def show(run_file: str, overrides: tuple[str, ...]) -> None:
-    """The effective run file, with the origin of each value; it is a run file itself.
+    """Print the effective run file, with the origin of each value; the output is a run file itself.
 
     \b
     Example:
@@ -35,7 +41,7 @@ def show(run_file: str, overrides: tuple[str, ...]) -> None:
 @config.command()
 @click.argument("command", type=click.Choice(["pretrain", "finetune"]), default="pretrain")
 def keys(command: str) -> None:
-    """Every key that a run file of gptcli pretrain (or finetune) may have, its default and what it means.
+    """List every key of a run file for gptcli pretrain (or finetune), with its default and meaning.
 
     \b
     Example:
@@ -54,5 +60,10 @@ def keys(command: str) -> None:
 @click.argument("run_file")
 @options.overrides
 def check(run_file: str, overrides: tuple[str, ...]) -> None:
-    """Check a run file; says every problem at once, and nothing where there is none."""
+    """Check a run file: report every problem at once, or nothing where there is none.
+
+    \b
+    Example:
+      gptcli config check run.yaml -s train.steps=500 && gptcli pretrain run.yaml -s train.steps=500
+    """
     load_run_file(None, run_file, overrides)

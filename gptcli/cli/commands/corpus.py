@@ -13,10 +13,11 @@ from gptcli.cli.commands.groups import Ordered
 
 @click.group(cls=Ordered)
 def corpus() -> None:
-    """Clean a corpus before training: look at it, filter it, and drop what is repeated or in the test sets.
+    """Clean a corpus before training: inspect, filter, deduplicate and decontaminate it.
 
-    Every step reads JSONL, text, gzip or - and writes JSONL, so that steps stand in a pipe, and shards of a corpus go
-    through xargs, Slurm, Spark or Ray. An id names a record in lists of what was dropped: the field `id`, or FILE:LINE.
+    Every step reads JSONL, text, gzip or - and writes JSONL, so that steps can be joined by pipes, and the shards of a
+    corpus can be spread by xargs, Slurm, Spark or Ray. In lists of dropped records an id names each: its field `id`, or
+    FILE:LINE.
 
     \b
     Example:

@@ -16,22 +16,26 @@ from gptcli.cli.commands.corpus_filter import words
 @corpus_options.inputs
 @corpus_options.output
 @click.option("--against", multiple=True, required=True, metavar="EVAL", help="An evaluation set; repeatable.")
-@click.option("--fields", callback=words, metavar="NAMES", help="Of an item; default: all that hold text.")
+@click.option(
+    "--fields", callback=words, metavar="NAMES", help="Fields of an item to look for.  [default: all that hold text]"
+)
 @click.option(
     "--action",
     type=click.Choice(["report", "drop", "cut"]),
     default="report",
     show_default=True,
-    help="Say who met whom, drop such documents, or cut the item's sentences.",
+    help="Report what was found, drop such documents, or cut the item's sentences.",
 )
 @click.option(
     "--share",
     type=options.FiniteRange(0, 1, min_open=True),
     default=0.4,
     show_default=True,
-    help="Of an item's 5-word grams in one place; an item of less than 13 words must be there whole.",
+    help="Share of an item's 5-word grams that must stand in one place; of an item of fewer than 13 words all.",
 )
-@click.option("--hits", type=options.Output(path_type=Path), help="A file: document, item, share, words.")
+@click.option(
+    "--hits", type=options.Output(path_type=Path), help="File to list what was found in: document, item, share, words."
+)
 @corpus_options.reading
 @options.as_json
 @options.force
@@ -45,12 +49,12 @@ def decontaminate(
     quiet: bool,
     **how: Any,
 ) -> None:
-    """Find the items of evaluation sets in a corpus, verbatim or edited, across lines.
+    """Find the items of evaluation sets in a corpus, verbatim or edited, even across lines.
 
-    Begins with a self-test: items put into other text must be found.
+    A self-test comes first: items put into other text must be found.
 
     \b
-    Example:
+    Examples:
       gptcli corpus decontaminate clean.jsonl --against test.jsonl --fields question,answer
       gptcli corpus decontaminate clean.jsonl --against test.jsonl --action drop -o train.jsonl --hits hits.jsonl
     """

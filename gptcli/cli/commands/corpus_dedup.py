@@ -19,76 +19,79 @@ from gptcli.cli.commands import corpus_options, options
     type=click.Choice(["near", "exact", "off"]),
     default="near",
     show_default=True,
-    help="Drop documents that are alike, that are the same, or none.",
+    help="Drop near duplicates, only exact ones, or none.",
 )
 @click.option(
     "--similarity",
     type=options.FiniteRange(0.3, 1),
     default=0.7,
     show_default=True,
-    help="From which documents are alike: Jaccard's, of 5-word shingles.",
+    help="Jaccard similarity of 5-word shingles from which documents are near duplicates.",
 )
 @click.option(
     "--lines",
     type=click.IntRange(min=1),
-    help="A line of 4 words or more that is in more than N documents stays in the first.",
+    help="Cut a line of 4 words or more from all but the first document where more than N have it.",
 )
 @click.option(
-    "--passages", type=click.IntRange(min=8), metavar="WORDS", help="Cut passages of so many words that came before."
+    "--passages",
+    type=click.IntRange(min=8),
+    metavar="WORDS",
+    help="Cut passages of at least this many words that occurred before.",
 )
 @click.option(
     "--against",
     multiple=True,
     metavar="INPUT",
-    help="Drop what is in these inputs, too; with --group a sketch. Repeatable.",
+    help="Also drop what is in this input (with --group: this sketch); repeatable.",
 )
 @click.option(
     "--keep",
     type=click.Choice(["first", "longest"]),
     default="first",
     show_default=True,
-    help="Which of those that are alike.",
+    help="Which of several near duplicates to keep.",
 )
 @click.option(
     "--dropped",
     type=options.Output(path_type=Path),
-    help="A file for what was dropped: id, kept id, similarity, reason.",
+    help="File to list dropped documents in: id, kept id, similarity, reason.",
 )
 @click.option(
     "--most-dropped",
     type=corpus_options.share,
     default=0.5,
     show_default=True,
-    help="End with an error where a greater share of documents would go.",
+    help="Fail if more than this share of documents would be dropped.",
 )
 @click.option(
     "--memory",
     type=corpus_options.Bytes(),
     default="1G",
     show_default=True,
-    help="What comparing may take; less makes more passes.",
+    help="Memory for comparing; with less memory it takes more passes.",
 )
 @click.option(
     "--work",
     type=options.Output(path_type=Path),
-    help="A directory for sketches: a command that was killed goes on with them.",
+    help="Directory for sketches, from which a killed command continues.",
 )
-@click.option("--sign", is_flag=True, help="In shards, 1: INPUTS of one shard -> a sketch, -o DIR.")
-@click.option("--group", is_flag=True, help="In shards, 2: SKETCHES -> a drop list for each, -o DIR.")
+@click.option("--sign", is_flag=True, help="In shards, step 1: INPUTS of one shard -> a sketch, -o DIR.")
+@click.option("--group", is_flag=True, help="In shards, step 2: SKETCHES -> a drop list for each, -o DIR.")
 @click.option(
     "--apply",
     type=click.Path(path_type=Path),
     metavar="LIST",
-    help="In shards, 3: INPUTS of one shard, without what its drop list names.",
+    help="In shards, step 3: INPUTS of one shard, without what its drop list names.",
 )
 @corpus_options.reading
 @options.force
 @options.quiet
 def dedup(inputs: tuple[str, ...], output: Path | None, force: bool, quiet: bool, **how: Any) -> None:
-    """Drop documents that repeat others, and cut lines and passages that do.
+    """Drop documents that repeat others, and cut repeated lines and passages.
 
-    A document goes only for one that stays and that it was itself compared with; the first one stays. The result is
-    the same for any number of shards, workers and passes.
+    A document is dropped only for one that is kept and that it was itself compared with. The result is the same for any
+    number of shards, workers and passes.
 
     \b
     Example:

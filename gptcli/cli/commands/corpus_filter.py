@@ -19,17 +19,17 @@ def words(_context: click.Context, _parameter: click.Parameter, given: str | Non
 @click.command()
 @corpus_options.inputs
 @corpus_options.output
-@click.option("--language", callback=words, metavar="CODES", help="Keep these languages: en,de.")
+@click.option("--language", callback=words, metavar="CODES", help="Keep documents in these languages, such as en,de.")
 @click.option(
     "--rules",
     callback=words,
     metavar="NAMES",
-    help="gopher, c4, fineweb, or a YAML file of thresholds; several with commas.",
+    help="gopher, c4, fineweb or a YAML file of thresholds; separate several by commas.",
 )
 @click.option(
     "--pii",
     type=click.Choice(["mask", "drop", "annotate"]),
-    help="E-mail, phone, IP, card, IBAN, identity numbers and keys: put <KIND> there, drop the document, or list them.",
+    help="E-mail, phone, IP, card, IBAN, identity numbers and keys: mask as <KIND>, drop the document, or list them.",
 )
 @click.option(
     "--phone-regions",
@@ -37,15 +37,20 @@ def words(_context: click.Context, _parameter: click.Parameter, given: str | Non
     default="US",
     show_default=True,
     metavar="COUNTRIES",
-    help="Whose national phone numbers are known, beside those with +.",
+    help="Countries whose national phone numbers are recognized; numbers with + always are.",
 )
-@click.option("--sample", type=options.FiniteRange(0, 1, min_open=True), default=1.0, help="Share to keep, by a hash.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the sample.")
-@click.option("--annotate", is_flag=True, help="Drop and change nothing: add fields that say what would be.")
-@click.option("--dropped", type=options.Output(path_type=Path), help="A file for what was dropped: id and reasons.")
 @click.option(
-    "--most-dropped", type=corpus_options.share, help="End with an error where a greater share of documents goes."
+    "--sample",
+    type=options.FiniteRange(0, 1, min_open=True),
+    default=1.0,
+    help="Share of documents to keep, chosen by a hash.",
 )
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sample.")
+@click.option("--annotate", is_flag=True, help="Change nothing; add fields that say what would be dropped or masked.")
+@click.option(
+    "--dropped", type=options.Output(path_type=Path), help="File to list dropped documents in: id and reasons."
+)
+@click.option("--most-dropped", type=corpus_options.share, help="Fail if more than this share of documents is dropped.")
 @corpus_options.reading
 @options.force
 @options.quiet
@@ -59,9 +64,9 @@ def filter(
     quiet: bool,
     **how: Any,
 ) -> None:
-    """Keep documents by language, rules and chance; mask personal data that has a form. Names are not found.
+    """Keep documents by language, rules and chance; mask personal data that has a form (names have none).
 
-    Nothing is on by itself. Line by line: any part of a corpus gives its part of the result.
+    No filter is on by default. Documents are judged one by one, so any part of a corpus gives its part of the result.
 
     \b
     Example:

@@ -13,12 +13,12 @@ from gptcli.cli.commands import corpus_options, options
 
 @click.command("report")
 @corpus_options.inputs
-@click.option("--all", "everything", is_flag=True, help="All of it, not the first 200 MB.")
+@click.option("--all", "everything", is_flag=True, help="Read everything, not just the first 200 MB.")
 @corpus_options.reading
 @options.as_json
 @options.quiet
 def report_command(inputs: tuple[str, ...], everything: bool, as_json: bool, quiet: bool, **how: Any) -> None:
-    """Say what is in a corpus: sizes, repetition, languages, personal data, and what each rule would drop.
+    """Report on a corpus: sizes, repetition, languages, personal data, and what each rule would drop.
 
     \b
     Example:
@@ -44,12 +44,18 @@ def report_command(inputs: tuple[str, ...], everything: bool, as_json: bool, qui
 @click.command(no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @corpus_options.output
-@click.option("--all-text", is_flag=True, help="Navigation and the like, too.")
+@click.option("--all-text", is_flag=True, help="Keep all text of a page, navigation included.")
 @click.option(
-    "--seconds", type=options.FiniteRange(0, min_open=True), default=10.0, show_default=True, help="For a page."
+    "--seconds",
+    type=options.FiniteRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Time limit for a page.",
 )
-@click.option("--memory", type=corpus_options.Bytes(), default="1G", show_default=True, help="For a page.")
-@click.option("--dropped", type=options.Output(path_type=Path), help="A file for pages without text: id and reason.")
+@click.option("--memory", type=corpus_options.Bytes(), default="1G", show_default=True, help="Memory limit for a page.")
+@click.option(
+    "--dropped", type=options.Output(path_type=Path), help="File to list pages without text in: id and reason."
+)
 @options.force
 @options.quiet
 def extract(
@@ -62,9 +68,9 @@ def extract(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Take the main text out of HTML, WARC and PDF files, as JSONL.
+    """Extract the main text of HTML, WARC and PDF files as JSONL.
 
-    Pages are read in a process of their own: one that takes too long or too much memory costs that page alone.
+    Pages are read in a separate process: one that takes too much time or memory costs only that page.
 
     \b
     Example:
@@ -96,9 +102,19 @@ def numbers(_context: click.Context, _parameter: click.Parameter, given: str) ->
 @click.command(no_args_is_help=True)
 @corpus_options.inputs
 @click.option("-o", "--output", required=True, type=options.Output(path_type=Path), help="The directory to make.")
-@click.option("--repeats", callback=numbers, default="1,4,16,64", show_default=True, help="Copies of each group.")
 @click.option(
-    "--each", type=click.IntRange(1, 1000), default=8, show_default=True, help="Canaries of a kind and group."
+    "--repeats",
+    callback=numbers,
+    default="1,4,16,64",
+    show_default=True,
+    help="How many copies of the canaries of each group to plant.",
+)
+@click.option(
+    "--each",
+    type=click.IntRange(1, 1000),
+    default=8,
+    show_default=True,
+    help="Number of canaries of each kind in each group.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same canaries.")
 @corpus_options.reading
@@ -112,10 +128,10 @@ def canaries(
     force: bool,
     **how: Any,
 ) -> None:
-    """Make canaries, documents that nobody else has, and put them into a corpus to measure what is learnt by heart.
+    """Plant canaries, made-up documents, in a corpus to measure what a model memorizes.
 
     DIR/corpus.jsonl holds the inputs with the copies among them, or the copies alone; DIR/key.json says what was
-    planted, how often, and the control group of the same form that was not.
+    planted and how often, and holds a control group of the same form that was not planted.
 
     \b
     Example:
@@ -142,8 +158,8 @@ def canaries(
 
 @click.command(no_args_is_help=True)
 @click.argument("recipe", metavar="RECIPE.yaml")
-@click.option("-o", "--output", required=True, type=options.Output(path_type=Path), help="The directory to fill.")
-@click.option("--memory", type=corpus_options.Bytes(), default="1G", show_default=True, help="What comparing may take.")
+@click.option("-o", "--output", required=True, type=options.Output(path_type=Path), help="The directory to write.")
+@click.option("--memory", type=corpus_options.Bytes(), default="1G", show_default=True, help="Memory for comparing.")
 @corpus_options.workers
 @options.overrides
 @options.as_json
@@ -159,7 +175,7 @@ def run(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Filter, dedup and decontaminate by one recipe; killed at any time, the same command goes on.
+    """Filter, dedup and decontaminate as a recipe says; the same command continues one that was killed.
 
     DIR gets corpus.jsonl, a list of what each step dropped, and report.json: the recipe, the sha256 of inputs and
     output, and the counts of every step.

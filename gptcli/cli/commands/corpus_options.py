@@ -32,18 +32,25 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
 
 
 inputs = click.argument("inputs", nargs=-1, metavar="[INPUT]...")
-output = click.option("-o", "--output", type=options.Output(path_type=Path), help="A file (.gz: packed), else stdout.")
-workers = click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes.")
+output = click.option(
+    "-o",
+    "--output",
+    type=options.Output(path_type=Path),
+    help="File to write, compressed if it ends in .gz.  [default: stdout]",
+)
+workers = click.option(
+    "--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Number of processes."
+)
 share = options.FiniteRange(0, 1)
 
 
 def reading(command: F) -> F:
-    """Return how inputs become documents."""
+    """Add the options of how inputs become documents."""
     return workers(options.text_input(command))
 
 
 def take_reading(how: dict[str, Any]) -> Any:
-    """Return the options of reading, taken out of those that a command was given."""
+    """Take the options of reading out of those that a command was given."""
     from dataclasses import fields
 
     from gptcli.api.corpus.reading import Reading
@@ -68,7 +75,7 @@ def given_inputs(inputs: tuple[str, ...]) -> tuple[str, ...]:
 def destination(
     inputs: tuple[str, ...], output: Path | None, *others: Path | None, force: bool
 ) -> Iterator[Path | BinaryIO]:
-    """The output, checked with other files that will be written; stdout where it is not named."""
+    """Yield the output, or stdout where none is named, after checking it and the other files that will be written."""
     from gptcli.api.corpus.output import check_outputs
 
     check_outputs(inputs, [output, *others], force=force)

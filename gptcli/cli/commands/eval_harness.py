@@ -15,9 +15,9 @@ from gptcli.cli.commands import options
 @click.command("eval-harness", no_args_is_help=True)
 @click.argument("run")
 @click.option("--tasks", required=True, metavar="NAME,...", help="Tasks of lm-eval, separated by commas.")
-@click.option("--include-path", metavar="DIR", help="Where to look for task files (YAML) beside lm-eval's own.")
+@click.option("--include-path", metavar="DIR", help="A directory of further task files (YAML).")
 @click.option("--num-fewshot", type=click.IntRange(min=0), help="Examples before each prompt.  [default: the task's]")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first rows of each task.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use only the first rows of each task.")
 @options.on_device
 @options.as_json
 @options.quiet

@@ -23,27 +23,34 @@ ROW_FLAGS = {field.name for field in dataclasses.fields(RowOptions)} - {"task"} 
 @click.option(
     "--task", type=click.Choice(["text", "classify", "choice", "generate"]), default="text", show_default=True
 )
-@click.option("--stride", type=click.IntRange(min=1), help="text: new tokens of a window.  [default: half a context]")
-@click.option("--template", metavar="TEXT", help=r"How a row becomes a prompt: {field} is a field, \n a new line.")
+@click.option("--stride", type=click.IntRange(min=1), help="text: new tokens per window.  [default: half a context]")
+@click.option(
+    "--template", metavar="TEXT", help=r"How a row becomes a prompt: {field} stands for a field, \n for a new line."
+)
 @click.option("--label-word", "label_words", multiple=True, metavar="LABEL=WORDS",
               help="classify: the words that stand for a label in the text; repeatable.")  # fmt: skip
 @click.option("--shots", type=click.IntRange(min=0), help="Examples before each prompt.  [default: 0]")
 @click.option("--shots-file", metavar="FILE", help="Labelled rows to draw the examples from.")
 @click.option("--max-tokens", type=click.IntRange(min=1),
-              help=f"generate: new tokens at most.  [default: {DEFAULT.max_tokens}]")  # fmt: skip
+              help=f"generate: write at most this many tokens.  [default: {DEFAULT.max_tokens}]")  # fmt: skip
 @click.option("--temperature", type=options.FiniteRange(min=0, max=100),
-              help="generate: divides the logits; 0 takes the likeliest.  [default: 0]")  # fmt: skip
+              help="generate: divide the logits by this; 0 takes the most likely token.  [default: 0]")  # fmt: skip
 @click.option("--stop", multiple=True, metavar="TEXT",
-              help="generate: end before this text; repeatable.  [with shots: an empty line]")  # fmt: skip
+              help="generate: end before this text; repeatable.  [default with shots: an empty line]")  # fmt: skip
 @click.option("--truncate", type=click.Choice(["error", "left"]),
-              help="A prompt longer than the context: refuse, or keep its end.  [default: error]")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), help="Of shots, resamples and drawing.  [default: 0]")
+              help="A prompt longer than the context: refuse it, or keep its end.  [default: error]")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of examples, resamples and sampling.  [default: 0]")
 @click.option("--resamples", type=click.IntRange(min=100, max=1_000_000),
-              help=f"For intervals and tests.  [default: {DEFAULT.resamples}]")  # fmt: skip
+              help=f"Number of resamples for intervals and tests.  [default: {DEFAULT.resamples}]")  # fmt: skip
 @click.option(
-    "--records", metavar="FILE", type=options.Output(), help="Write what was said of each row, a JSON record a line."
+    "--records",
+    metavar="FILE",
+    type=options.Output(),
+    help="Write the answer to each row to this file, a JSON record a line.",
 )
-@click.option("--compare", metavar="RUN2", help="Ask another model the same, and test whether the two differ.")
+@click.option(
+    "--compare", metavar="RUN2", help="Evaluate another model on the same rows, and test whether the two differ."
+)
 @options.also
 @options.text_input
 @options.on_device
@@ -54,18 +61,18 @@ ROW_FLAGS = {field.name for field in dataclasses.fields(RowOptions)} - {"task"} 
 def evaluate(
     run: str, inputs: tuple[str, ...], task: str, stride: int | None, as_json: bool, quiet: bool, **how: Any
 ) -> None:
-    """How good a model is, on text or on labelled rows.
+    """Evaluate a model on text or on labelled rows.
 
     RUN is a run directory or a checkpoint. DATA are files; stdin where none is named.
 
     \b
     text      Loss, perplexity and bits per byte. Every byte is scored once, in windows that overlap so that a
-              token sees at least half of a context before it.
+              token sees at least half a context before it.
     classify  Rows with text and label: accuracy, F1, confusion matrix, calibration; by the model's
               classification head, else by the log-probability of each label's words after the prompt.
     choice    Rows with question, choices and answer (number from 0, or text): by log-probability.
     generate  Rows with prompt or question, and answer, answers, reference, references or completion: the model
-              writes; exact match and token F1 as SQuAD defines them.
+              writes the answer; exact match and token F1 as SQuAD defines them.
 
     Rows are JSONL, CSV or TSV. Every metric of rows has a 95 % interval (bootstrap over rows); --compare adds
     McNemar's exact test for shares of right answers, a paired randomisation test for others.
@@ -111,7 +118,7 @@ def evaluate(
 
 
 def prepared(given: dict[str, Any]) -> dict[str, Any]:
-    r"""Values of flags as RowOptions has them: \n in a template is a new line, LABEL=WORDS a pair."""
+    r"""Return the values of flags as RowOptions takes them: \n in a template is a new line, LABEL=WORDS a pair."""
     changed = dict(given)
     if "template" in given:
         changed["template"] = given["template"].replace("\\n", "\n")

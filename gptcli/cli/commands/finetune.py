@@ -11,12 +11,12 @@ from gptcli.config.run_file import MOVED, explaining_paths, load_run_file
 @click.command(no_args_is_help=True)
 @click.argument("run_file")
 @options.overrides
-@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint of run_dir, if there is one.")
-@click.option("--force", is_flag=True, help="Begin again in a run_dir that holds checkpoints; they are deleted.")
+@click.option("--resume", is_flag=True, help="Continue from the newest intact checkpoint in run_dir, if there is one.")
+@click.option("--force", is_flag=True, help="Start over in a run_dir that holds checkpoints; they are deleted.")
 @options.as_json
 @options.quiet
 def finetune(run_file: str, overrides: tuple[str, ...], resume: bool, force: bool, as_json: bool, quiet: bool) -> int:
-    """Teach a trained model a task from rows, as a run file says.
+    """Fine-tune a trained model on rows, as a run file says.
 
     Tasks: classify (a text and its label), instruct (prompt and completion), chat (conversations), text (more text).
     Rows come from JSONL, CSV or TSV files. Ctrl-C, SIGTERM and --resume work as in pretrain.

@@ -22,46 +22,56 @@ from gptcli.config.generate import GenerateOptions
 @options.draw_option("--n", int, "Samples per prompt.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
 @options.draw_option(
-    "--truncate", click.Choice(["error", "left"]), "A prompt longer than the context: refuse, or keep its end."
+    "--truncate",
+    click.Choice(["error", "left"]),
+    "A prompt longer than the context: refuse it, or keep its end.",
 )
-@options.draw_option("--min-tokens", int, "New tokens at least, before one may end the text.")
+@options.draw_option("--min-tokens", int, "Write at least this many new tokens before the text may end.")
 @click.option(
     "--stop-at-eos/--no-stop-at-eos",
     default=None,
     help="<|endoftext|> ends the text, or is never drawn.  [default: ends]",
 )
-@click.option("--choices", metavar="A,B,...", help="The text is one of these, whole.")
-@click.option("--regex", metavar="PATTERN", help="The whole text matches: . [...] \\d \\w \\s (...) | * + ? {m,n}.")
+@click.option("--choices", metavar="A,B,...", help="Write exactly one of these.")
 @click.option(
-    "--json-schema", metavar="FILE", help="The text is JSON that this JSON Schema describes; - is stdin, {} any JSON."
+    "--regex", metavar="PATTERN", help="Write a text that matches as a whole: . [...] \\d \\w \\s (...) | * + ? {m,n}."
 )
 @click.option(
-    "--logit-bias", "logit_bias", multiple=True, metavar="ID=BIAS", help="Add to the logit of a token; repeatable."
+    "--json-schema",
+    metavar="FILE",
+    help="Write JSON that is valid under this JSON Schema (- reads it from stdin; {} allows any JSON).",
 )
-@options.draw_option("--lookup", int, "Guess N tokens from the text so far: another speed, the same text.")
+@click.option(
+    "--logit-bias", "logit_bias", multiple=True, metavar="ID=BIAS", help="Add BIAS to a token's logit; repeatable."
+)
+@options.draw_option(
+    "--lookup", int, "Guess N tokens from the text so far (prompt lookup); this changes the speed, not the text."
+)
 @click.option(
     "--logprobs",
     metavar="[K]",
     type=int,
     is_flag=False,
     flag_value=1,
-    help="With --json or --jsonl: log-probability of each token and, from 2 on, of the K likeliest.",
+    help="With --json or --jsonl: the log-probability of each token and, from K = 2 on, of the K most likely ones.",
 )
 @click.option(
     "--prompt-logprobs", metavar="[K]", type=int, is_flag=False, flag_value=1, help="The same for the prompt's tokens."
 )
 @click.option("--jsonl", is_flag=True, help='Read {"prompt": ..., "id": ..., "options": {...}} records from stdin.')
-@click.option("--json", "as_json", is_flag=True, help="One JSON document per prompt, with ids and finish reason.")
-@click.option("--stream", is_flag=True, help="Write text as it comes; this is how one sample is written in any case.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Write a JSON document for the prompt, with ids and finish reason."
+)
+@click.option("--stream", is_flag=True, help="Write text as it comes; a single sample is always written so.")
 @options.batch_size("Texts")
 @options.on_device
 @options.quantize
 def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: bool, **how: Any) -> int:
     """Write text that continues a prompt.
 
-    The prompt is PROMPT, else stdin, of which one newline at the end is dropped. Only the new text is written to
-    stdout. With --jsonl every line of stdin is a record with a prompt and "options" of its own, {"max_tokens": 20};
-    the records come back in order with the text, their id and their other fields.
+    The prompt is PROMPT, else stdin without its final newline. Only the new text is written to stdout. With --jsonl
+    every line of stdin is a record with a prompt and "options" of its own, {"max_tokens": 20}; the records come back in
+    order with the text, their id and their other fields.
 
     \b
     Examples:
@@ -119,7 +129,7 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
 
 
 def check_usage(prompt: str | None, chosen: GenerateOptions, *, jsonl: bool, as_json: bool, stream: bool) -> None:
-    """ConfigError for options that do not go together."""
+    """Raise ConfigError for options that do not go together."""
     if jsonl and prompt is not None:
         raise ConfigError("--jsonl reads prompts from stdin; leave out PROMPT")
     if stream and (jsonl or as_json or chosen.n > 1):

@@ -12,17 +12,17 @@ from gptcli.cli.commands import options
 @click.command("import", no_args_is_help=True)
 @click.argument("source", type=click.Path(path_type=Path), metavar="SOURCE")
 @click.option("-o", "--output", required=True, type=options.Output(path_type=Path), help="The checkpoint to make.")
-@click.option("--base", metavar="RUN", help="The model that a PEFT adapter changes.")
+@click.option("--base", metavar="RUN", help="The model that a PEFT adapter was trained on.")
 @options.as_json
 @options.force
 @options.quiet
 def import_model(source: Path, output: Path, base: str | None, as_json: bool, force: bool, quiet: bool) -> None:
-    """Bring in a pretrained model: a directory that transformers wrote, or a GGUF file.
+    """Import a pretrained model: a directory that transformers wrote, or a GGUF file.
 
-    The weights of a directory are those of safetensors, of a GGUF file of any type that the package gguf dequantises,
-    and the result computes the same logits. With them come the tokenizer, the tokens that begin and end a text, and the
-    chat template. An adapter of PEFT (LoRA) is merged into the checkpoint of its model, --base. Nothing of the files is
-    run but the template, in a sandbox, and nothing is downloaded.
+    A directory must hold safetensors; a GGUF file may be of any type that the package gguf dequantizes. The result
+    computes the same logits. The tokenizer, the tokens that begin and end a text, and the chat template are imported
+    too. A PEFT adapter (LoRA) is merged into the checkpoint of its model, --base. Nothing is downloaded, and nothing in
+    the files is run but the template, in a sandbox.
 
     \b
     Examples:

@@ -15,10 +15,10 @@ from gptcli.cli.commands import options
 @options.force
 @options.quiet
 def merge(run: str, output: Path, force: bool, quiet: bool) -> None:
-    """Make one checkpoint of a run with LoRA and the base it was trained on.
+    """Merge a LoRA run and its base model into one checkpoint.
 
     \b
-    Example:
+    Examples:
       gptcli finetune run.yaml -s lora.rank=8 -s run_dir=runs/adapted
       gptcli merge runs/adapted -o runs/merged
     """

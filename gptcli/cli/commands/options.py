@@ -47,33 +47,39 @@ texts_at_once = click.IntRange(min=1, max=1 << 16)  # what a row holds is there 
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-force = click.option("--force", is_flag=True, help="Replace an output that exists.")
-quiet = click.option("-q", "--quiet", is_flag=True, help="No messages and progress, only warnings and errors.")
-as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
+force = click.option("--force", is_flag=True, help="Replace an existing output.")
+quiet = click.option("-q", "--quiet", is_flag=True, help="Show only warnings and errors.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Write one JSON document to stdout.")
+device = click.option(
+    "--device", default="auto", show_default=True, help="Where to compute: auto, cpu, cuda, cuda:1 or mps."
+)
 dtype = click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16"]),
     default="auto",
     show_default=True,
-    help="Of activations; auto is float32 on a CPU.",
+    help="Dtype of activations; auto is float32 on a CPU.",
 )
-threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores.")
+threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores]")
 quantize = click.option(
     "--quantize",
     type=click.Choice(["int8"]),
-    help="Weights in 8 bits, on a CPU or CUDA; evaluate shows what that costs.",
+    help="Store weights in 8 bits, on a CPU or CUDA; gptcli evaluate shows the loss of quality.",
 )
 
 
 def batch_size(what: str) -> Callable[[F], F]:
-    """--batch-size: how many of them are written at once."""
+    """Make the option --batch-size: how many of `what` are written at once."""
     limit = "[default: 64, or what a quarter of the memory has room for]"
     return click.option("--batch-size", type=texts_at_once, help=f"{what} written at once.  {limit}")
 
 
 also = click.option(
-    "--with", "also", metavar="RUN2", multiple=True, help="Average the probabilities of labels with RUN2's; repeatable."
+    "--with",
+    "also",
+    metavar="RUN2",
+    multiple=True,
+    help="Average the label probabilities with those of RUN2; repeatable.",
 )
 overrides = click.option(
     "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value of the run file; repeatable."
@@ -92,28 +98,28 @@ def load_sized(run_file: str, overrides: tuple[str, ...]) -> PretrainConfig:
 
 
 def text_input(command: F) -> F:
-    """Return how text inputs are read."""
+    """Add the options of how text inputs are read."""
     for option in (
         click.option(
             "--on-bad-row",
             type=click.Choice(["error", "skip"]),
             default="error",
             show_default=True,
-            help="A JSON record without the text: stop, or leave out and count.",
+            help="What to do with a JSON record without the text: stop, or skip and count it.",
         ),
         click.option(
             "--separator",
             metavar="line|blank|TEXT",
-            help="Divides a text file into documents: each line, blank lines, or a text such as '<|endoftext|>'.",
+            help="Split a text file into documents at each line, at blank lines, or at a text such as '<|endoftext|>'.",
         ),
         click.option(
             "--errors",
             type=click.Choice(["strict", "replace", "ignore"]),
             default="strict",
             show_default=True,
-            help="What becomes of undecodable bytes, and of lone surrogates in JSON.",
+            help="How to treat undecodable bytes, and lone surrogates in JSON.",
         ),
-        click.option("--encoding", default="utf-8", show_default=True, help="Of the text."),
+        click.option("--encoding", default="utf-8", show_default=True, help="Encoding of the text."),
         click.option("--field", default="text", show_default=True, help="JSONL field that holds the text."),
     ):
         command = option(command)
@@ -121,35 +127,39 @@ def text_input(command: F) -> F:
 
 
 def draw_option(flag: str, kind: Any, text: str) -> Callable[[F], F]:
-    """Return a flag for a field of GenerateOptions; the default is the field's, and its bounds are checked there."""
+    """Make a flag for a field of GenerateOptions; the default is the field's, and its bounds are checked there."""
     default = DRAW_DEFAULTS[flag.removeprefix("--").replace("-", "_")]
     shown = "" if default is None else f"  [default: {default}]"
     return click.option(flag, type=kind, help=text + shown)
 
 
 def drawing(command: F) -> F:
-    """Return how the next token is drawn, and how many are."""
+    """Add the options of how the next token is drawn, and how many are."""
     for option in (
         draw_option("--seed", int, "Same seed, same text, alone or in any batch."),
-        draw_option("--repetition-penalty", float, "Divides positive logits of tokens already seen."),
-        draw_option("--frequency-penalty", float, "Subtracted from a token's logit for each time it was written."),
-        draw_option("--presence-penalty", float, "Subtracted from the logits of tokens that were written."),
-        draw_option("--min-p", float, "Only tokens at least P times as likely as the likeliest."),
-        draw_option("--top-p", float, "Only the fewest tokens whose probabilities reach P."),
-        draw_option("--top-k", int, "Only the K most likely tokens."),
-        draw_option("--temperature", float, "Divides the logits; 0 takes the most likely token."),
-        draw_option("--max-tokens", int, "New tokens at most."),
+        draw_option(
+            "--repetition-penalty",
+            float,
+            "Divide positive logits of tokens already seen by this, multiply negative ones.",
+        ),
+        draw_option("--frequency-penalty", float, "Subtract this from a token's logit for each time it was written."),
+        draw_option("--presence-penalty", float, "Subtract this from the logits of tokens already written."),
+        draw_option("--min-p", float, "Keep only tokens at least P times as likely as the most likely one."),
+        draw_option("--top-p", float, "Keep only the fewest tokens whose probabilities add up to P."),
+        draw_option("--top-k", int, "Keep only the K most likely tokens."),
+        draw_option("--temperature", float, "Divide the logits by this; 0 always takes the most likely token."),
+        draw_option("--max-tokens", int, "Write at most this many new tokens."),
     ):
         command = option(command)
     return command
 
 
 def take_drawing(how: dict[str, Any]) -> GenerateOptions:
-    """Return the options of drawing, taken out of those that a command was given."""
+    """Take the options of drawing out of those that a command was given."""
     given = {name: how.pop(name) for name in DRAW_DEFAULTS if name in how}
     return GenerateOptions(**{name: value for name, value in given.items() if value not in (None, ())})
 
 
 def on_device(command: F) -> F:
-    """Where and in what precision a model runs."""
+    """Add the options of where and in what precision a model runs."""
     return device(dtype(threads(command)))

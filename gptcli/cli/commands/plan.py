@@ -26,16 +26,18 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic only from cli
 @click.command(no_args_is_help=True)
 @click.argument("run_file")
 @options.overrides
-@click.option("--on", "accelerator", help="An accelerator by name: h200, h100, a100, ...  [default: this machine]")
+@click.option("--on", "accelerator", help="Plan for this accelerator: h200, h100, a100, ...  [default: this machine]")
 @click.option(
-    "--peak-flops", type=options.FiniteRange(min=1), help="Of another accelerator, FLOP/s; goes with --memory."
+    "--peak-flops", type=options.FiniteRange(min=1), help="Peak FLOP/s of any other accelerator; goes with --memory."
 )
-@click.option("--memory", type=Bytes(), help="Of another accelerator: 80GB, 24GiB.")
+@click.option("--memory", type=Bytes(), help="Memory of any other accelerator: 80GB, 24GiB.")
 @click.option("--mfu", default=0.4, show_default=True, type=options.FiniteRange(0, 1, min_open=True),
               help="Share of the peak that training reaches.")  # fmt: skip
 @click.option("--measure", is_flag=True, help="Take the time from a few real steps on this machine.")
-@click.option("--price", type=options.FiniteRange(min=0), help="Of the machine, an hour.")
-@click.option("--watts", type=options.FiniteRange(min=0, min_open=True), help="Of the machine.  [default: data sheet]")
+@click.option("--price", type=options.FiniteRange(min=0), help="Price of the machine per hour.")
+@click.option(
+    "--watts", type=options.FiniteRange(min=0, min_open=True), help="Power of the machine.  [default: the data sheet's]"
+)
 @options.as_json
 def plan(
     run_file: str,
@@ -49,10 +51,10 @@ def plan(
     watts: float | None,
     as_json: bool,
 ) -> None:
-    """What a run takes, before it is started: parameters, tokens, FLOPs, memory, time, energy and price.
+    """Plan a run before it is started: parameters, tokens, FLOPs, memory, time, energy and price.
 
-    Memory is planned by part, at the moment when it is most; where the run does not fit, the sizes of micro-batch that
-    do are named. FLOPs are 6 a weight and token and attention's 12 x layers x width x context a token.
+    Memory is shown by part, at the moment when it peaks; if the run does not fit, the micro-batch sizes that would are
+    named. FLOPs are 6 a weight and token, plus attention's 12 x layers x width x context a token.
 
     \b
     Examples:

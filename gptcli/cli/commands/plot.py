@@ -12,10 +12,10 @@ from gptcli.cli.commands import options
 @click.command(no_args_is_help=True)
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--metric", "metrics", multiple=True, default=("train.loss",), show_default=True,
-              help="KIND.FIELD of metrics.jsonl; repeatable.")  # fmt: skip
+              help="Metric to plot, KIND.FIELD of metrics.jsonl; repeatable.")  # fmt: skip
 @click.option("--x", "axis", type=click.Choice(["step", "tokens", "seconds"]), default="step", show_default=True,
-              help="Of the horizontal axis; seconds are those of training steps.")  # fmt: skip
-@click.option("-o", "--output", type=options.Output(path_type=Path), help="An image instead: .png, .svg or .pdf.")
+              help="Horizontal axis; seconds count training steps only.")  # fmt: skip
+@click.option("-o", "--output", type=options.Output(path_type=Path), help="Write an image instead: .png, .svg or .pdf.")
 @click.option("--tensorboard", type=options.Output(path_type=Path), help="Write all metrics to this directory instead.")
 @options.force
 def plot(
@@ -26,7 +26,7 @@ def plot(
     tensorboard: Path | None,
     force: bool,
 ) -> None:
-    """Curves of runs, in the terminal or as an image.
+    """Plot curves of runs, in the terminal or as an image.
 
     \b
     Examples:

@@ -15,7 +15,7 @@ from gptcli.cli.commands import options
 @click.option("-t", "--tokenizer", required=True, help="A tokenizer.json, or a directory that holds one.")
 @click.option("-o", "--output", required=True, type=options.Output(path_type=Path), help="The directory to make.")
 @click.option("--validation", multiple=True, metavar="INPUT", help="Held-out input; repeatable.")
-@click.option("--validation-fraction", type=float, help="Share held out where --validation is not given.")
+@click.option("--validation-fraction", type=float, help="Share of the text to hold out, if --validation is not given.")
 @click.option("--validation-split", type=click.Choice(["tail", "document"]),
               help="Hold out the last bytes, or documents drawn by a hash.")  # fmt: skip
 @options.text_input
@@ -27,11 +27,11 @@ def prepare(
 ) -> None:
     """Encode text into token shards for pretraining.
 
-    Not needed before `pretrain`, which prepares raw text by itself; useful for text that is prepared on one machine
-    and trained on at another, or is used by many runs. A preparation that was killed goes on when it is started again.
+    Optional: `pretrain` prepares raw text by itself. Useful where text is prepared on one machine and used on another,
+    or by many runs. The same command continues a preparation that was killed.
 
     \b
-    Example:
+    Examples:
       gptcli prepare corpus/*.jsonl.gz -t tok.json -o data/corpus --validation-fraction 0.01
       gptcli pretrain run.yaml -s data.train=data/corpus
     """

@@ -11,9 +11,13 @@ from gptcli.config.run_file import MOVED, explaining_paths, load_run_file
 @click.command(no_args_is_help=True)
 @click.argument("run_file")
 @options.overrides
-@click.option("--budget", metavar="TIME", help="As -s train.budget=TIME: 90s, 5m, 1.5h for all of it; sizes to fit.")
-@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint of run_dir, if there is one.")
-@click.option("--force", is_flag=True, help="Begin again in a run_dir that holds checkpoints; they are deleted.")
+@click.option(
+    "--budget",
+    metavar="TIME",
+    help="Time for the whole run: 90s, 5m, 1.5h; sizes are chosen to fit. The same as -s train.budget=TIME.",
+)
+@click.option("--resume", is_flag=True, help="Continue from the newest intact checkpoint in run_dir, if there is one.")
+@click.option("--force", is_flag=True, help="Start over in a run_dir that holds checkpoints; they are deleted.")
 @options.as_json
 @options.quiet
 def pretrain(
@@ -27,11 +31,11 @@ def pretrain(
 ) -> int:
     """Train a model from scratch, as a run file says.
 
-    With --budget, sizes and steps that the run file leaves open are chosen for this machine, so that the run ends in
-    time with its schedule complete.
+    With --budget, the sizes and steps that the run file leaves open are chosen for this machine, so that the run ends
+    in time with its schedule complete.
 
-    Ctrl-C or SIGTERM ends the run after the step in hand, with a checkpoint; --resume goes on, to the same weights,
-    bit for bit, that an unbroken run reaches.
+    Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint; --resume continues it to the same weights,
+    bit for bit, as an uninterrupted run.
 
     \b
     Examples:

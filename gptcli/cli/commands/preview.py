@@ -12,13 +12,13 @@ from gptcli.config.run_file import load_run_file
 @click.argument("run_file")
 @options.overrides
 @click.option("--rows", type=click.IntRange(min=1), default=5, show_default=True, help="How many rows to show.")
-@click.option("--jsonl", is_flag=True, help="A JSON record for each row, with ids.")
+@click.option("--jsonl", is_flag=True, help="Write a JSON record for each row, with its ids.")
 @options.quiet
 def preview(run_file: str, overrides: tuple[str, ...], rows: int, jsonl: bool, quiet: bool) -> None:
     """Show the first rows of a fine-tuning run as tokens, before training.
 
-    Tokens that are learnt stand in [brackets]. What is worth knowing about all rows, such as how many are cut, repeat
-    others or are held out and trained on, is said on stderr.
+    Tokens that are learnt stand in [brackets]. Facts about all rows, such as how many are cut, repeated, or both held
+    out and trained on, go to stderr.
 
     \b
     Example:

@@ -25,16 +25,20 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only from 
 
 
 @click.command()
-@click.option("--budget", type=Duration(), default="150s", show_default=True, help="Time for all of it.")
+@click.option("--budget", type=Duration(), default="150s", show_default=True, help="Time for everything.")
 @click.option("-o", "--output", default="quickstart", show_default=True, type=options.Output(path_type=Path),
               help="Directory for the corpus, the tokenizer and the run.")  # fmt: skip
 @options.force
 def quickstart(budget: float, output: Path, force: bool) -> int:
-    """From nothing to a model that writes, in minutes, offline.
+    """Make a model that writes from nothing, in minutes, offline.
 
-    Collects the English that Python carries (the language reference and the standard library's docstrings), trains
-    a tokenizer on it, pretrains a GPT, measures it on text that was held out, and lets it write. Each step is shown as
-    the command that does the same.
+    Collects the English that Python carries (the language reference and the standard library's docstrings), trains a
+    tokenizer on it, pretrains a GPT, measures it on held-out text, and lets it write. Each step is shown as the command
+    that does the same.
+
+    \b
+    Example:
+      gptcli quickstart --budget 10m -o first-model
     """
     from gptcli.api.quickstart import quickstart as run
     from gptcli.cli import console

@@ -10,7 +10,7 @@ from gptcli.cli.commands.groups import DefaultGroup
 
 @click.group(cls=DefaultGroup, default="list", bare=True)
 def runs() -> None:
-    """Look at runs: which there are, and how two differ. `gptcli runs DIR` is `gptcli runs list DIR`.
+    """List runs, or compare two. `gptcli runs DIR` is `gptcli runs list DIR`.
 
     \b
     Examples:
@@ -24,7 +24,12 @@ def runs() -> None:
 @click.argument("directories", nargs=-1, metavar="[DIR]...")
 @options.as_json
 def list_runs(directories: tuple[str, ...], as_json: bool) -> None:
-    """Runs at or below directories, by default runs/, a line each; damage is told in the line."""
+    """List the runs at or below directories, by default runs/, one a line; a damaged run says so in its line.
+
+    \b
+    Example:
+      gptcli runs list experiments/ --json | jq -r '.[] | select(.state == "running").path'
+    """
     from gptcli.cli import console
     from gptcli.observe.history import HEADER, find_runs, read_run
 
@@ -40,7 +45,12 @@ def list_runs(directories: tuple[str, ...], as_json: bool) -> None:
 @click.argument("second", metavar="B")
 @options.as_json
 def compare(first: str, second: str, as_json: bool) -> None:
-    """Where two runs' settings differ, their metrics at equal steps, and how they ended."""
+    """Compare two runs: the settings in which they differ, their metrics at equal steps, and their ends.
+
+    \b
+    Example:
+      gptcli runs compare runs/a runs/b
+    """
     from gptcli.api.compare import compare as run
     from gptcli.cli import console
 

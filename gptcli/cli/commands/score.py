@@ -11,11 +11,11 @@ from gptcli.cli.commands import options
 
 @click.command(no_args_is_help=True)
 @click.argument("run")
-@click.option("--jsonl", is_flag=True, help="Lines are JSON records; their other fields are passed on.")
+@click.option("--jsonl", is_flag=True, help="Read JSON records; their other fields are passed on.")
 @click.option("--field", default="text", show_default=True, help="JSONL field that holds the text.")
 @options.on_device
 def score(run: str, **how: Any) -> None:
-    """Score each line of stdin: a JSON record a line, in order, with its log-probability and bits per byte.
+    """Score each line of stdin: write its log-probability and bits per byte as JSON.
 
     \b
     Example:

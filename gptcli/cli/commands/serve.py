@@ -15,23 +15,45 @@ from gptcli.cli.commands import options
 
 @click.command(no_args_is_help=True)
 @click.argument("run")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a key.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; one that others can reach needs a key.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 takes any that is free.",
+)
 @click.option("--unix-socket", metavar="PATH", help="Listen on a unix socket that only you can open instead.")
-@click.option("--api-key-file", metavar="FILE", help="Keys, one a line; default GPTCLI_API_KEY, else none.")
-@click.option("--no-key", is_flag=True, help="Let others than this machine ask without a key.")
-@click.option("--allow-host", multiple=True, metavar="NAME", help="Another name of this server in a Host header.")
-@click.option("--allow-origin", multiple=True, metavar="ORIGIN", help="A site whose pages may ask, https://a.example.")
-@click.option("--model-name", metavar="NAME", help="Name of the model in the API; default the run's own.")
+@click.option("--api-key-file", metavar="FILE", help="File of keys, one a line.  [default: GPTCLI_API_KEY, else none]")
+@click.option("--no-key", is_flag=True, help="Accept requests from other machines without a key.")
+@click.option("--allow-host", multiple=True, metavar="NAME", help="Accept this name in a Host header, too.")
+@click.option(
+    "--allow-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Accept requests from pages of this site, such as https://a.example.",
+)
+@click.option("--model-name", metavar="NAME", help="Name of the model in the API.  [default: the run's own]")
 @options.drawing
 @options.batch_size("Texts")
-@click.option("--queue", type=click.IntRange(1), help="Texts that may wait for a row; default 4 times the rows.")
-@click.option("--timeout", type=click.FloatRange(1), default=600, show_default=True, help="Seconds for a text.")
+@click.option("--queue", type=click.IntRange(1), help="How many texts may wait for a row.  [default: 4 times the rows]")
 @click.option(
-    "--grace", type=click.FloatRange(0), default=30, show_default=True, help="Seconds for answers at the end."
+    "--timeout", type=click.FloatRange(1), default=600, show_default=True, help="Time limit for a text, in seconds."
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    default=30,
+    show_default=True,
+    help="Seconds to finish open answers when the server stops.",
 )
 @click.option("--ping", type=click.FloatRange(0), default=15, show_default=True,
-              help="Seconds of silence before a comment in a stream; 0: none.")  # fmt: skip
+              help="Send a comment after this many seconds of silence in a stream; 0: never.")  # fmt: skip
 @options.quiet
 @options.on_device
 @options.quantize
@@ -52,11 +74,11 @@ def serve(
     quiet: bool,
     **how: Any,
 ) -> None:
-    """Serve a model over HTTP: OpenAI's API, and a page to talk with it in the browser.
+    """Serve a model over HTTP: OpenAI's API, and a chat page for the browser.
 
     The URL is printed on stdout as soon as the server listens; requests are answered once the model is loaded. The
-    options of drawing are the defaults of requests that do not say otherwise. Ctrl-C or SIGTERM ends it after the
-    answers in hand.
+    sampling options are defaults for requests that do not set them. Ctrl-C or SIGTERM stops the server after the
+    answers in progress.
 
     \b
     Examples:

@@ -16,14 +16,14 @@ inputs = click.argument("inputs", nargs=-1, metavar="[INPUT]...")
 @click.command(no_args_is_help=True)
 @tokenizer
 @inputs
-@click.option("--lines", is_flag=True, help="Every line of text is a document; its newline is not part of it.")
-@click.option("--json", "as_json", is_flag=True, help='A line {"ids": [...]} per document.')
+@click.option("--lines", is_flag=True, help="Treat every line as a document, without its newline.")
+@click.option("--json", "as_json", is_flag=True, help='Write a line {"ids": [...]} per document.')
 @options.text_input
 def encode(tokenizer: str, inputs: tuple[str, ...], lines: bool, as_json: bool, **how: Any) -> None:
-    """Text to token ids: a line of ids for each document.
+    """Turn text into token ids, a line for each document.
 
-    TOKENIZER is a tokenizer.json, or a directory (of a run, a checkpoint, prepared data) that holds one. A file is a
-    document, a JSONL record is a document; stdin is read where no INPUT is named.
+    TOKENIZER is a tokenizer.json, or a directory (of a run, a checkpoint, prepared data) that holds one. Each file and
+    each JSONL record is a document; stdin is read where no INPUT is named.
 
     \b
     Examples:
@@ -50,9 +50,9 @@ def encode(tokenizer: str, inputs: tuple[str, ...], lines: bool, as_json: bool, 
 @click.option("--json", "as_json", is_flag=True, help='Read {"ids": [...]} lines, write {"text": ...} lines.')
 @click.option("--lines", is_flag=True, help="Write a newline after every document.")
 def decode(tokenizer: str, as_json: bool, lines: bool) -> None:
-    """Token ids on stdin, a line for each document, to text on stdout.
+    """Turn token ids on stdin, a line for each document, into text on stdout.
 
-    Documents follow one another without a separator, so that the text of one comes out byte for byte.
+    Documents follow one another without a separator, so that a single one comes out byte for byte.
 
     \b
     Example:

@@ -13,13 +13,15 @@ from gptcli.cli.commands import options
 @click.command("train-tokenizer", no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", required=True, type=options.Output(path_type=Path), help="The tokenizer.json to write.")
-@click.option("--vocab-size", type=int, default=8192, show_default=True, help="Tokens, specials included.")
+@click.option(
+    "--vocab-size", type=int, default=8192, show_default=True, help="Number of tokens, control tokens included."
+)
 @click.option("--pattern", type=click.Choice(["gpt2", "llama3", "qwen2"]), default="gpt2", show_default=True,
               help="How text is split into words before merging.")  # fmt: skip
-@click.option("--special", "specials", multiple=True, metavar="TOKEN", help="A control token more; repeatable.")
+@click.option("--special", "specials", multiple=True, metavar="TOKEN", help="Add a control token; repeatable.")
 @click.option("--max-bytes", type=click.IntRange(min=1), default=200_000_000, show_default=True,
-              help="Train on at most so many bytes, sampled evenly over the input; bounds memory. Bytes in words of 24 "
-              "or more count 16-fold: text without spaces takes as much more memory.")  # fmt: skip
+              help="Train on at most this many bytes, sampled evenly over the input, which bounds memory. Bytes in "
+              "words of 24 or more count 16-fold, since text without spaces takes that much more memory.")  # fmt: skip
 @options.text_input
 @options.as_json
 @options.force
