@@ -31,7 +31,7 @@ class RowsConfig(Section):
         "messages", "field of the conversation, a list of {role, content} or {from, value} (task chat)"
     )
     turns: Literal["strict", "mend"] = value(
-        "strict", "refuse turns out of order (task chat), or join neighbours, leave out what cannot be held, and count"
+        "strict", "turns out of order (task chat): stop, or join neighbours, drop what does not fit, and count"
     )
     encoding: str = value("utf-8", "encoding of the input files")
     errors: Literal["strict", "replace", "ignore"] = value("strict", "what to do with bytes that cannot be decoded")

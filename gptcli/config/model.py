@@ -65,17 +65,17 @@ class RopeScaling(Section):
     """How rotary frequencies are changed for contexts longer than those of the first training."""
 
     kind: Literal["none", "linear", "llama3", "yarn"] = value("none", "linear (Chen et al. 2023), llama3, or yarn")
-    factor: float = number(1.0, "frequencies are divided by it; of llama3 and yarn the low ones only", gt=0, le=1e6)
-    original_context: int | None = number(None, "context of the first training, for llama3 and yarn", ge=2, le=1 << 24)
+    factor: float = number(1.0, "divide rotary frequencies by this; llama3 and yarn: the low ones only", gt=0, le=1e6)
+    original_context: int | None = number(None, "llama3 and yarn: context length before scaling", ge=2, le=1 << 24)
     low_frequency_factor: float = number(
-        1.0, "llama3: up to so many turns in the original context, scaled", gt=0, le=1e6
+        1.0, "llama3: scale frequencies with up to this many turns in the original context", gt=0, le=1e6
     )
-    high_frequency_factor: float = number(4.0, "llama3: from so many turns on, not scaled", gt=0, le=1e6)
-    fast_turns: float = number(32.0, "yarn: from so many turns on, not scaled (beta_fast)", gt=0, le=1e6)
-    slow_turns: float = number(1.0, "yarn: up to so many turns, scaled (beta_slow)", gt=0, le=1e6)
-    whole_dimensions: bool = value(True, "yarn: both limits rounded outwards to whole dimensions")
+    high_frequency_factor: float = number(4.0, "llama3: keep frequencies from this many turns on", gt=0, le=1e6)
+    fast_turns: float = number(32.0, "yarn: keep frequencies from this many turns on (beta_fast)", gt=0, le=1e6)
+    slow_turns: float = number(1.0, "yarn: scale frequencies with up to this many turns (beta_slow)", gt=0, le=1e6)
+    whole_dimensions: bool = value(True, "yarn: round both limits outwards to whole dimensions")
     attention_factor: float | None = number(
-        None, "yarn: rotated queries and keys are multiplied by it, null: 0.1 ln(factor) + 1", gt=0, le=1e3
+        None, "yarn: multiply rotated queries and keys by this; null: 0.1 ln(factor) + 1", gt=0, le=1e3
     )
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -115,16 +115,16 @@ class ModelConfig(Section):
     norm_weight: bool = value(False, "learned scale in RMSNorm (LayerNorm always has one)")
     norm_eps: float = number(1e-6, "epsilon of every normalization", gt=0, le=0.1)
     norm_placement: Literal["before", "after", "both"] = value(
-        "before", "norms before each sub-layer, after it (of what it adds, as in OLMo 2) or both (as in Gemma 2)"
+        "before", "normalize each sub-layer's input, its output (as in OLMo 2) or both (as in Gemma 2)"
     )
     embedding_norm: bool = value(True, "normalize the embeddings before the first block")
-    embedding_scale: float = number(1.0, "factor of the embeddings", gt=0, le=1e4)
+    embedding_scale: float = number(1.0, "multiply the embeddings by this", gt=0, le=1e4)
     position: Literal["rope", "learned", "alibi"] = value(
-        "rope", "rotary (Su et al. 2021), learned absolute, or linear biases of attention (Press et al. 2022)"
+        "rope", "rotary embeddings (Su et al. 2021), learned ones, or ALiBi (Press et al. 2022)"
     )
     rope_theta: float = number(10000.0, "base of the rotary frequencies", gt=1, le=1e9)
     rope_local_theta: float | None = number(
-        None, "base in layers of sliding attention, which rope_scaling leaves alone; null: rope_theta", gt=1, le=1e9
+        None, "rope_theta of sliding-window layers, which rope_scaling leaves alone; null: rope_theta", gt=1, le=1e9
     )
     rope_pattern: tuple[Literal["rope", "none"], ...] = value(
         ("rope",), "which layers rotate queries and keys, repeated over the layers"
@@ -133,34 +133,35 @@ class ModelConfig(Section):
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     activation: Literal["relu2", "relu", "silu", "gelu", "gelu_erf", "gelu_sigmoid", "swiglu", "geglu", "geglu_erf"] = (
         value(
-            "relu2", "of the MLP: squared ReLU, ReLU, SiLU, GELU (tanh, exact, x sigmoid(1.702x)) or gated SiLU or GELU"
+            "relu2",
+            "MLP activation: squared ReLU, ReLU, SiLU, GELU (tanh, exact, x sigmoid(1.702x)), or gated SiLU or GELU",
         )
     )
     bias: bool = value(False, "biases in linear layers and LayerNorm")
     qkv_bias: bool | None = value(None, "biases of queries, keys and values; null: bias")
-    projection_bias: bool | None = value(None, "bias of attention's projection; null: bias")
+    projection_bias: bool | None = value(None, "bias of attention's output projection; null: bias")
     mlp_bias: bool | None = value(None, "biases of the MLP; null: bias")
     norm_bias: bool | None = value(None, "biases of LayerNorm; null: bias")
     head_bias: bool = value(False, "bias of the output head")
     tie_embeddings: bool = value(False, "share the embedding matrix with the output head")
-    parallel_block: bool = value(False, "attention and MLP read the same input, and both are added to it")
-    shared_norm: bool = value(False, "parallel blocks: one norm for both")
-    residual_scale: float = number(1.0, "factor of what a sub-layer adds", gt=0, le=1e4)
+    parallel_block: bool = value(False, "let attention and MLP read the same input, and add both to it")
+    shared_norm: bool = value(False, "share one norm between attention and MLP of a parallel block")
+    residual_scale: float = number(1.0, "multiply the output of each sub-layer by this", gt=0, le=1e4)
     qk_norm: bool = value(True, "RMSNorm on the queries and keys of each head")
-    qk_norm_weight: bool = value(False, "learned scales in that norm, as in Qwen3")
-    qk_norm_width: Literal["head", "all"] = value("head", "that norm for each head, or over all of them (OLMo 2)")
+    qk_norm_weight: bool = value(False, "learned scales in qk_norm, as in Qwen3")
+    qk_norm_width: Literal["head", "all"] = value("head", "apply qk_norm to each head, or across all heads (OLMo 2)")
     attention_scale: float | None = number(
-        None, "factor of queries times keys; null: 1 / sqrt(head width)", gt=0, le=1e4
+        None, "multiply queries times keys by this; null: 1 / sqrt(head width)", gt=0, le=1e4
     )
-    attention_scale_by_layer: bool = value(False, "divide that by the number of the layer, from 1")
+    attention_scale_by_layer: bool = value(False, "also divide queries times keys by the layer's number, from 1")
     attention_softcap: float = number(0.0, "scores = cap x tanh(scores / cap) before softmax; 0: off", ge=0, le=1e4)
     sliding_window: int | None = number(
-        None, "tokens that layers of sliding attention see, itself among them; null: all", ge=1, le=1 << 24
+        None, "tokens that a sliding-window layer attends to, itself included; null: all", ge=1, le=1 << 24
     )
     attention_pattern: tuple[AttentionKind, ...] = value(
-        ("sliding",), "full or sliding attention, repeated over the layers, where sliding_window is set"
+        ("sliding",), "full or sliding-window attention, repeated over the layers, where sliding_window is set"
     )
-    logit_scale: float = number(1.0, "factor of the logits", gt=0, le=1e4)
+    logit_scale: float = number(1.0, "multiply the logits by this", gt=0, le=1e4)
     logit_softcap: float = number(0.0, "logits = cap x tanh(logits / cap); 0: off", ge=0, le=1000)
     zero_init_projections: bool = value(True, "initialize projections into the residual stream to zero")
     init_std: float | None = number(

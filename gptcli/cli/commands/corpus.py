@@ -13,7 +13,7 @@ from gptcli.cli.commands.groups import Ordered
 
 @click.group(cls=Ordered)
 def corpus() -> None:
-    """Clean a corpus before training: inspect, filter, deduplicate and decontaminate it.
+    """Clean a corpus: inspect, filter, deduplicate and decontaminate it.
 
     Every step reads JSONL, text, gzip or - and writes JSONL, so that steps can be joined by pipes, and the shards of a
     corpus can be spread by xargs, Slurm, Spark or Ray. In lists of dropped records an id names each: its field `id`, or

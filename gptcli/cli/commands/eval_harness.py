@@ -22,10 +22,10 @@ from gptcli.cli.commands import options
 @options.as_json
 @options.quiet
 def eval_harness(run: str, tasks: str, as_json: bool, quiet: bool, **how: Any) -> None:
-    """Run tasks of EleutherAI's lm-eval on a model; needs pip install 'gptcli[eval]'.
+    """Run tasks of EleutherAI's lm-eval on a model.
 
-    RUN is a run directory or a checkpoint. lm-eval loads the data of its tasks, from the network unless they are local
-    or in its cache.
+    RUN is a run directory or a checkpoint. Needs pip install 'gptcli[eval]'. lm-eval loads the data of its tasks from
+    the network, unless they are local or in its cache.
 
     \b
     Example:

@@ -17,7 +17,7 @@ from gptcli.cli.commands import options
 @options.force
 @options.quiet
 def import_model(source: Path, output: Path, base: str | None, as_json: bool, force: bool, quiet: bool) -> None:
-    """Import a pretrained model: a directory that transformers wrote, or a GGUF file.
+    """Import a pretrained model from a transformers directory or a GGUF file.
 
     A directory must hold safetensors; a GGUF file may be of any type that the package gguf dequantizes. The result
     computes the same logits. The tokenizer, the tokens that begin and end a text, and the chat template are imported

@@ -51,7 +51,7 @@ def plan(
     watts: float | None,
     as_json: bool,
 ) -> None:
-    """Plan a run before it is started: parameters, tokens, FLOPs, memory, time, energy and price.
+    """Plan a run: parameters, tokens, FLOPs, memory, time, energy and price.
 
     Memory is shown by part, at the moment when it peaks; if the run does not fit, the micro-batch sizes that would are
     named. FLOPs are 6 a weight and token, plus attention's 12 x layers x width x context a token.

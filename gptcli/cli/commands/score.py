@@ -15,7 +15,7 @@ from gptcli.cli.commands import options
 @click.option("--field", default="text", show_default=True, help="JSONL field that holds the text.")
 @options.on_device
 def score(run: str, **how: Any) -> None:
-    """Score each line of stdin: write its log-probability and bits per byte as JSON.
+    """Score each line of stdin: its log-probability and bits per byte, as JSON.
 
     \b
     Example:
