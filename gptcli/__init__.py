@@ -1,9 +1,10 @@
 """gptcli: a command-line workbench for GPT language models.
 
-    data/text -> data/tokenizer -> data/shards -> data/batches -> model -> loss -> train -> checkpoint
-    checkpoint -> engine (text), metrics (numbers)
+    data (bytes -> text -> tokens -> batches) -> model (logits) -> train (loss, step, checkpoint)
+    checkpoint -> generate (text), evaluate (numbers)
 
-Two files are the book: model.py and train.py. runs/ has a function for every verb; `gptcli.load` gives a trained model.
+Begin with model/gpt.py, train/loop.py and train/step.py. `api` has a function for every verb of the command line;
+`gptcli.load` gives a trained model.
 """
 
 from __future__ import annotations

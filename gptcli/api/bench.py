@@ -1,4 +1,4 @@
-"""This machine -> what it can do; a run file -> how fast it trains and writes here."""
+"""Measure this machine, and how fast a run file's model trains and writes on it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STARTS = 3
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """What `gptcli bench machine` prints."""
+    """The result of `gptcli bench machine`."""
 
     machine: Machine
 
@@ -60,7 +60,7 @@ def machine_facts(*, device: str = "auto", threads: int | None = None) -> Machin
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """How fast a run's optimizer steps are on this machine, with made-up tokens."""
+    """The speed of a run's optimizer steps on this machine, with made-up tokens."""
 
     parameters: int
     tokens_per_step: int
@@ -145,7 +145,7 @@ def _process_seconds(arguments: Sequence[str]) -> float:
 
 @dataclass(frozen=True)
 class Everything:
-    """What `gptcli bench RUN.yaml` prints."""
+    """The result of `gptcli bench RUN.yaml`."""
 
     training: TrainingSpeed
     writing: GenerationSpeed

@@ -1,4 +1,4 @@
-"""A checkpoint -> how fast it reads prompts and writes text here, one text at a time and several."""
+"""Measure how fast a checkpoint reads prompts and writes text here, one text at a time and several."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class BatchSpeed:
-    """Medians of several rounds with so many texts at a time."""
+    """Medians over several rounds of writing `batch` texts at a time."""
 
     batch: int
     first_token_seconds: float  # of the text that has it first
@@ -41,7 +41,7 @@ class BatchSpeed:
 
 @dataclass(frozen=True)
 class GenerationSpeed:
-    """What `gptcli bench generate` prints."""
+    """The result of `gptcli bench generate`."""
 
     checkpoint: str
     dtype: str

@@ -37,7 +37,7 @@ from gptcli.train.run_directory import find_checkpoint
 
 
 class Fitted(NamedTuple):
-    """What the model sees of a conversation."""
+    """The part of a conversation that the model sees."""
 
     ids: list[int]
     dropped_turns: int  # oldest questions, each with its answer, that did not fit

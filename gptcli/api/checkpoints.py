@@ -1,4 +1,4 @@
-"""A run's checkpoints: what is there, and whether all of it is whole."""
+"""List a run's checkpoints, and verify them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gptcli.train import checkpoint
 
 @dataclass(frozen=True)
 class Listed:
-    """One checkpoint, by what its directory says of itself."""
+    """A checkpoint as its directory describes it."""
 
     path: str
     step: int | None  # None where its config cannot be read

@@ -1,4 +1,4 @@
-"""Lines -> a label for each, with the probabilities of all."""
+"""Classify lines: a label for each, with the probabilities of all labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINES_AT_ONCE = 1024
 
 
 class Classifier:
-    """A loaded model that names the label of texts, or several that name it together (Lakshminarayanan et al. 2017)."""
+    """A loaded model that classifies texts, or an ensemble that does so together (Lakshminarayanan et al. 2017)."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Two runs -> where their run files differ, and their metrics side by side."""
+"""Compare two runs: where their run files differ, and their metrics side by side."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AT_THE_END = ("state", "step", "loss_nats", "bits_per_byte", "tokens_per_second"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `gptcli runs compare A B` prints; every pair is (A's, B's), None where one has none."""
+    """The result of `gptcli runs compare A B`; every pair is (A's, B's), with None where one has no value."""
 
     runs: tuple[str, str]
     settings: dict[str, tuple[Any, Any]]  # keys of the run files that differ

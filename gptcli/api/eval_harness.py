@@ -1,4 +1,4 @@
-"""Checkpoint and names of lm-eval's tasks -> their metrics."""
+"""Measure a checkpoint on tasks of lm-eval."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from gptcli.train.run_directory import find_checkpoint
 
 @dataclass(frozen=True)
 class HarnessResult:
-    """What `gptcli eval-harness` prints. `tasks`: name -> {shots, rows, version, metrics: {name: {value, stderr}}}."""
+    """The result of `gptcli eval-harness`. `tasks`: name -> {shots, rows, version, metrics: {name: {value,
+    stderr}}}."""
 
     checkpoint: str
     lm_eval: str

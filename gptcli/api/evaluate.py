@@ -1,4 +1,4 @@
-"""Checkpoint and text -> loss, perplexity, bits per byte."""
+"""Measure a checkpoint on text: loss, perplexity, bits per byte."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gptcli.generate.packed_weights import Quantize, pack
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `gptcli evaluate` prints."""
+    """The result of `gptcli evaluate`."""
 
     checkpoint: str
     score: TextScore

@@ -1,4 +1,4 @@
-"""Checkpoint and labelled rows -> how good its answers are, and whether they are better than another model's."""
+"""Measure a checkpoint on labelled rows, and test whether its answers are better than another model's."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class RowEvaluation:
-    """What `gptcli evaluate --task` prints."""
+    """The result of `gptcli evaluate --task`."""
 
     options: RowOptions
     rows: int

@@ -1,4 +1,4 @@
-"""A checkpoint of gptcli -> the files of another program."""
+"""Export a checkpoint to the files of another program."""
 
 from __future__ import annotations
 

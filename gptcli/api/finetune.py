@@ -1,4 +1,4 @@
-"""A base checkpoint and rows -> a run directory with checkpoints of a model that does a task."""
+"""Fine-tune a base checkpoint on rows, into a run directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoint and prompts -> text."""
+"""Continue prompts with a checkpoint."""
 
 from __future__ import annotations
 

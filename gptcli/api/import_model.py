@@ -1,4 +1,4 @@
-"""A model of another program -> a checkpoint of gptcli."""
+"""Import a model of another program as a checkpoint."""
 
 from __future__ import annotations
 

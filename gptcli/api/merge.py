@@ -1,4 +1,4 @@
-"""A checkpoint of adapters and its base -> one checkpoint that stands alone."""
+"""Merge a checkpoint of adapters and its base into one that stands alone."""
 
 from __future__ import annotations
 

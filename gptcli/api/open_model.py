@@ -1,4 +1,4 @@
-"""A run or checkpoint directory -> a model ready to be used: the one way in for every command that uses a model."""
+"""Open a run or checkpoint directory as a model ready for use: the one way in for every command that uses a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gptcli.train.weights import MODEL_FILE, stored_weights, weights_sha256
 
 
 class DeviceOptions(TypedDict, total=False):
-    """Where a model computes and in what precision; what is left out is chosen by the machine."""
+    """Where a model computes and in what precision; the machine chooses what is left out."""
 
     device: str
     dtype: Literal["auto", "float32", "bfloat16"]

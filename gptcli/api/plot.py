@@ -1,4 +1,4 @@
-"""Metrics of runs -> curves for a terminal, an image, or TensorBoard."""
+"""Plot metrics of runs in a terminal, as an image, or in TensorBoard."""
 
 from __future__ import annotations
 

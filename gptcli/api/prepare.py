@@ -1,4 +1,4 @@
-"""Text and a tokenizer -> token shards."""
+"""Encode text into token shards."""
 
 from __future__ import annotations
 

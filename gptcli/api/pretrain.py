@@ -1,4 +1,4 @@
-"""A run file -> a run directory with checkpoints of a model trained from scratch."""
+"""Train a model from scratch as a run file says, into a run directory with checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a run file as the model will see them: tokens, and which of them are learnt."""
+"""Show the rows of a run file as the model will see them: tokens, and which of them are learnt."""
 
 from __future__ import annotations
 

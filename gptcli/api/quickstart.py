@@ -1,4 +1,4 @@
-"""From nothing to a model that writes: every step of the work on text that Python carries, within a time budget."""
+"""Make a model from the text that Python carries, by every step of the work, within a time budget."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BEFORE_THE_RUN = {"train.jsonl", "heldout.txt", "tokenizer.json", "run.yaml"}  #
 
 @dataclass(frozen=True)
 class Quickstart:
-    """How it ended: the sample, and the facts worth showing."""
+    """The result of `gptcli quickstart`: the sample, and the facts worth showing."""
 
     exit_code: int
     sample: str = ""

@@ -1,6 +1,6 @@
-"""JSONL records of `generate` and `chat`: a prompt or conversation with options and other fields -> its answer.
+"""Read JSONL records of `generate` and `chat`: a prompt or conversation, its options, and other fields.
 
-Options of a record stand under "options", where a name that is none is refused. Beside the prompt they are taken too,
+Options of a record stand under "options", where an unknown name is refused. Beside the prompt they are accepted too,
 for records that only ask: those of PLAIN_WORDS, which may be data as well ("choices" of a test, "n" of a count), only
 where the record has no fields of its own but an id. All other fields come back with the answer.
 """
@@ -53,7 +53,7 @@ Prompt = TypeVar("Prompt")
 
 @dataclass
 class Item(Generic[Prompt]):
-    """One prompt with its options and the fields to pass on, or why it cannot be written."""
+    """A prompt with its options and the fields to pass on, or why it cannot be written."""
 
     prompt: Prompt | None  # None where there is a problem
     options: GenerateOptions
@@ -63,7 +63,7 @@ class Item(Generic[Prompt]):
 
 
 class Warnings:
-    """Tells a report each thing about the fields of records once, with the first place where it is so."""
+    """Reports each problem with the fields of records once, at the first place where it occurs."""
 
     def __init__(self, report: Report) -> None:
         self.report, self.told = report, set[str]()

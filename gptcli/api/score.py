@@ -1,4 +1,4 @@
-"""Lines -> a record a line with log-probability, tokens and bits per byte."""
+"""Score lines: a record for each, with log-probability, tokens and bits per byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text <-> token ids, a document at a time."""
+"""Convert text to token ids and back, a document at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text -> tokenizer.json."""
+"""Train a tokenizer.json on text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Whether text that a model is judged by is in the text that it was trained on, as far as that can still be read."""
+"""Tell whether the text that a model is judged by is in the text it was trained on, as far as that can still be
+read."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ MOST_BYTES = 1 << 30  # of training text that is looked at
 
 
 class Kept:
-    """Pieces that pass by, of which the first HELD_OUT_CHARACTERS are kept to be looked for."""
+    """Pieces that pass through, the first HELD_OUT_CHARACTERS of them kept to be searched for."""
 
     def __init__(self, pieces: Iterator[Piece]) -> None:
         self._pieces, self.pieces, self._characters = pieces, list[Piece](), 0

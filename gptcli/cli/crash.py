@@ -1,4 +1,4 @@
-"""A report of an error that nobody expected: what helps to mend it, in a file. Standard library only."""
+"""Write a report of an unexpected error, with what helps to mend it, to a file. Standard library only."""
 
 from __future__ import annotations
 

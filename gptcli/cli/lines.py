@@ -1,4 +1,4 @@
-"""Lines of a stream as they come, for those who can do something else until the next is there."""
+"""Read the lines of a stream as they come, and tell whether the next one is there."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ READ_BYTES = 1 << 16
 
 
 class Lines:
-    """The lines of a file descriptor, each with its newline, the first without the byte order mark that some programs
-    put before UTF-8. Without `blank`, whoever reads them makes nothing of a blank line, and it comes as a newline.
-    GptcliError where reading fails."""
+    """The lines of a file descriptor, each with its newline.
+
+    The byte order mark that some programs write before UTF-8 is dropped. Without `blank`, a blank line comes as a
+    newline alone, since the reader does nothing with it. Raises GptcliError where reading fails.
+    """
 
     def __init__(self, descriptor: int, *, blank: bool = True) -> None:
         self.descriptor, self.blank, self.ended = descriptor, blank, False

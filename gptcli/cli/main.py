@@ -63,7 +63,7 @@ COMMANDS = {
 
 
 class Workflow(click.Group):
-    """The commands in the order of the work; the module of one is imported when it is needed."""
+    """The commands in the order of the work, each module imported when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -116,7 +116,7 @@ def cli(debug: bool) -> None:
 
 
 class _Terminated(BaseException):
-    """Raised by a signal that ends the command, outside of a loop that ends by itself."""
+    """Raised by a signal that ends the command, outside of the loops that end by themselves."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

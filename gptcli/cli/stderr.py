@@ -1,8 +1,8 @@
-"""Standard error that never holds up the work, and never ends it.
+"""Write to standard error without ever holding up the work or ending it.
 
-A pipe that nobody reads, or a terminal stopped by Ctrl-S, takes no more text. A training run that waited for it could
-not be told to save. Therefore a thread of its own writes; who says something waits for it for a moment, and what comes
-while it is still stuck is dropped and counted.
+A pipe that nobody reads, or a terminal stopped by Ctrl-S, takes no more text, and a training run that waited for it
+could not be told to save. So a thread of its own writes; a writer waits for it for a moment, and what comes while it is
+still stuck is dropped and counted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PATIENCE_SECONDS = 1.0
 
 
 class Stderr:
-    """A text stream, as far as tqdm needs one. A reader that has gone away, or a full disk, is no error."""
+    """A text stream, as far as tqdm needs one, for which a closed reader or a full disk is no error."""
 
     encoding = "utf-8"
 

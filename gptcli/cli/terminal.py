@@ -1,6 +1,6 @@
-"""Lines that a person types, or a script pipes in, -> a conversation: questions, and commands that begin with `/`.
+"""Hold a conversation by lines that a person types or a script pipes in: questions, and commands that begin with `/`.
 
-Answers go to stdout and nothing else does.
+Only answers go to stdout.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ oldest turns; it is said when that happens."
 
 
 class Session:
-    """What lines do to a conversation. `stop` ends an answer early."""
+    """Applies lines to a conversation; `stop` ends an answer early."""
 
     def __init__(self, chat: Chat, report: Report, *, stop: Callable[[], bool] = lambda: False) -> None:
         self.chat, self.report, self.stop = chat, report, stop

@@ -1,1 +1,1 @@
-"""Work on corpora before training, a verb a module."""
+"""Work on corpora before training, one verb a module."""

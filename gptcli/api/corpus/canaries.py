@@ -1,4 +1,4 @@
-"""Canaries and their key file, and a corpus with the canaries in it."""
+"""Make canaries and their key file, and a corpus with the canaries in it."""
 
 from __future__ import annotations
 

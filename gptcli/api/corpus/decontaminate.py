@@ -1,4 +1,4 @@
-"""Documents that hold items of evaluation sets are dropped, cut or told of."""
+"""Report, drop or cut the documents that hold items of evaluation sets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gptcli.data.text import TextOptions, find_sources
 
 
 class Checked(NamedTuple):
-    """A document with the items that it holds; None where it goes."""
+    """A document with the items that it holds; None where it is dropped."""
 
     document: Document
     kept: Document | None
@@ -36,7 +36,7 @@ class Checked(NamedTuple):
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many items were met, and in how many documents."""
+    """How many items were found, and in how many documents."""
 
     items: int
     too_short: int

@@ -1,4 +1,4 @@
-"""Documents, lines and passages that occurred before are dropped, in one go or in shards: signed, grouped, applied."""
+"""Drop documents, lines and passages that occurred before, in one go or in shards: signed, grouped, applied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTML, WARC and PDF files -> JSONL with the main text of each page."""
+"""Extract the main text of each page of HTML, WARC and PDF files as JSONL."""
 
 from __future__ import annotations
 

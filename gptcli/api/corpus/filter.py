@@ -1,4 +1,4 @@
-"""Documents in, those that pass out: by language, rules, personal data and chance."""
+"""Filter documents by language, rules, personal data and chance."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BLOCK_CHARACTERS = 1 << 18
 
 
 class Passed(NamedTuple):
-    """A document after the filters, and why it goes where it does."""
+    """A document after the filters, and the reasons for what becomes of it."""
 
     document: Document
     reasons: tuple[str, ...]

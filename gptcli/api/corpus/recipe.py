@@ -1,4 +1,4 @@
-"""A recipe: filter, dedup and decontaminate one after another, with a journal; a run that was killed goes on."""
+"""Filter, dedup and decontaminate one after another, with a journal from which a killed run continues."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OUTPUT, REPORT = "corpus.jsonl", "report.json"
 
 
 class _How(NamedTuple):
-    """How a step is done."""
+    """The settings that a step of a recipe is run with."""
 
     name: str
     reading: Reading

@@ -1,4 +1,4 @@
-"""What is in a corpus, by source: sizes, repetition, languages, personal data, and what each rule would drop."""
+"""Describe a corpus by source: sizes, repetition, languages, personal data, and what each rule would drop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LINES_COUNTED = 1 << 20  # different lines whose number is kept
 
 @dataclass
 class SourceFacts:
-    """What is in one source, as far as it was read."""
+    """The counts of one source, as far as it was read."""
 
     name: str
     documents: int = 0
@@ -87,7 +87,7 @@ def report_corpus(
 
 
 class _Looks:
-    """What is looked for in each document; a library that is missing is told of once."""
+    """The checks made on each document; a library that is missing is reported once."""
 
     def __init__(self, report: Report) -> None:
         self.rules = [(name, Rules.from_preset(name)) for name in PRESETS]

@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
-    """A size: 500M, 1G, 1000000."""
+    """A number of bytes: 500M, 1G, 1000000."""
 
     name = "size"
 

@@ -8,15 +8,17 @@ import click
 
 
 class Ordered(click.Group):
-    """A group in the order of its commands."""
+    """A group that lists its commands in the order in which they were added."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)
 
 
 class DefaultGroup(Ordered):
-    """A group of which one, `default`, need not be named: `bench RUN.yaml` is
-    `bench all RUN.yaml`. `bare` says whether the group's name alone means the default, too."""
+    """A group of which one command, `default`, need not be named: `bench RUN.yaml` is `bench all RUN.yaml`.
+
+    With `bare` the group's name alone means the default, too.
+    """
 
     def __init__(self, *arguments: Any, default: str, bare: bool = False, **options: Any) -> None:
         super().__init__(*arguments, **options)

@@ -25,7 +25,7 @@ def ask_for_huge_pages() -> None:
 
 
 class FiniteRange(click.FloatRange):
-    """A number in a range; NaN and infinity, which lie in every range of click, are none."""
+    """A number in a range; NaN and infinity, which click counts in every range, are refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -33,7 +33,7 @@ class FiniteRange(click.FloatRange):
 
 
 class Output(click.Path):
-    """A file or directory to make. `-`, which elsewhere is a stream, is no name for one, nor is an empty word."""
+    """A file or directory to make; `-`, elsewhere a stream, and an empty word are refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "-":

@@ -12,7 +12,7 @@ PREFIXES = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 
 class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.5
-    """80GB, 24GiB or a number -> bytes."""
+    """A number of bytes: 80GB, 24GiB, 1000000."""
 
     name = "bytes"
 

@@ -11,7 +11,7 @@ from gptcli.cli.commands import options
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.5
-    """30s, 10m, 1.5h -> seconds."""
+    """A number of seconds: 30s, 10m, 1.5h."""
 
     name = "duration"
 
