@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Unpack
 
 from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.api.records import Item, Warnings, answered, completion_record, in_order, read_items
+from gptcli.api.safeguards import SafeguardOptions, make_safeguards
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.ready import Ready, always
@@ -52,6 +53,7 @@ class Speaker:
         *,
         batch_size: int | None = 1,
         quantize: Quantize | None = None,
+        safeguards: SafeguardOptions | None = None,
         **how: Unpack[DeviceOptions],
     ) -> None:
         directory = find_checkpoint(run)
@@ -69,8 +71,9 @@ class Speaker:
                 "the checkpoint is damaged"
             )
         self.directory, self.conversation, self.num_parameters = directory, conversation, model.num_parameters()
+        held_to = make_safeguards(self.tokenizer, **(safeguards or {}))
         runtime = pack(model, opened.runtime, quantize=quantize)
-        self.engine = Engine(model, self.tokenizer, runtime, slots=batch_size)
+        self.engine = Engine(model, self.tokenizer, runtime, slots=batch_size, safeguards=held_to)
         self.stop_ids = conversation.stop_ids(self.tokenizer)
 
     def description(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.api.records import Item, Warnings, answered, completion_record, in_order, read_items
+from gptcli.api.safeguards import SafeguardOptions, make_safeguards
 from gptcli.base.errors import DataError, GptcliError
 from gptcli.base.ready import Ready, always
 from gptcli.base.report import Report
@@ -31,12 +32,14 @@ class Writer:
         batch_size: int | None = None,
         most: int | None = None,
         quantize: Quantize | None = None,
+        safeguards: SafeguardOptions | None = None,
         **how: Unpack[DeviceOptions],
     ) -> None:
         opened = open_model(run, **how)
         self.tokenizer = opened.tokenizer
+        held_to = make_safeguards(self.tokenizer, **(safeguards or {}))
         runtime = pack(opened.model, opened.runtime, quantize=quantize)
-        self.engine = Engine(opened.model, self.tokenizer, runtime, slots=batch_size, most=most)
+        self.engine = Engine(opened.model, self.tokenizer, runtime, slots=batch_size, most=most, safeguards=held_to)
 
         # No control token is text: one that is drawn ends it.
         self.stop_ids = frozenset(self.tokenizer.specials.values()) - {self.tokenizer.end_of_text}

@@ -246,6 +246,7 @@ def completion_record(completion: Completion, tokenizer: Tokenizer) -> dict[str,
         **({} if completion.error is None else {"error": str(completion.error)}),
         "prompt_tokens": len(completion.request.prompt),
         "tokens": len(completion.ids),
+        **({} if completion.watermarked is None else {"watermarked_tokens": completion.watermarked}),
     }
     if options.prompt_logprobs:
         record["prompt_logprobs"] = _token_records(

@@ -57,6 +57,8 @@ COMMANDS = {
     "chat": "chat.chat",
     "classify": "classify.classify",
     "serve": "serve.serve",
+    "watermark-key": "watermark.watermark_key",
+    "detect": "watermark.detect",
     "export": "export_model.export_model",
     "bench": "bench.bench",
 }

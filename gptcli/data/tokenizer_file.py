@@ -7,6 +7,8 @@ WordPiece, WordLevel, with any normalizer and split.
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import re
 import secrets
 from collections.abc import Collection, Iterator, Mapping
@@ -59,6 +61,15 @@ def check(document: Mapping[str, Any]) -> None:
         raise Unfit(f"ids must be from 0 to {MAX_ID - 1}")
     if len(set(by_name.values())) < len(by_name):
         raise Unfit("two tokens have the same id")
+
+
+def encoding_sha256(content: bytes) -> str:
+    """Return the sha256 of what turns text into ids in a tokenizer.json; control tokens are not part of it, so that a
+    model and what was fine-tuned from it have the same."""
+    document = json.loads(content)
+    parts = [document.get(name) for name in ("normalizer", "pre_tokenizer", "model")]
+    words = sorted(added_tokens(document, special=False).items())
+    return hashlib.sha256(json.dumps([*parts, words], sort_keys=True).encode()).hexdigest()
 
 
 def encoding_part(document: Mapping[str, Any], controls: Collection[str]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from gptcli.generate.forward_view import ForwardView
 from gptcli.generate.kv_cache import QUERY_BLOCK, Prefill, cache_bytes, decode_layout
 from gptcli.generate.multi_step import STEPS, MultiStepDecoder
 from gptcli.generate.prefix_cache import PrefixCache
-from gptcli.generate.sampling import draw
+from gptcli.generate.safeguards import NONE, Safeguards
 from gptcli.generate.sequence import ActiveSequence, Completion, FinishReason, PromptChunk, Request, TextBuffer
 from gptcli.model.gpt import GPT
 
@@ -57,14 +57,14 @@ class Engine:
 
     def __init__(
         self, model: GPT, tokenizer: Tokenizer, runtime: Runtime, *,
-        slots: int | None = None, most: int | None = None, ahead: int | None = None,
+        slots: int | None = None, most: int | None = None, ahead: int | None = None, safeguards: Safeguards = NONE,
     ) -> None:  # fmt: skip
         """Allocate the cache for `slots` texts at once, and plan for `ahead` steps at once where rows allow it.
 
         By default `slots` is 64, or as many whole contexts as fit a quarter of the memory, and no more than `most`;
         `ahead` is what pays on the device.
         """
-        self.model, self.tokenizer, self.runtime = model, tokenizer, runtime
+        self.model, self.tokenizer, self.runtime, self.safeguards = model, tokenizer, runtime, safeguards
         self.forward = ForwardView(model, runtime)
         self.context_length = model.config.context_length
         self.first = tokenizer.first
@@ -81,6 +81,7 @@ class Engine:
         DataError where it does not fit unless options.truncate allows a cut, where there is nothing to begin with, or
         where options name a token that the vocabulary does not have.
         """
+        self.safeguards.check(options)
         for index, _ in options.logit_bias:
             if index >= self.tokenizer.vocab_size:
                 raise DataError(f"logit_bias: no token {index:.0f}; the vocabulary has {self.tokenizer.vocab_size}")
@@ -185,7 +186,7 @@ class Engine:
             window = (self.first if request.first is None else list(request.first)) + request.prompt
             room = self.context_length - len(window) + 1
             constraint = self.constraints.of(request.options)
-            self.waiting.append(ActiveSequence(completion, self.tokenizer, window, room, constraint))
+            self.waiting.append(ActiveSequence(completion, self.tokenizer, window, room, constraint, self.safeguards))
         self.added += 1
         return completion
 
@@ -371,9 +372,7 @@ class Engine:
                 continue
             try:
                 logprobs = scores.double().log_softmax(-1) if sequence.options.logprobs else None
-                sequence.adjust(scores)
-                uniform = sequence.random.random() if sequence.options.temperature else 0.0
-                sequence.take(draw(scores.numpy(), sequence.options, uniform), logprobs)
+                sequence.take(sequence.draw(scores), logprobs)
             except GptcliError as error:  # the automaton of a pattern grows too large
                 sequence.fail(error)
 

@@ -105,6 +105,17 @@ def draw(logits: Logits, options: GenerateOptions, uniform: float) -> int:
     return int(index if ids is None else ids[index])
 
 
+def draw_by_key(logits: Logits, options: GenerateOptions, uniforms: Weights) -> int:
+    """Return the token with the least -log u / p, for `uniforms` u (V,) in (0, 1) that a key gives.
+
+    Over all keys a token comes with the probability that `draw` gives it.
+    """
+    ids, weights = candidates(logits, options)
+    with np.errstate(divide="ignore"):
+        index = int((-np.log(uniforms if ids is None else uniforms[ids]) / weights).argmin())
+    return index if ids is None else int(ids[index])
+
+
 def draw_on_device(logits: Tensor, options: GenerateOptions, uniforms: Tensor) -> Tensor:
     """Draw for rows (R, V) at uniforms (R,), float64 -> (R,), without a step that waits for the device.
 

@@ -19,7 +19,9 @@ from gptcli.generate.constrain import Constraint, most_tokens
 from gptcli.generate.kv_cache import QUERY_BLOCK
 from gptcli.generate.prefix_cache import common_length
 from gptcli.generate.prompt_lookup import Lookup
-from gptcli.generate.sampling import add_biases, penalize, subtract_penalties
+from gptcli.generate.safeguards import NONE, Safeguards
+from gptcli.generate.sampling import add_biases, draw, draw_by_key, penalize, subtract_penalties
+from gptcli.generate.watermark import Marker
 
 # stop: an end token, a stop string or the end of a pattern; length: max_tokens or the context; error: see
 # Completion.error; cancelled and timeout: Engine.cancel.
@@ -56,6 +58,7 @@ class Completion:
     prompt_logprobs: list[float | None] = field(default_factory=list)
     prompt_alternatives: list[Likeliest] = field(default_factory=list)
     cached_tokens: int = 0  # of the prompt, taken from an earlier text
+    watermarked: int | None = None  # tokens drawn by the key of a watermark, where the engine has one
     text: str = ""
     finish_reason: FinishReason | None = None
     error: GptcliError | None = None  # why it could not be written, where finish_reason is "error"
@@ -104,8 +107,9 @@ class ActiveSequence:
     """A completion in the making, and what drawing its next token needs."""
 
     def __init__(
-        self, completion: Completion, tokenizer: Tokenizer, window: list[int], room: int, constraint: Constraint | None
-    ) -> None:
+        self, completion: Completion, tokenizer: Tokenizer, window: list[int], room: int,
+        constraint: Constraint | None, safeguards: Safeguards = NONE,
+    ) -> None:  # fmt: skip
         """Begin a completion; `window` is the prompt with what begins every window, `room` the new tokens that the
         context allows."""
         request = completion.request
@@ -128,6 +132,10 @@ class ActiveSequence:
             self.written = {}
         self.constraint, self.state = constraint, 0
         self.lookup = Lookup(request.prompt) if self.options.lookup else None
+        self.marker: Marker | None = None
+        if safeguards.watermark is not None:
+            completion.watermarked = 0
+            self.marker = Marker(safeguards.watermark) if self.options.temperature else None
 
     @property
     def finished(self) -> bool:
@@ -153,6 +161,7 @@ class ActiveSequence:
             and not options.logit_bias
             and self.constraint is None
             and self.lookup is None
+            and self.marker is None
             and not options.logprobs
             and not self.never
             and len(self.completion.ids) >= options.min_tokens
@@ -182,6 +191,17 @@ class ActiveSequence:
             logits[self.end_ids] = ends
         if not may_end and len(self.end_ids):
             logits[self.end_ids] = -math.inf
+
+    def draw(self, logits: Tensor) -> int:
+        """Draw the next token from logits (V,), which are changed in place: by the watermark's key where the text has
+        one and a context that is new, else by the seed."""
+        self.adjust(logits)
+        if not self.options.temperature:
+            return draw(logits.numpy(), self.options, 0.0)
+        if self.marker is not None and (context := self.marker.fresh(self.completion.ids)) is not None:
+            self.completion.watermarked = (self.completion.watermarked or 0) + 1
+            return draw_by_key(logits.numpy(), self.options, self.marker.watermark.uniforms(context, len(logits)))
+        return draw(logits.numpy(), self.options, self.random.random())
 
     def guess(self) -> list[int]:
         """Return tokens that may come next, where the options ask for guesses."""

@@ -35,6 +35,8 @@ COMMANDS = [
     "chat",
     "classify",
     "serve",
+    "watermark-key",
+    "detect",
     "export",
     "bench",
 ]

@@ -106,7 +106,8 @@ class Service:
             return self.engine.fit(ids, options)
         except DataError as error:
             code = "context_length_exceeded" if "context" in str(error) else "invalid_value"
-            raise invalid("logit_bias" if "logit_bias" in str(error) else "prompt", str(error), code) from None
+            field = next((name for name in ("logit_bias", "temperature") if str(error).startswith(name)), "prompt")
+            raise invalid(field, str(error), code) from None
         except ConfigError as error:
             raise invalid(None, str(error), "invalid_schema") from None
 

@@ -69,7 +69,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 def write_json(path: Path, document: Any) -> None:
     """Replace `path` by a document as strict JSON, whole or not at all."""
-    write_file(path, _strict_json(document))
+    write_file(path, strict_json(document))
 
 
 @contextmanager
@@ -87,10 +87,10 @@ def write_new_file(path: Path, content: bytes | str) -> None:
 
 def write_new_json(path: Path, document: Any) -> None:
     """Write a new file inside of a new_directory, the document as strict JSON."""
-    write_new_file(path, _strict_json(document))
+    write_new_file(path, strict_json(document))
 
 
-def _strict_json(document: Any) -> str:
+def strict_json(document: Any) -> str:
     return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 

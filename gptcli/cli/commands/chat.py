@@ -9,6 +9,7 @@ import click
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.units import count
 from gptcli.cli.commands import options
+from gptcli.cli.commands.safeguards import safeguarded, take_safeguards
 
 
 @click.command(no_args_is_help=True)
@@ -17,6 +18,7 @@ from gptcli.cli.commands import options
 @click.option("--load", metavar="FILE", help="Continue the last conversation of a JSONL file, as written by /save.")
 @options.drawing
 @click.option("--jsonl", is_flag=True, help='Answer {"messages": [...]} or {"content": ...} records from stdin.')
+@safeguarded
 @options.batch_size("With --jsonl: answers")
 @options.quiet
 @options.on_device
@@ -52,8 +54,9 @@ def chat(
     from gptcli.api.chat import Chat, Speaker
     from gptcli.cli import terminal
 
-    speaker = Speaker(run, batch_size=batch_size if jsonl else 1, **how)
     report = console.ConsoleReport("chat", quiet=quiet)
+    how["safeguards"] = take_safeguards(how, chosen, report)
+    speaker = Speaker(run, batch_size=batch_size if jsonl else 1, **how)
     if jsonl and lines is not None:
         failed = 0
         for record in speaker.records(lines, chosen, report, lines.ready):

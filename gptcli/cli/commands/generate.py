@@ -11,6 +11,7 @@ from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.units import count
 from gptcli.cli.commands import options
+from gptcli.cli.commands.safeguards import safeguarded, take_safeguards
 from gptcli.cli.lines import waiting_bytes
 from gptcli.config.generate import GenerateOptions
 
@@ -63,6 +64,7 @@ from gptcli.config.generate import GenerateOptions
     "--json", "as_json", is_flag=True, help="Write a JSON document for the prompt, with ids and finish reason."
 )
 @click.option("--stream", is_flag=True, help="Write text as it comes; a single sample is always written so.")
+@safeguarded
 @options.batch_size("Texts")
 @options.on_device
 @options.quantize
@@ -94,6 +96,7 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
     chosen = options.take_drawing(how)
     check_usage(prompt, chosen, jsonl=jsonl, as_json=as_json, stream=stream)
     report = console.ConsoleReport("generate")
+    how["safeguards"] = take_safeguards(how, chosen, report)
     text = "" if jsonl else console.prompt_text(prompt)
     if prompt not in (None, "-") and schema_file != "-" and waiting_bytes(0):
         report.warning("stdin is not read beside PROMPT; leave PROMPT out, or pass - for it, to continue what it holds")

@@ -11,6 +11,7 @@ import click
 from gptcli.base.errors import ConfigError
 from gptcli.base.escape import shown
 from gptcli.cli.commands import options
+from gptcli.cli.commands.safeguards import safeguarded, take_safeguards
 
 
 @click.command(no_args_is_help=True)
@@ -40,6 +41,7 @@ from gptcli.cli.commands import options
 )
 @click.option("--model-name", metavar="NAME", help="Name of the model in the API.  [default: the run's own]")
 @options.drawing
+@safeguarded
 @options.batch_size("Texts")
 @click.option("--queue", type=click.IntRange(1), help="How many texts may wait for a row.  [default: 4 times the rows]")
 @click.option(
@@ -92,6 +94,8 @@ def serve(
     from gptcli.cli import console
 
     chosen = options.take_drawing(how)
+    report = console.ConsoleReport("serve", quiet=quiet)
+    how["safeguards"] = take_safeguards(how, chosen, report)
     keys = _keys(api_key_file)
     if not Path(run).exists():
         raise ConfigError(f"{shown(run)}: no such directory; want the directory of a run or of a checkpoint")
@@ -109,7 +113,7 @@ def serve(
         how,
         name=model_name or Path(run).resolve().name,
         announce=console.write_line,
-        report=console.ConsoleReport("serve", quiet=quiet),
+        report=report,
     )
     click.get_current_context().exit(code)
 
