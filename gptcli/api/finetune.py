@@ -75,7 +75,11 @@ def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, r
     if config.task == "text":
         metadata = dataclasses.replace(metadata, labels=(), adapter=adapter)
         return text_job(config, base, tokenizer, model.config, metadata, identity, runtime, report)
-    examples = read_examples(config, tokenizer, metadata, model.config)
+
+    def load_base() -> GPT:
+        return load(base, device=runtime.device, dtype=torch.float32)[0]
+
+    examples = read_examples(config, tokenizer, metadata, model.config, load_base)
     for line in examples.notes():
         report.message(line)
     return rows_job(

@@ -54,4 +54,7 @@ def preview(config: FinetuneConfig, *, rows: int, report: Report) -> Iterator[Pr
         report.message(line)
     for example in itertools.islice(examples.train, rows):
         label = None if example.label is None else examples.task.metadata.labels[example.label]
-        yield PreviewRow(example, tuple(examples.task.tokenizer.decode([index]) for index in example.ids), label)
+        for sequence in example.sequences:
+            if sequence is not example:
+                sequence = sequence._replace(place=f"{sequence.place}: rejected")
+            yield PreviewRow(sequence, tuple(examples.task.tokenizer.decode([index]) for index in sequence.ids), label)

@@ -22,11 +22,13 @@ class RowsConfig(Section):
     validation_fraction: float = number(0.1, "share of the rows to hold out where `validation` is empty", ge=0, lt=1)
     text_field: str = value("text", "field of the text (tasks classify and text)")
     label_field: str = value("label", "field of the label (task classify)")
-    prompt_field: str = value("prompt", "field of the prompt (task instruct)")
+    prompt_field: str = value("prompt", "field of the prompt (tasks instruct and prefer)")
     prompt_template: str = value(
-        "", "prompt of several fields (task instruct): {instruction}\\n\\n{input}; empty paragraphs are left out"
+        "", "prompt of several fields (instruct, prefer): {instruction}\\n\\n{input}; empty paragraphs are left out"
     )
     completion_field: str = value("completion", "field of the completion (task instruct)")
+    chosen_field: str = value("chosen", "field of the answer that is liked better (task prefer)")
+    rejected_field: str = value("rejected", "field of the answer that is liked less (task prefer)")
     messages_field: str = value(
         "messages", "field of the conversation, a list of {role, content} or {from, value} (task chat)"
     )
@@ -69,6 +71,34 @@ class ClassifyConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PreferConfig(Section):
+    """Learning from pairs of answers (task prefer)."""
+
+    loss: Literal["dpo", "ipo", "simpo", "orpo"] = value(
+        "dpo", "dpo (Rafailov et al. 2023), ipo (Azar et al. 2023), simpo (Meng et al. 2024) or orpo (Hong et al. 2024)"
+    )
+    beta: float | None = number(
+        None, "how close the model stays to the base; orpo: weight of the odds; null: 0.1, simpo 2", gt=0, le=1000
+    )
+    simpo_margin: float = number(1.0, "reward by which simpo wants the better answer ahead (gamma)", ge=0, le=1000)
+    label_smoothing: float = number(
+        0.0, "dpo: share of the pairs whose answers may stand in the wrong order", ge=0, lt=0.5
+    )
+    answers: int = number(
+        8, "held-out prompts to answer at each validation, for the length of answers; 0: none", ge=0, may_change=True
+    )
+
+    @property
+    def scale(self) -> float:
+        """Return beta, of the loss's own where none is given."""
+        return self.beta or (2.0 if self.loss == "simpo" else 0.1)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.label_smoothing and self.loss != "dpo":
+            yield "label_smoothing", f"is for dpo; loss is {self.loss}; remove it"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LoraConfig(Section):
     """Low-rank adapters (Hu et al. 2021): the base stays frozen and a small file is trained."""
 
@@ -101,7 +131,7 @@ class TuneConfig(Section):
     patience: int | None = number(None, "stop after this many validations without a better one; null: never", ge=1)
     keep_checkpoints: int = number(2, "newest checkpoints to keep, besides the best", ge=2, may_change=True)
     sample_prompt: str = value(
-        "", "prompt of a sample after each validation (tasks instruct, chat, text); empty: none", may_change=True
+        "", "prompt of a sample after each validation (not of classify); empty: none", may_change=True
     )
     sample_tokens: int = number(64, "length of a sample in tokens", ge=1, may_change=True)
     tensorboard: bool = value(False, "also write TensorBoard scalars, to run_dir/tensorboard", may_change=True)
@@ -113,9 +143,12 @@ class FinetuneConfig(Section):
 
     run_dir: str = value(doc="directory of the run: run.yaml, metrics.jsonl, checkpoints/", path=True, may_change=True)
     base: str = value(doc="run or checkpoint to start from", path=True)
-    task: Literal["classify", "instruct", "chat", "text"] = value(doc="classify, instruct, chat or text")
+    task: Literal["classify", "instruct", "chat", "text", "prefer"] = value(
+        doc="classify, instruct, chat, text or prefer (pairs of answers)"
+    )
     data: RowsConfig
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    prefer: PreferConfig = field(default_factory=PreferConfig)
     lora: LoraConfig | None = None  # null: all weights are trained
     optim: OptimConfig = field(default_factory=lambda: OptimConfig.from_preset("finetune"))
     train: TuneConfig = field(default_factory=TuneConfig)

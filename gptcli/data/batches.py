@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     place: str  # where the first row lies, for messages
     lengths: tuple[int, ...] | None = None  # of sequences laid end to end in one row; None: rows are whole windows
     seed: int | None = None  # of its dropout
+    values: Tensor | None = None  # a number for each sequence, float32 (S,): what some tasks' objectives need beside it
 
 
 class Step(NamedTuple):

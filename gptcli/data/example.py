@@ -20,12 +20,24 @@ class Example(NamedTuple):
     learnt: list[bool]  # whether each id is predicted from those before it; none of them where there is a label
     label: int | None
     truncated: bool
+    rejected: Example | None = None  # the answer that is liked less, where the row is a pair of answers
+    value: float = 0.0  # a number that comes with it: the log-probability that a reference model gives what is learnt
+
+    @property
+    def sequences(self) -> tuple[Example, ...]:
+        """What a model reads: the example, and the other answer of a pair."""
+        return (self,) if self.rejected is None else (self, self.rejected)
+
+    @property
+    def tokens(self) -> int:
+        """The number of ids in its sequences."""
+        return sum(len(sequence.ids) for sequence in self.sequences)
 
     @property
     def unlearnable(self) -> bool:
-        """Return whether no token of it is learnt; the first never is, since nothing stands before it to predict it
-        from."""
-        return self.label is None and not any(self.learnt[1:])
+        """Return whether a sequence of it has no learnt token; the first never is, since nothing stands before it to
+        predict it from."""
+        return self.label is None and not all(any(sequence.learnt[1:]) for sequence in self.sequences)
 
 
 Reader = Callable[[Row], Example]

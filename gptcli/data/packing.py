@@ -27,8 +27,13 @@ class ExampleBatches:
         seed: int,
         token_dropout: float = 0.0,
         blank: int = 0,
+        by_example: bool = False,
     ) -> None:
-        """Replace the share `token_dropout` of an example's tokens by `blank`, drawn anew each time."""
+        """Replace the share `token_dropout` of an example's tokens by `blank`, drawn anew each time.
+
+        `by_example`: a step's loss is the mean over its examples, not over their targets.
+        """
+        self.by_example = by_example
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.micro_batch_tokens, self.token_dropout, self.blank = micro_batch_tokens, token_dropout, blank
 
@@ -40,8 +45,9 @@ class ExampleBatches:
             rows = (numbers[numbers // len(self.examples) == epoch] % len(self.examples)).astype(np.uint64)
             order = permute(rows, len(self.examples), derived_seed(self.seed, "order", int(epoch)))
             chosen += [self.examples[int(row)] for row in order]
-        groups = group_by_tokens(chosen, self.micro_batch_tokens, lambda example: len(example.ids))
-        return counted([self._batch(group, step, number) for number, group in enumerate(groups)])
+        groups = group_by_tokens(chosen, self.micro_batch_tokens, lambda example: example.tokens)
+        micro_batches = [self._batch(group, step, number) for number, group in enumerate(groups)]
+        return Step(len(chosen), micro_batches) if self.by_example else counted(micro_batches)
 
     def _batch(self, examples: Sequence[Example], step: int, number: int) -> Batch:
         batch = pack(examples)
@@ -58,14 +64,18 @@ def counted(micro_batches: Sequence[Batch]) -> Step:
 
 
 def pack(examples: Sequence[Example]) -> Batch:
-    """Concatenate examples into one row. A target stands at the token before it, a label where its example ends."""
-    inputs = [index for example in examples for index in example.ids]
+    """Concatenate examples into one row, the answers of a pair one after the other. A target stands at the token before
+    it, a label where its example ends."""
+    sequences = [sequence for example in examples for sequence in example.sequences]
+    inputs = [index for example in sequences for index in example.ids]
     targets: list[int] = []
-    for example in examples:
+    for example in sequences:
         following = zip(example.ids[1:], example.learnt[1:], strict=True)
         targets += [index if learnt else IGNORE for index, learnt in following]
         targets.append(IGNORE if example.label is None else example.label)
-    return Batch(_row(inputs), _row(targets), examples[0].place, tuple(len(example.ids) for example in examples))
+    lengths = tuple(len(example.ids) for example in sequences)
+    values = torch.tensor([example.value for example in sequences])
+    return Batch(_row(inputs), _row(targets), examples[0].place, lengths, values=values)
 
 
 def _row(ids: list[int]) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gptcli.base.errors import DataError
 from gptcli.config.finetune import FinetuneConfig, RowsConfig
-from gptcli.data.conversation import ASSISTANT, Conversation
+from gptcli.data.conversation import ASSISTANT, Conversation, Message
 from gptcli.data.example import Example, Reader, cut_example
 from gptcli.data.messages import Mended, row_messages
 from gptcli.data.rows import Row
@@ -31,15 +33,23 @@ def _reader(data: RowsConfig, tokenizer: Tokenizer, form: Form, max_tokens: int,
 
     def read(row: Row) -> Example:
         messages, given = row_messages(row, data.messages_field, data.prompt_field, data.completion_field, mended)
-        try:
-            ids, learnt = form.example(messages, tokenizer)
-        except DataError as error:
-            raise DataError(*(f"{row.place}: {problem}" for problem in error.problems)) from None
-        for _ in (message for message in messages[:given] if message.role == ASSISTANT):
-            start = learnt.index(True)
-            end = learnt.index(False, start) if False in learnt[start:] else len(learnt)
-            learnt[start:end] = [False] * (end - start)
-        first = form.first(tokenizer)
-        return cut_example(row.place, first + ids, [False] * len(first) + learnt, max_tokens)
+        return conversation_example(row.place, messages, given, form, tokenizer, max_tokens)
 
     return read
+
+
+def conversation_example(
+    place: str, messages: Sequence[Message], given: int, form: Form, tokenizer: Tokenizer, max_tokens: int
+) -> Example:
+    """Return a conversation as an example, of which the assistant's turns are learnt that come after the first `given`
+    messages. DataError where the form cannot hold it."""
+    try:
+        ids, learnt = form.example(messages, tokenizer)
+    except DataError as error:
+        raise DataError(*(f"{place}: {problem}" for problem in error.problems)) from None
+    for _ in (message for message in messages[:given] if message.role == ASSISTANT):
+        start = learnt.index(True)
+        end = learnt.index(False, start) if False in learnt[start:] else len(learnt)
+        learnt[start:end] = [False] * (end - start)
+    first = form.first(tokenizer)
+    return cut_example(place, first + ids, [False] * len(first) + learnt, max_tokens)

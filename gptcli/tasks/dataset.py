@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gptcli.base.errors import ConfigError, DataError
@@ -22,6 +23,7 @@ from gptcli.tasks.chat import chat
 from gptcli.tasks.classify import classify
 from gptcli.tasks.instruct import instruct
 from gptcli.tasks.job import train_config, tuning_job
+from gptcli.tasks.prefer import prefer
 from gptcli.tasks.task import Task, load_examples, reading
 from gptcli.tasks.text import write_sample
 from gptcli.train.metadata import ModelMetadata
@@ -51,7 +53,7 @@ class ExampleSet:
         lost = [shown(name, 40) for name in labels_of_model if counts and name not in counts]
         held_out = {row.label for row in validation}
         unmeasured = [shown(name, 40) for number, name in enumerate(labels_of_model) if number not in held_out]
-        tokens = sum(len(row.ids) for row in train)
+        tokens = sum(row.tokens for row in train)
         return [
             *self.told,
             f"{count(len(train), 'row')} to train on ({count(tokens, 'token')}), {len(validation):,} held out",
@@ -80,18 +82,25 @@ class ExampleSet:
 
 def key(example: Example) -> tuple[int, ...]:
     """Return what makes two examples the same to a model that reads them, whatever their labels."""
-    return tuple(example.ids)
+    return tuple(index for sequence in example.sequences for index in sequence.ids)
 
 
 def read_examples(
-    config: FinetuneConfig, tokenizer: Tokenizer, metadata: ModelMetadata, model: ModelConfig
+    config: FinetuneConfig,
+    tokenizer: Tokenizer,
+    metadata: ModelMetadata,
+    model: ModelConfig,
+    load_base: Callable[[], GPT] | None = None,
 ) -> ExampleSet:
-    """Return all examples of a run file for a base with this tokenizer; DataError names the first row that is wrong."""
+    """Return all examples of a run file for a base with this tokenizer; DataError names the first row that is wrong.
+
+    `load_base` gives the base to tasks that compare with it.
+    """
     data, names = config.data, shown(", ".join(config.data.train))
     told = Collected()
     sha256 = _hashes(data, told)
     max_tokens = min(data.max_tokens or model.context_length, model.context_length)
-    task = make_task(config, tokenizer, metadata, max_tokens)
+    task = make_task(config, tokenizer, metadata, max_tokens, load_base)
     reader = task.read_row
     found = load_examples(data.train, reader, data)
     train, validation, bad = found.items, list[Example](), found.bad_lines
@@ -122,7 +131,13 @@ def _refuse_stream() -> str:
     raise ConfigError("data.train: rows are read more than once; save them to a file")
 
 
-def make_task(config: FinetuneConfig, tokenizer: Tokenizer, metadata: ModelMetadata, max_tokens: int) -> Task:
+def make_task(
+    config: FinetuneConfig,
+    tokenizer: Tokenizer,
+    metadata: ModelMetadata,
+    max_tokens: int,
+    load_base: Callable[[], GPT] | None,
+) -> Task:
     """Make the task that a run file names, for a base with this tokenizer and metadata."""
     match config.task:
         case "classify":
@@ -131,6 +146,8 @@ def make_task(config: FinetuneConfig, tokenizer: Tokenizer, metadata: ModelMetad
             return instruct(config, tokenizer, metadata, max_tokens)
         case "chat":
             return chat(config, tokenizer, metadata, max_tokens)
+        case "prefer":
+            return prefer(config, tokenizer, metadata, max_tokens, load_base)
     raise AssertionError(config.task)
 
 
@@ -176,11 +193,12 @@ def rows_job(
     config: FinetuneConfig, examples: ExampleSet, metadata: ModelMetadata, identity: list[str], runtime: Runtime
 ) -> Job:
     """Make the job of learning from rows. `identity` are the hashes of the base."""
-    rows, task, tokenizer = examples.train, examples.task, examples.task.tokenizer
+    task, tokenizer = examples.task, examples.task.tokenizer
+    rows, held_out = (task.prepare(part, runtime) for part in (examples.train, examples.validation))
     train = train_config(config, len(rows), samples=task.writes)
 
     def validate(model: GPT) -> Validation | None:
-        return task.validate(model, examples.validation, runtime) if examples.validation else None
+        return task.validate(model, held_out, runtime) if held_out else None
 
     return tuning_job(
         config,
@@ -193,6 +211,7 @@ def rows_job(
             seed=config.runtime.seed,
             token_dropout=task.token_dropout,
             blank=tokenizer.end_of_text or 0,
+            by_example=task.by_example,
         ),
         objective=task.objective(rows),
         validate=validate,

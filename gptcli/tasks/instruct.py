@@ -35,19 +35,26 @@ def _reader(data: RowsConfig, tokenizer: Tokenizer, max_tokens: int) -> Reader:
     """Read a prompt, and the completion that is learnt with the token that ends it."""
 
     def read(row: Row) -> Example:
-        prompt = row.filled(data.prompt_template) if data.prompt_template else _prompt(row, data.prompt_field)
-        completion = row.text(data.completion_field, advice=named_by("completion_field"))
+        prompt, completion = row_prompt(row, data), row.text(data.completion_field, advice=named_by("completion_field"))
         if not completion.strip():
             raise DataError(f"{row.place}: the completion is empty, so nothing to learn; write it or drop the row")
-        before = [*tokenizer.first, *tokenizer.encode(prompt)]
-        after = [*tokenizer.encode(completion), *tokenizer.last]
-        return cut_example(row.place, before + after, [False] * len(before) + [True] * len(after), max_tokens)
+        return completion_example(row.place, prompt, completion, tokenizer, max_tokens)
 
     return read
 
 
-def _prompt(row: Row, field: str) -> str:
-    """Return the text of the field; where there is none, the advice is how several are joined."""
+def completion_example(place: str, prompt: str, completion: str, tokenizer: Tokenizer, max_tokens: int) -> Example:
+    """Return a prompt and its completion as an example, of which the completion is learnt."""
+    before = [*tokenizer.first, *tokenizer.encode(prompt)]
+    after = [*tokenizer.encode(completion), *tokenizer.last]
+    return cut_example(place, before + after, [False] * len(before) + [True] * len(after), max_tokens)
+
+
+def row_prompt(row: Row, data: RowsConfig) -> str:
+    """Return the prompt of a row, of one field or several; where there is none, the advice is how they are joined."""
+    if data.prompt_template:
+        return row.filled(data.prompt_template)
+    field = data.prompt_field
     if isinstance(row.fields.get(field), list):
         return row.text(field, advice="; conversations are of task chat")
     several = "or join several in data.prompt_template, such as {instruction}\\n\\n{input}"

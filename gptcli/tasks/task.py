@@ -32,6 +32,8 @@ class Task:
     validate: Callable[[GPT, Sequence[Example], Runtime], Validation]
     writes: bool = True  # text, of which a run can show samples
     mended: Mended | None = None  # what the reader changes in conversations, counted
+    prepare: Callable[[Sequence[Example], Runtime], list[Example]] = lambda rows, _: list(rows)  # before training
+    by_example: bool = False  # the loss is a mean over examples, not over what is learnt in them
     token_dropout: float = 0.0  # share of an example's tokens replaced by <|endoftext|>, drawn anew each time
 
 

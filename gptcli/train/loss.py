@@ -128,6 +128,80 @@ def next_token_nats(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
     return head_cross_entropy(hidden, model.head.weight, targets, cap=model.config.logit_softcap, bias=model.head.bias)
 
 
+class _HeadLogProbabilities(torch.autograd.Function):
+    """log p of each target, chunk by chunk; the backward pass makes the logits anew instead of keeping them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(hidden, weight, targets, bias)
+        ctx.cap = cap
+        return torch.cat([log_p for _, log_p, _ in _chunks(hidden, weight.to(hidden.dtype), targets, cap, bias)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (d_log_p,) = gradients
+        hidden, weight, targets, bias = ctx.saved_tensors
+        matrix = weight.to(hidden.dtype)
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        d_bias = torch.zeros_like(bias) if ctx.needs_input_grad[4] else None
+        for chunk, _, slope in _chunks(hidden, matrix, targets, ctx.cap, bias):
+            slope.mul_(-d_log_p[chunk, None])
+            torch.mm(slope, matrix, out=d_hidden[chunk])
+            if d_weight is not None:
+                d_weight += slope.t() @ hidden[chunk]
+            if d_bias is not None:
+                d_bias += slope.sum(0)
+        return d_hidden, d_weight, None, None, d_bias
+
+
+def _chunks(
+    hidden: Tensor, matrix: Tensor, targets: Tensor, cap: float, bias: Tensor | None
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield for parts of hidden (N, C) which it is, the log-probabilities of its targets, and the slopes of -log p."""
+    rows = chunk_rows(matrix.shape[0], on_cpu=matrix.device.type == "cpu")
+    for start in range(0, len(hidden), rows):
+        chunk = slice(start, min(start + rows, len(hidden)))
+        slope = hidden.new_empty(chunk.stop - start, matrix.shape[0])
+        yield chunk, _slopes(hidden[chunk], matrix, targets[chunk], cap, bias, out=slope), slope
+
+
+def target_hidden(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
+    """Return the head's input (N, C) where a packed batch has its N targets."""
+    assert batch.lengths is not None
+    layout = Packed(batch.lengths, device=runtime.device, dropout=model.dropout_rate)
+    hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype, layout=layout)
+    return hidden[0, (batch.targets[0] != IGNORE).to(runtime.device)]
+
+
+def target_log_probabilities(model: GPT, batch: Batch, hidden: Tensor) -> tuple[Tensor, ...]:
+    """Return for each of the sequences of a packed batch the log-probabilities of its targets, float32 (targets,).
+
+    `hidden` is what `target_hidden` gives.
+    """
+    assert batch.lengths is not None
+    kept = batch.targets[0] != IGNORE
+    counts = [int(part.sum()) for part in torch.split(kept, list(batch.lengths))]
+    targets, cap = batch.targets[0][kept].to(hidden.device), model.config.logit_softcap
+    log_p: Tensor = _HeadLogProbabilities.apply(hidden, model.head.weight, targets, cap, model.head.bias)  # type: ignore[no-untyped-call]
+    return torch.split(log_p, counts)
+
+
+@torch.no_grad()
+def divergence_nats(model: GPT, hidden: Tensor, reference: GPT, reference_hidden: Tensor) -> Tensor:
+    """Return KL(model || reference) of what both say comes next, (N,) float32, where they have hidden (N, C)."""
+    parts = []
+    pairs = zip(
+        _logits(hidden, model.head, model.config.logit_softcap),
+        _logits(reference_hidden, reference.head, reference.config.logit_softcap),
+        strict=True,
+    )
+    for (_, logits), (_, others) in pairs:
+        log_p = logits.log_softmax(-1)
+        parts.append((log_p.exp() * (log_p - others.log_softmax(-1))).sum(-1))
+    return torch.cat(parts)
+
+
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return the summed nats and the number of targets that are not IGNORE, of logits (..., V) float32, targets (...)
     int64."""

@@ -57,8 +57,16 @@ def home(tmp_path: Path, tiny: Tiny) -> Path:
     write_rows(tmp_path / "chats.jsonl", chats(24))
     prompts = [{"prompt": f"the clerk {number}", "completion": " lost a map"} for number in range(24)]
     write_rows(tmp_path / "prompts.jsonl", prompts)
+    pairs = [{"prompt": f"the clerk {n}", "chosen": " lost a map", "rejected": " hid by the river"} for n in range(24)]
+    write_rows(tmp_path / "pairs.jsonl", pairs)
     (tmp_path / "more.txt").write_text("a grey cat hid by the river. " * 200)
-    for task, data in {"classify": "reviews", "chat": "chats", "instruct": "prompts", "text": "more.txt"}.items():
+    for task, data in {
+        "classify": "reviews",
+        "chat": "chats",
+        "instruct": "prompts",
+        "text": "more.txt",
+        "prefer": "pairs",
+    }.items():
         name = data if "." in data else f"{data}.jsonl"
         (tmp_path / f"{task}.yaml").write_text(
             f"run_dir: {task}\nbase: {tiny.run}\ntask: {task}\ndata: {{train: [{name}], validation_fraction: 0.2}}\n"
@@ -140,7 +148,7 @@ def test_several_runs_name_labels_together(home: Path, tiny: Tiny, run_cli: RunC
     run_cli("classify", "seed1", "--with", tiny.run, input="a\n", cwd=home).error(3, "classify", "names no labels")
 
 
-@pytest.mark.parametrize("task", ["classify", "chat", "instruct", "text"])
+@pytest.mark.parametrize("task", ["classify", "chat", "instruct", "text", "prefer"])
 def test_every_task_lowers_its_loss(home: Path, run_cli: RunCli, task: str) -> None:
     how = ("-q", "-s", "train.epochs=6", "-s", "optim.learning_rate=0.005", "-s", "classify.token_dropout=0")
     ok(run_cli("finetune", f"{task}.yaml", *how, cwd=home))
@@ -159,7 +167,7 @@ def test_a_chat_checkpoint_carries_its_form_and_its_control_tokens(home: Path, r
 
 
 @pytest.mark.parametrize("lora", [(), ("-s", "lora.rank=2")], ids=["full", "lora"])
-@pytest.mark.parametrize("task", ["classify", "chat"])
+@pytest.mark.parametrize("task", ["classify", "chat", "prefer"])
 def test_a_run_cut_short_and_resumed_ends_with_the_same_bits(
     home: Path, run_cli: RunCli, task: str, lora: tuple[str, ...]
 ) -> None:
