@@ -14,12 +14,15 @@ from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
+from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.interop.card import model_card
-from gptcli.interop.configs import family_for
+from gptcli.interop.configs import family_for, problems
 from gptcli.interop.families import FAMILIES
-from gptcli.interop.gguf_names import ARCHITECTURES
-from gptcli.interop.gguf_write import gguf_package, unheld, unwritten, write_gguf
+from gptcli.interop.family import Document
+from gptcli.interop.gguf_names import ARCHITECTURES, Architecture
+from gptcli.interop.gguf_shape import unwritten
+from gptcli.interop.gguf_write import gguf_package, unheld, write_gguf
 from gptcli.interop.hf_write import write_directory
 from gptcli.model.gpt import GPT
 from gptcli.train.metadata import ModelMetadata, read_metadata
@@ -89,13 +92,11 @@ def export_gguf(
     directory, model, tokenizer, metadata = _load(run, output)
     if metadata.labels:
         raise DataError(f"{shown(str(directory))}: a classifier, which llama.cpp cannot run; export with --to hf")
-    families = [architecture.family for architecture in ARCHITECTURES.values()]
-    family = family_for(model.config, families, "{} as llama.cpp runs it, the nearest, cannot hold it; use --to hf")
-    if problems := list(unwritten(model.config)):
-        raise DataError(*problems)
+    architecture = _architecture_for(model.config, json.loads(metadata.origin.get("config.json", "{}")))
     if unsaid := unheld(tokenizer):
         report.warning(unsaid)
-    architecture = ARCHITECTURES[family.architecture]
+    if model.config.activation == architecture.approximated:
+        report.warning(f"llama.cpp computes GELU by its tanh formula in a {architecture.name}: logits differ by 1e-3")
     with fsio.new_directory(output) as temporary:
         write_gguf(temporary / GGUF_FILE, model, tokenizer, metadata, architecture, dtype)
         card = model_card(
@@ -110,6 +111,18 @@ def export_gguf(
         )
         fsio.write_file(temporary / "README.md", card)
     return Exported(output, architecture.name, dtype, _bytes(output))
+
+
+def _architecture_for(config: ModelConfig, came: Document) -> Architecture:
+    """Return the architecture of llama.cpp that computes the model; DataError with what the nearest one does not."""
+    held = [architecture.family for architecture in ARCHITECTURES.values()
+            if not any(problems(config, architecture.family)) and not any(unwritten(config, architecture))]  # fmt: skip
+    families = held or [architecture.family for architecture in ARCHITECTURES.values()]
+    form = "{} as llama.cpp runs it, the nearest, cannot hold it; use --to hf"
+    architecture = ARCHITECTURES[family_for(config, families, form, came=came).architecture]
+    if not held:
+        raise DataError(*unwritten(config, architecture))
+    return architecture
 
 
 def _bytes(directory: Path) -> int:

@@ -174,6 +174,14 @@ def problems(config: ModelConfig, family: Family) -> Iterator[str]:
             yield f"{name}: {_said(ours)}"
 
 
+def differing(config: ModelConfig, other: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Yield the options in which two trained models compute something else, each with the value of the first."""
+    theirs = _computed(other)
+    for name, ours in _computed(config).items():
+        if not _same(ours, theirs[name]):
+            yield name, _said(ours)
+
+
 def whole(config: ModelConfig, family: Family) -> ModelConfig:
     """Return the config as the class sees it: with the weights and biases that it always has."""
     return read_config(write_config(config, family), family, "config.json")

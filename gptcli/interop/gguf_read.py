@@ -18,8 +18,10 @@ from torch import Tensor
 
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
-from gptcli.interop.configs import read_config
+from gptcli.config.model import ModelConfig
+from gptcli.interop.configs import write_config
 from gptcli.interop.gguf_names import ARCHITECTURES, Architecture
+from gptcli.interop.gguf_shape import FREQUENCIES, read_shape
 from gptcli.interop.gguf_vocabulary import read_vocabulary
 from gptcli.interop.names import incoming
 from gptcli.interop.pretrained import Pretrained
@@ -29,11 +31,8 @@ from gptcli.model.safetensors_io import check_finite
 from gptcli.train.weights import stored_weights
 
 MAGIC = b"GGUF"
-SCALED = "rope_freqs.weight"  # the rotation of Llama 3.1, of which the metadata says nothing
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
-# A module of each part that may have biases.
-BIASED = {"qkv": "attention.qkv", "projection": "attention.projection", "mlp": "mlp.up", "norm": "mlp_norm"}
 OTHERS = {
     ".bin": "a file of weights: pickled by torch, or llama2.c's",
     ".pt": "a file that torch pickled, as nanoGPT and Meta write them",
@@ -62,8 +61,7 @@ def read_gguf(path: Path) -> Pretrained:
         raise DataError(f"{place}: not a whole GGUF file ({shown(str(error))}); it is cut or damaged") from None
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     architecture = _architecture(facts, place)
-    config = _config(facts, tensors, architecture, place)
-    read_config(config, architecture.family, place)
+    config = read_shape(facts, tensors, architecture, place)
     names, settings = _settings(facts)
     ends = {"eos_token_id": [facts[key] for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
                              if type(facts.get(key)) is int]}  # fmt: skip
@@ -74,7 +72,7 @@ def read_gguf(path: Path) -> Pretrained:
     if isinstance(template, str):
         origin["chat_template.jinja"] = template
     return Pretrained(
-        config=config,
+        config=write_config(config, architecture.family),
         tokenizer=tokenizer,
         template=template if isinstance(template, str) else None,
         token_names=names,
@@ -100,48 +98,6 @@ def _architecture(facts: Mapping[str, Any], place: str) -> Architecture:
             return architecture
     known = ", ".join(architecture.name for architecture in ARCHITECTURES.values())
     raise DataError(f"{place}: architecture {shown(str(name))}; gptcli reads {known}")
-
-
-def _config(
-    facts: Mapping[str, Any], tensors: Mapping[str, Any], architecture: Architecture, place: str
-) -> dict[str, Any]:
-    """Return the metadata as config.json; DataError for a rotation that no key of it says."""
-    name, family = architecture.name, architecture.family
-    found = {key.removeprefix(f"{name}."): value for key, value in facts.items() if key.startswith(f"{name}.")}
-    heads = found.get("attention.head_count")
-    width = found.get("embedding_length")
-    ours = {
-        "num_layers": found.get("block_count"),
-        "hidden_size": width,
-        "num_heads": heads,
-        "num_kv_heads": found.get("attention.head_count_kv", heads),
-        "head_dim": found.get("attention.key_length"),
-        "intermediate_size": found.get("feed_forward_length"),
-        "context_length": found.get("context_length"),
-        "vocab_size": len(facts.get("tokenizer.ggml.tokens", ())),
-        "norm_eps": found.get("attention.layer_norm_rms_epsilon", found.get("attention.layer_norm_epsilon")),
-        "tie_embeddings": "output.weight" not in tensors,
-        "rope_theta": float(found.get("rope.freq_base", 10000.0)),
-    }
-    if "token_embd.weight" in tensors:
-        ours["vocab_size"] = int(tensors["token_embd.weight"].shape[-1])
-    if ours["head_dim"] is None and type(heads) is int and type(width) is int and heads:
-        ours["head_dim"] = width // heads
-    document: dict[str, Any] = {"architectures": [family.architecture], "model_type": family.model_type}
-    for field, (key, _) in family.keys.items():
-        if field in ours:
-            document[key] = ours[field]
-    if family.rope != "none":
-        scaling = found.get("rope.scaling.type", "none")
-        if scaling not in ("none", "default"):
-            raise DataError(f"{place}: rope.scaling.type {shown(str(scaling))}: gptcli does not read it from a GGUF "
-                            "file; import the model's Hugging Face directory")  # fmt: skip
-        document["rope_parameters"] = {"rope_type": "default", "rope_theta": ours["rope_theta"]}
-    for part, said in family.biases.items():
-        if not isinstance(said, bool):
-            theirs = architecture.names.inside[BIASED[part]][0]
-            document[said[0]] = f"{architecture.names.block.format(0)}{theirs}.bias" in tensors
-    return document
 
 
 def _settings(facts: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -173,11 +129,9 @@ def _generation(facts: Mapping[str, Any], ends: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _read_model(config: Mapping[str, Any], architecture: Architecture, tensors: Mapping[str, Any], place: str) -> GPT:
+def _read_model(shape: ModelConfig, architecture: Architecture, tensors: Mapping[str, Any], place: str) -> GPT:
     """Return the model, its weights dequantised to float32; DataError names what is missing, extra or of another
     shape."""
-    family = architecture.family
-    shape = read_config(config, family, place)
     with torch.device("meta"):
         model = GPT(shape)
     wanted = {name: tensor.shape for name, tensor in stored_weights(model).items()}
@@ -187,10 +141,7 @@ def _read_model(config: Mapping[str, Any], architecture: Architecture, tensors: 
         raise DataError(
             f"{place}: tensor {shown(missing[0])} is missing ({len(missing)} in all); the file is not complete"
         )
-    if SCALED in tensors:
-        raise DataError(f"{place}: {SCALED}: gptcli does not read a scaled rotation from a GGUF file; import the "
-                        "model's Hugging Face directory")  # fmt: skip
-    if extra := sorted(set(tensors) - set(parts)):
+    if extra := sorted(set(tensors) - set(parts) - {FREQUENCIES}):
         raise DataError(
             f"{place}: tensor {shown(extra[0])} ({len(extra)} in all) has no place in a {architecture.name}"
         )

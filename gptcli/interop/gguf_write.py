@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,13 +18,12 @@ from gptcli.data.tokenizer import PATTERNS, Tokenizer
 from gptcli.interop.chat_template import chat_template
 from gptcli.interop.configs import whole
 from gptcli.interop.gguf_names import Architecture
+from gptcli.interop.gguf_shape import FREQUENCIES, frequency_divisors, shape_facts
 from gptcli.interop.gguf_vocabulary import for_gguf
 from gptcli.interop.hf_write import converted, token_ids
 from gptcli.interop.special_tokens import begins_with, token_names
 from gptcli.model.gpt import GPT
 from gptcli.train.metadata import ModelMetadata
-
-ACTIVATIONS = ("gelu", "swiglu")  # the only ones in those architectures
 
 # dtype -> its names in gguf: of a tensor's type, and of a file's
 TYPES = {
@@ -57,9 +55,11 @@ def write_gguf(
     gguf = gguf_package()
     config = whole(model.config, architecture.family)
     tensors = converted(model, config, architecture.names, torch.float32)
+    if config.rope_scaling.kind == "llama3":
+        tensors[FREQUENCIES] = frequency_divisors(config)
     writer = gguf.GGUFWriter(path, architecture.name)
     try:
-        _add_shape(writer, config)
+        _add_shape(writer, config, architecture)
         writer.add_file_type(getattr(gguf.LlamaFileType, TYPES[dtype][1]))
         if dtype == "q8_0":
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -77,33 +77,17 @@ def write_gguf(
         writer.close()
 
 
-def unwritten(config: ModelConfig) -> Iterator[str]:
-    """Yield what of a config a class of transformers holds and the file that write_gguf makes does not."""
-    if config.activation not in ACTIVATIONS:
-        yield f"model.activation: {config.activation}; llama.cpp has {', '.join(ACTIVATIONS)} there"
-    if config.rope_scaling.kind != "none":
-        yield f"model.rope_scaling: {config.rope_scaling.kind} is not written to GGUF yet; export with --to hf"
-    for name in ("attention_scale", "attention_scale_by_layer", "sliding_window"):
-        if given := getattr(config, name):
-            yield f"model.{name}: {given}; llama.cpp does not have it there; export with --to hf"
-
-
-def _add_shape(writer: Any, config: ModelConfig) -> None:
-    writer.add_context_length(config.context_length)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_layers)
-    writer.add_feed_forward_length(config.mlp_size)
-    writer.add_head_count(config.num_heads)
-    writer.add_vocab_size(config.vocab_size)
-    if config.position != "rope":
-        writer.add_layer_norm_eps(config.norm_eps)
-        return
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_key_length(config.head_size)
-    writer.add_value_length(config.head_size)
-    writer.add_rope_dimension_count(config.head_size)
-    writer.add_rope_freq_base(config.rope_theta)
+def _add_shape(writer: Any, config: ModelConfig, architecture: Architecture) -> None:
+    for key, value in shape_facts(config, architecture).items():
+        match value:
+            case bool():
+                writer.add_bool(f"{architecture.name}.{key}", value)
+            case int():
+                writer.add_uint32(f"{architecture.name}.{key}", value)
+            case float():
+                writer.add_float32(f"{architecture.name}.{key}", value)
+            case str():
+                writer.add_string(f"{architecture.name}.{key}", value)
 
 
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer, config: ModelConfig, metadata: ModelMetadata) -> None:
