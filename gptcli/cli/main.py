@@ -221,7 +221,7 @@ def _explain(name: str, error: BaseException, arguments: list[str]) -> int:
             place = f"{shown(str(name_of))}: " if name_of else ""
             return _say(name, f"{place}{shown(error.strerror or str(error), 400)}{_advice(error)}", 1)
         case _:
-            return _report_crash(name, error, arguments)
+            return report_crash(name, error, arguments)
 
 
 def _advice(error: OSError) -> str:
@@ -236,7 +236,7 @@ def _advice(error: OSError) -> str:
     return ""
 
 
-def _report_crash(name: str, error: BaseException, arguments: list[str]) -> int:
+def report_crash(name: str, error: BaseException, arguments: list[str]) -> int:
     """Return one line, and a file that says all: this should not have happened."""
     from gptcli.base.escape import shown
     from gptcli.cli.crash import write_report

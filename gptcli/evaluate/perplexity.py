@@ -24,6 +24,9 @@ class TextScore:
     tokens: int
     bytes: int
 
+    def __add__(self, other: TextScore) -> TextScore:
+        return TextScore(self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes)
+
     @property
     def loss_nats(self) -> float:
         """Return the mean cross-entropy of a token."""
@@ -81,6 +84,27 @@ def score_documents(
     of the context. `progress` is called with the tokens scored so far. Memory is bounded
     for a document of any length. NumericalError where the model's output is not finite.
     """
+    done = 0
+    scored = score_windows(model, tokenizer, documents, runtime, stride=stride)
+    for _, parts in groupby(scored, key=lambda pair: pair[0]):
+        whole = TextScore(0.0, 0, 0)
+        for _, part in parts:
+            whole += part
+            done += part.tokens
+            progress(done)
+        yield whole
+
+
+def score_windows(
+    model: GPT,
+    tokenizer: Tokenizer,
+    documents: Iterable[Iterable[int]],
+    runtime: Runtime,
+    *,
+    stride: int | None = None,
+) -> Iterator[tuple[int, TextScore]]:
+    """Yield the number of a document and the score of a window of it, window by window, as `score_documents` adds them
+    up. No more than one batch of windows is computed for each."""
     window = model.config.context_length
     stride = min(stride or max(1, window // 2), window)
     first = tokenizer.first
@@ -90,17 +114,9 @@ def score_documents(
     all_spans = (spans(number, ids, window=window, stride=stride) for number, ids in enumerate(documents))
     found, again = tee(chain.from_iterable(all_spans))  # they are never more than a batch apart
     sequences = (Sequence(first + span.ids, max(1, len(first) + span.first)) for span in found)
-    done = 0
-    scored = zip(again, score_sequences(model, sequences, runtime), strict=True)
-    for _, parts in groupby(scored, key=lambda pair: pair[0].document):
-        nats, tokens, text_bytes = 0.0, 0, 0
-        for span, part in parts:
-            given = max(span.first, 1 - len(first))
-            byte_counts = lengths[torch.tensor(span.ids[given:], dtype=torch.long)]
-            ordinary = byte_counts > 0
-            nats += float(part.nats.double()[ordinary].sum())
-            tokens += int(ordinary.sum())
-            text_bytes += int(byte_counts.sum())
-            done += int(ordinary.sum())
-            progress(done)
-        yield TextScore(nats, tokens, text_bytes)
+    for span, part in zip(again, score_sequences(model, sequences, runtime), strict=True):
+        given = max(span.first, 1 - len(first))
+        byte_counts = lengths[torch.tensor(span.ids[given:], dtype=torch.long)]
+        ordinary = byte_counts > 0
+        nats = float(part.nats.double()[ordinary].sum())
+        yield span.document, TextScore(nats, int(ordinary.sum()), int(byte_counts.sum()))

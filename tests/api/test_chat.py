@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pexpect
 import pytest
@@ -19,46 +17,21 @@ import torch
 from conftest import GPTCLI, RunCli, Tiny, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from table_models import FORM, table_model
 
 from gptcli.api.chat import Chat, Speaker
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.report import Report
 from gptcli.cli.terminal import follow
 from gptcli.config.generate import GenerateOptions
-from gptcli.config.model import ModelConfig
-from gptcli.data.conversation import ASSISTANT, SYSTEM, USER, Conversation, Message
+from gptcli.data.conversation import ASSISTANT, SYSTEM, USER, Message
 from gptcli.data.messages import read_messages
 from gptcli.data.tokenizer import Tokenizer, learn_merges
-from gptcli.model.gpt import GPT
-from gptcli.train import checkpoint
-from gptcli.train.metadata import ModelMetadata
 
 torch.set_num_threads(1)
 
-FORM = Conversation()
 ONE_THREAD = ("--threads", "1")  # more only wait for each other in models so small
 GREEDY = GenerateOptions(temperature=0.0)
-
-
-def table_model(directory: Path, paths: Sequence[str | list[str]], *, context_length: int = 256) -> Path:
-    """A checkpoint that answers with any of `paths`, all as likely; a path given as a list goes round for ever."""
-    tokenizer = learn_merges(["-"], vocab_size=257).with_specials(FORM.specials)
-    size = tokenizer.vocab_size
-    shape: dict[str, Any] = {"num_layers": 1, "num_heads": 1, "head_dim": 2, "hidden_size": size}
-    model = GPT(ModelConfig(**shape, context_length=context_length, vocab_size=size))
-    model.initialize(torch.Generator().manual_seed(1))  # projections begin at zero: the blocks add nothing
-    start, end = tokenizer.specials[FORM.roles[ASSISTANT]], FORM.end_id(tokenizer)
-    with torch.no_grad():
-        model.embedding.weight.copy_(torch.eye(size))
-        model.head.weight.fill_(-20.0)
-        for path in paths:
-            ids = tokenizer.encode("".join(path))
-            goal = [*ids, ids[0] if isinstance(path, list) else end]
-            for here, there in zip([start, *ids], goal, strict=True):
-                model.head.weight[there, here] = 20.0
-    directory.mkdir(parents=True)
-    checkpoint.save_model(model, tokenizer, directory, step=1, metadata=ModelMetadata(conversation=FORM))
-    return directory
 
 
 @pytest.fixture(scope="module")

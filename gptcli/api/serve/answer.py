@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from gptcli.api.serve.problems import Problem, dumps
+from gptcli.api.serve.problems import Aborted, Problem, dumps
 from gptcli.api.serve.shapes import Head, TokenFacts, finish_of, usage
 from gptcli.api.serve.worker import Job, Piece, Worker
 
@@ -16,22 +16,14 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from gptcli.api.serve.metrics import Metrics
+    from gptcli.api.serve.service import Prepared
 
 HEAD_SECONDS = 10.0  # the head of a stream is sent after so long even if no token came
-STALL_SECONDS = 60.0  # a client that takes nothing for so long is gone
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-
-
-class Aborted(Exception):
-    """The answer is cut, so that a client that heeds no error event sees a broken connection."""
-
-
-class Gone(Exception):
-    """The client closed the connection."""
 
 
 class Answer:
@@ -44,12 +36,13 @@ class Answer:
         head: Head,
         metrics: Metrics,
         facts: dict[str, Any],
+        prepared: Prepared,
         *,
         ping: float,
         interval: float,
     ) -> None:
         self.worker, self.job, self.head, self.metrics, self.facts = worker, job, head, metrics, facts
-        self.ask, self.chat = job.ask, head.chat
+        self.ask, self.chat, self.prepared = head.ask, head.chat, prepared
         self.ping, self.interval = ping, interval
         self.began = time.monotonic()
         self.sent: dict[int, int] = {}  # characters of each text
@@ -58,14 +51,14 @@ class Answer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         del scope
-        gone = asyncio.create_task(_wait_for_disconnect(receive))
+        gone = asyncio.create_task(wait_for_disconnect(receive))
         work = asyncio.create_task(self._stream(send) if self.ask.stream else self._whole(send))
         try:
             await asyncio.wait((gone, work), return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 work.result()
         finally:
-            if self.job.unfinished or self.job.waiting or not self.job.completions:
+            if self.job.unfinished:
                 self.worker.cancel(self.job)
             for task in (gone, work):
                 task.cancel()
@@ -75,19 +68,19 @@ class Answer:
 
     async def _pieces(self, *, first_wait: float | None = None) -> AsyncIterator[list[Piece]]:
         """Yield what steps did, empty lists where nothing came for a while; a problem before any text is raised."""
-        total = max(1, len(self.ask.prompts)) * self.ask.n
         wait = first_wait
-        while len(self.ended) < total:
+        while len(self.ended) < len(self.job.completions):
             try:
                 # Not wait_for: up to Python 3.11 it swallows a cancellation that comes with a result.
                 async with asyncio.timeout(wait if wait is not None else self.ping or None):
-                    pieces = await self.job.pieces.get()
+                    await self.job.changed.wait()
             except TimeoutError:
                 yield []
                 wait = None
                 continue
-            while not self.job.pieces.empty():
-                pieces += self.job.pieces.get_nowait()
+            self.job.changed.clear()
+            pieces = [*self.job.newest.values()]
+            self.job.newest.clear()
             wait = None
             for piece in pieces:
                 if piece.problem is not None:
@@ -118,13 +111,13 @@ class Answer:
         await send({"type": "http.response.body", "body": content})
 
     def _extra(self, last: dict[int, Piece]) -> dict[str, Any]:
-        extra: dict[str, Any] = {"dropped_turns": self.job.dropped_turns} if self.chat else {}
+        extra: dict[str, Any] = {"dropped_turns": self.prepared.dropped_turns} if self.chat else {}
         if any(piece.finish_reason == "timeout" for piece in last.values()):
             extra["timeout"] = True
         return extra
 
     def _echoed(self, index: int) -> str:
-        return self.job.texts[index // self.ask.n] if self.ask.echo else ""
+        return self.prepared.texts[index // self.ask.n] if self.ask.echo else ""
 
     def _usage(self) -> dict[str, Any]:
         return usage([found for found in self.job.completions if found is not None], self.ask.n)
@@ -138,7 +131,7 @@ class Answer:
         assert service is not None
         first = index not in self.token_facts
         if first:
-            prompt = "" if self.chat else self.job.texts[index // self.ask.n]
+            prompt = "" if self.chat else self.prepared.texts[index // self.ask.n]
             self.token_facts[index] = TokenFacts(
                 service.tokenizer, completion, self.ask, chat=self.chat, prompt_text=prompt
             )
@@ -154,8 +147,7 @@ class Answer:
         last: dict[int, Piece] = {}
 
         async def put(content: bytes) -> None:
-            async with asyncio.timeout(STALL_SECONDS):
-                await send({"type": "http.response.body", "body": content, "more_body": True})
+            await send({"type": "http.response.body", "body": content, "more_body": True})
 
         try:
             async for pieces in self._pieces(first_wait=HEAD_SECONDS):
@@ -178,8 +170,6 @@ class Answer:
                 raise
             await put(_event(problem.as_dict()))
             raise Aborted from None
-        except TimeoutError:
-            raise Gone from None
 
     def _events(self, pieces: list[Piece]) -> Iterator[bytes]:
         newest = {piece.index: piece for piece in pieces}
@@ -211,6 +201,7 @@ def _event(document: dict[str, Any]) -> bytes:
     return b"data: " + dumps(document) + b"\n\n"
 
 
-async def _wait_for_disconnect(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Return when the client has closed the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass

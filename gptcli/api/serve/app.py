@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gptcli.api.serve.answer import Answer
+from gptcli.api.serve.answer import Answer, wait_for_disconnect
 from gptcli.api.serve.body import Fields, read_object
-from gptcli.api.serve.fields import read_chat, read_completion, read_messages
+from gptcli.api.serve.fields import Ask, read_chat, read_completion, read_messages
 from gptcli.api.serve.guard import Guard, Rules
 from gptcli.api.serve.metrics import Metrics
 from gptcli.api.serve.openapi import document as openapi_document
@@ -27,9 +27,12 @@ from gptcli.config.generate import GenerateOptions
 
 MAX_BODY_BYTES = 4 << 20
 BODY_SECONDS = 30.0
+POOL_BYTES = 8 << 10  # of a body, over which it is parsed and encoded beside the event loop
 MAX_INPUTS = 1024
 PAGE_TYPES = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Any]]
 
 
@@ -43,6 +46,7 @@ class Settings:
     rules: Rules
     ping: float = 15.0  # seconds of silence before a comment in a stream; 0: none
     interval: float = 0.02  # seconds between events of a stream
+    share_prefix: bool = False  # computed beginnings of prompts are shared by all clients
 
 
 class Routes:
@@ -56,24 +60,25 @@ class Routes:
 
     async def completions(self, request: Request) -> Any:
         ask = read_completion(await self._object(request), self.settings.defaults)
-        return self._answer(request, ask, chat=False)
+        return await self._answer(request, ask, chat=False)
 
     async def chat(self, request: Request) -> Any:
         ask = read_chat(await self._object(request), self.settings.defaults)
         if self.worker.available().task != "chat":
             raise invalid(None, "this model was not tuned to converse; ask /v1/completions", "unsupported_route")
-        return self._answer(request, ask, chat=True)
+        return await self._answer(request, ask, chat=True)
 
-    def _answer(self, request: Request, ask: Any, *, chat: bool) -> Answer:
+    async def _answer(self, request: Request, ask: Ask, *, chat: bool) -> Answer:
         self._check_model(ask.model)
-        service = self.worker.available()
+        facts, how = request.state.facts, self.settings
+        service = self.worker.check_room(facts["owner"])
         if service.task == "classify":
             raise invalid(None, "this model names labels; ask /v1/classify", "unsupported_route")
-        facts = request.state.facts
-        job = self.worker.submit(ask, facts["owner"])
-        head = Head(chat, self.settings.name, service.fingerprint, ask)
-        how = self.settings
-        return Answer(self.worker, job, head, self.metrics, facts, ping=how.ping, interval=how.interval)
+        shared = "" if how.share_prefix else facts["owner"]
+        prepared = await _in_pool(facts["bytes"], service.requests, ask, shared)
+        job = self.worker.submit(prepared.requests, facts["owner"])
+        head = Head(chat, how.name, service.fingerprint, ask)
+        return Answer(self.worker, job, head, self.metrics, facts, prepared, ping=how.ping, interval=how.interval)
 
     def _check_model(self, given: str | None) -> None:
         """Take the model's name, its run's path, or none."""
@@ -86,8 +91,8 @@ class Routes:
     async def classify(self, request: Request) -> Any:
         fields, texts = await self._inputs(request)
         fields.rest()
-        service = self.worker.available()
-        found = await self.worker.call(lambda service: service.classify(texts))
+        service = self.worker.check_room(request.state.facts["owner"])
+        found = await self._measure(request, service.classify(texts))
         data = [
             {"index": number, "label": service.labels[row.index(max(row))], "probs": row, "num_classes": len(row)}
             for number, row in enumerate(found)
@@ -99,10 +104,23 @@ class Routes:
         if fields.take("text_1") is not None or fields.take("text_2") is not None:
             raise invalid("text_1", "scores of pairs are not supported; input takes texts", "unsupported_parameter")
         fields.rest()
-        data = []
-        for number, text in enumerate(texts):  # one between two steps, so that streams go on
-            data.append({"index": number} | await self.worker.call(functools.partial(_score, text=text)))
+        service = self.worker.check_room(request.state.facts["owner"])
+        found = await self._measure(request, service.score(texts))
+        data = [{"index": number} | row for number, row in enumerate(found)]
         return {"object": "list", "model": self.settings.name, "data": data}
+
+    async def _measure(self, request: Request, work: Generator[None, None, Any]) -> Any:
+        """Return what work gives; it ends where the client goes away."""
+        measuring = asyncio.create_task(self.worker.call(work, request.state.facts["owner"]))
+        gone = asyncio.create_task(wait_for_disconnect(request.receive))
+        try:
+            await asyncio.wait((measuring, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not measuring.done():
+                raise ClientDisconnect
+            return measuring.result()
+        finally:
+            measuring.cancel()
+            gone.cancel()
 
     async def _inputs(self, request: Request) -> tuple[Fields, tuple[str, ...]]:
         fields = Fields(await self._object(request))
@@ -120,11 +138,11 @@ class Routes:
         special, words = fields.flag("add_special_tokens"), fields.flag("return_token_strs")
         fields.take("add_generation_prompt")
         fields.rest()
-        service = self.worker.available()
+        service, size = self.worker.available(), request.state.facts["bytes"]
         if messages is not None:
-            ids = await self.worker.call(lambda service: service.chat_ids(read_messages(messages)))
+            ids = await _in_pool(size, service.chat_tokens, read_messages(messages))
         elif prompt is not None:
-            ids = await asyncio.to_thread(service.tokenizer.encode, prompt)
+            ids = await _in_pool(size, service.tokens, prompt)
         else:
             raise invalid("prompt", "missing; give text, or messages")
         ids = [*service.tokenizer.first, *ids] if special else ids
@@ -206,25 +224,28 @@ class Routes:
             raise Problem(415, "unsupported_encoding", "want Content-Type: application/json")
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Problem(415, "unsupported_encoding", "the body must not be compressed")
+        given = request.headers.get("content-length", "0")
+        too_large = Problem(413, "body_too_large", f"the body is larger than {MAX_BODY_BYTES} bytes")
+        if len(given) > 9 or int(given) > MAX_BODY_BYTES:
+            raise too_large
         content = bytearray()
-
-        async def read() -> None:
-            async for part in request.stream():
-                content.extend(part)
-                if len(content) > MAX_BODY_BYTES:
-                    raise Problem(413, "body_too_large", f"the body is larger than {MAX_BODY_BYTES} bytes")
-
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                await read()
+                async for part in request.stream():
+                    content.extend(part)
+                    if len(content) > MAX_BODY_BYTES:
+                        raise too_large
         except TimeoutError:
             raise Problem(408, "request_timeout", f"the body did not come within {BODY_SECONDS:.0f} s") from None
-        return read_object(bytes(content))
+        request.state.facts["bytes"] = len(content)
+        return await _in_pool(len(content), read_object, bytes(content))
 
 
-def _score(service: Any, *, text: str) -> dict[str, Any]:
-    found: dict[str, Any] = service.score(text)
-    return found
+async def _in_pool(size: int, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    """Return what `work` gives, in a thread where that takes long enough for others to notice."""
+    if size <= POOL_BYTES:
+        return work(*given, **named)
+    return await asyncio.to_thread(work, *given, **named)
 
 
 @functools.cache
@@ -240,8 +261,10 @@ def _json(content: bytes, status: int = 200, headers: dict[str, str] | None = No
     return Response(content, status, headers=headers, media_type="application/json")
 
 
-def make_app(worker: Worker, settings: Settings, log: Callable[[str], None]) -> Guard:
-    """Make the ASGI application."""
+def make_app(
+    worker: Worker, settings: Settings, log: Callable[[str], None], bug: Callable[[BaseException], None]
+) -> Guard:
+    """Make the ASGI application; `log` gets a line for each request, `bug` what nobody expected."""
     routes = Routes(worker, settings)
     table: list[tuple[str, str, Handler]] = [
         ("POST", "/v1/chat/completions", routes.chat),
@@ -271,7 +294,8 @@ def make_app(worker: Worker, settings: Settings, log: Callable[[str], None]) -> 
         routes.metrics.requests.labels(route, str(status or "cut")).inc()
         routes.metrics.seconds.observe(seconds)
 
-    return Guard(app, settings.rules, log=log, count=count)
+    draining = lambda: worker.state == "draining"  # noqa: E731
+    return Guard(app, settings.rules, log=log, count=count, draining=draining, bug=bug)
 
 
 def _answers(path: str, handler: Handler) -> Handler:
@@ -296,7 +320,7 @@ async def _refuse(_request: Request, error: Exception) -> Response:
 
 async def _tell(_request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
-    closes = {"connection": "close"} if error.status in (408, 413, 415, 431) else {}
+    closes = {"connection": "close"} if error.closes else {}
     return _json(error.content(), error.status, {**error.headers, **closes})
 
 

@@ -14,7 +14,7 @@ MAX_DEPTH = 64
 # Fields of OpenAI's API that change nothing here.
 HARMLESS = frozenset(
     "user store metadata service_tier safety_identifier prompt_cache_key parallel_tool_calls reasoning_effort"
-    " verbosity prediction modalities".split()
+    " verbosity prediction".split()
 )
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
@@ -23,13 +23,14 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("none",),
     "suffix": ("",),
     "best_of": (1,),
+    "modalities": (["text"],),
 }
 
 
 def read_object(content: bytes) -> dict[str, Any]:
     """Parse a JSON object; Problem 400 for anything else, for what is nested too deep and for lone surrogates."""
     try:
-        document = json.loads(content.decode("utf-8"), parse_constant=_no_constant)
+        document = json.loads(content.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise invalid(None, f"the body is not UTF-8 at byte {error.start}", "invalid_json") from None
     except (ValueError, RecursionError) as error:
@@ -39,6 +40,15 @@ def read_object(content: bytes) -> dict[str, Any]:
         raise invalid(None, "the body must be a JSON object", "invalid_json")
     _check(document, MAX_DEPTH)
     return document
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:80]!r} is given twice")
+    return found
 
 
 def _no_constant(name: str) -> Any:

@@ -152,12 +152,11 @@ def _engine_logprobs(likeliest: int) -> int:
 def _bias(value: Any) -> tuple[tuple[float, ...], ...]:
     if not isinstance(value, dict):
         raise invalid("logit_bias", "must be an object of token ids and biases")
-    pairs = []
     for name, bias in value.items():
-        if not name.isdecimal() or len(name) > 9 or isinstance(bias, bool) or not isinstance(bias, (int, float)):
-            raise invalid("logit_bias", "must be an object of token ids and biases")
-        pairs.append((float(name), float(bias)))
-    return tuple(pairs)
+        is_number = isinstance(bias, (int, float)) and not isinstance(bias, bool)
+        if not name.isdecimal() or len(name) > 9 or not is_number or not -100 <= bias <= 100:
+            raise invalid("logit_bias", "must be an object of token ids and biases from -100 to 100")
+    return tuple((float(name), float(bias)) for name, bias in value.items())
 
 
 def _schema(value: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 import secrets
@@ -10,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gptcli.api.serve.problems import Problem
+from starlette.requests import ClientDisconnect
+
+from gptcli.api.serve.problems import Aborted, Problem
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,7 +30,7 @@ SECURITY_HEADERS = [
     (b"content-security-policy", PAGE_POLICY.encode()),
 ]
 HEAD_BYTES, MAX_HEADERS = 16 << 10, 64
-METHODS = "GET, HEAD, POST, OPTIONS"
+METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 OPEN_PATHS = ("/health", "/", "/page.css", "/page.js")  # without a key: the page asks for it
 
 
@@ -50,8 +53,10 @@ class Guard:
         *,
         log: Callable[[str], None],
         count: Callable[[str, int, float], None],
+        draining: Callable[[], bool],
+        bug: Callable[[BaseException], None],
     ) -> None:
-        self.app, self.rules, self.log, self.count = app, rules, log, count
+        self.app, self.rules, self.log, self.count, self.draining, self.bug = app, rules, log, count, draining, bug
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,7 +67,7 @@ class Guard:
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         origin = headers.get("origin")
-        facts: dict[str, Any] = {"tokens": 0, "owner": ""}
+        facts: dict[str, Any] = {"tokens": 0, "owner": "", "bytes": 0}
         scope["state"] = {**scope.get("state", {}), "facts": facts}
         path = scope["path"]
         if len(path) > 1 and path.endswith("/"):
@@ -73,6 +78,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 more = [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
+                if self.draining():
+                    more.append((b"connection", b"close"))
                 if origin is not None and origin in self.rules.origins:
                     more += [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin")]
                 message = {**message, "headers": [*message["headers"], *more]}
@@ -88,14 +95,19 @@ class Guard:
             except Problem as problem:
                 if status:
                     raise
-                await respond(problem, send_with_headers, head=scope["method"] == "HEAD")
+                await respond(problem, send_with_headers)
+        except BaseException as error:
+            if not isinstance(error, (asyncio.CancelledError, ClientDisconnect, Aborted, Problem)):
+                self.bug(error)
+            raise
         finally:
             seconds = time.monotonic() - began
             route = facts.get("route", "other")
             self.count(route, status, seconds)
             peer = (scope.get("client") or ("-",))[0]
+            method = scope["method"] if scope["method"] in METHODS else "other"
             self.log(
-                f"{peer or '-'} {scope['method']} {route} {status or 'cut'} {facts['tokens']} tokens {seconds:.3f} s "
+                f"{peer or '-'} {method} {route} {status or 'cut'} {facts['tokens']} tokens {seconds:.3f} s "
                 f"{request_id}"
             )
 
@@ -106,15 +118,18 @@ class Guard:
         size = sum(len(name) + len(value) + 4 for name, value in scope["headers"]) + len(scope["raw_path"])
         if size > HEAD_BYTES or len(scope["headers"]) > MAX_HEADERS:
             raise Problem(431, "head_too_large", f"the head is larger than {HEAD_BYTES} bytes or {MAX_HEADERS} lines")
+        if "transfer-encoding" in headers and "content-length" in headers:
+            raise Problem(400, "invalid_request", "Transfer-Encoding and Content-Length exclude each other")
         host = headers.get("host", "")
         if self.rules.hosts and _host_name(host) not in self.rules.hosts:
             raise Problem(403, "forbidden_host", "this Host is not served here; see --allow-host")
         if origin is not None and not self._own(origin, host) and origin not in self.rules.origins:
             raise Problem(403, "forbidden_origin", "this Origin may not ask here; see --allow-origin")
         if scope["method"] == "OPTIONS":
+            methods = ", ".join(METHODS).encode()
             return [
-                (b"allow", METHODS.encode()),
-                (b"access-control-allow-methods", METHODS.encode()),
+                (b"allow", methods),
+                (b"access-control-allow-methods", methods),
                 (b"access-control-allow-headers", b"authorization, content-type, x-request-id"),
                 (b"access-control-max-age", b"600"),
             ]
@@ -147,12 +162,12 @@ def _host_name(host: str) -> str:
     return name.strip("[]").lower().rstrip(".")
 
 
-async def respond(problem: Problem, send: Send, *, head: bool = False) -> None:
+async def respond(problem: Problem, send: Send, *, close: bool = False) -> None:
     """Send a problem as the whole answer."""
     content = problem.content()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
     headers += [(name.encode(), value.encode()) for name, value in problem.headers.items()]
-    if problem.status in (408, 413, 415, 431):
+    if close or problem.closes:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if head else content})
+    await send({"type": "http.response.body", "body": content})

@@ -13,51 +13,85 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from gptcli.api.serve.guard import HEAD_BYTES
-from gptcli.api.serve.problems import Problem
+from gptcli.api.serve.guard import HEAD_BYTES, respond
+from gptcli.api.serve.problems import Problem, retry_later
 
 HEAD_SECONDS = 10.0
+REST_SECONDS = 30.0  # for the rest of a body that was refused before it was there
+STALL_SECONDS = 60.0  # a client that takes nothing for so long is gone
 KEEP_ALIVE_SECONDS = 120
 
 
 class Protocol(H11Protocol):
-    """uvicorn's, which waits for ever for the rest of a request's head and refuses in plain text."""
+    """uvicorn's, which waits for ever for heads, refused bodies and slow readers, and refuses in plain text."""
 
-    head_timer: asyncio.TimerHandle | None = None
+    deadline: asyncio.TimerHandle | None = None  # for what has to come
+    stall: asyncio.TimerHandle | None = None  # for what has to go
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._expect_head()
+        transport.set_write_buffer_limits(high=0)  # whatever is unsent counts, and an event waits for the one before it
+        if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency:
+            self.app = too_many_connections
+        self.limit_concurrency = None
+        self._expect(HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._unset_head_timer()
+        self._expect(None)
+        self._unset_keepalive_if_required()
+        if self.stall is not None:
+            self.stall.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
-            self._expect_head()
-        elif self.conn.their_state is not h11.IDLE:
-            self._unset_head_timer()
+        if self.conn.their_state is h11.IDLE:
+            if self.deadline is None:
+                self._expect(HEAD_SECONDS)
+        elif not self._refused_early():
+            self._expect(None)
 
-    def _expect_head(self) -> None:
-        if self.head_timer is None:
-            self.head_timer = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._refused_early():
+            self._expect(REST_SECONDS)
 
-    def _unset_head_timer(self) -> None:
-        if self.head_timer is not None:
-            self.head_timer.cancel()
-            self.head_timer = None
+    def _refused_early(self) -> bool:
+        """Return whether a body is still to come whose request is answered; it is read and thrown away."""
+        return self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE
 
-    def _head_is_late(self) -> None:
-        self.head_timer = None
-        if self.transport.is_closing() or self.conn.their_state is not h11.IDLE:
+    def _expect(self, seconds: float | None) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+        self.deadline = None if seconds is None else self.loop.call_later(seconds, self._is_late)
+
+    def _is_late(self) -> None:
+        self.deadline = None
+        if self.transport.is_closing():
             return
-        if self.conn.trailing_data[0]:
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
             problem = Problem(408, "request_timeout", f"the head did not come within {HEAD_SECONDS:.0f} s")
             self._refuse(problem, "Request Timeout")
         else:
             self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.stall is not None:
+            self.stall.cancel()
+
+    def _watch_writing(self) -> None:
+        self.stall = self.loop.call_later(STALL_SECONDS, self._check_writing, self.transport.get_write_buffer_size())
+
+    def _check_writing(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() >= before:
+            self.transport.abort()
+        else:
+            self._watch_writing()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what h11 could not read, with the status that it hints at."""
@@ -70,6 +104,10 @@ class Protocol(H11Protocol):
         self._refuse(problem, "Bad Request" if status != 431 else "Request Header Fields Too Large")
 
     def _refuse(self, problem: Problem, reason: str) -> None:
+        """Send a refusal of what is no request, and close; between answers only."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
         content = problem.content()
         head = (
             f"HTTP/1.1 {problem.status} {reason}\r\ncontent-type: application/json\r\n"
@@ -77,6 +115,11 @@ class Protocol(H11Protocol):
         )
         self.transport.write(head.encode() + content)
         self.transport.close()
+
+
+async def too_many_connections(_scope: Any, _receive: Any, send: Any) -> None:
+    """Answer every request of a connection that is one too many."""
+    await respond(retry_later(503, "too_many_connections", "too many connections", 1), send, close=True)
 
 
 class Server(uvicorn.Server):

@@ -8,6 +8,10 @@ from typing import Any
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
+class Aborted(Exception):
+    """An answer is cut, so that a client that heeds no error event sees a broken connection."""
+
+
 class Problem(Exception):
     """A request that is not answered as asked, with its HTTP status."""
 
@@ -19,6 +23,11 @@ class Problem(Exception):
         self.headers = headers or {}
         if status >= 500 and status not in (503, 504):
             self.headers.setdefault("x-should-retry", "false")
+
+    @property
+    def closes(self) -> bool:
+        """Whether the connection cannot go on behind it."""
+        return self.status in (408, 431) or self.code == "invalid_request"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the body of the answer."""

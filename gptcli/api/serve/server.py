@@ -10,7 +10,6 @@ import signal
 import socket
 import stat
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from gptcli.api.serve.service import Service
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+END_SECONDS = 1.0  # for telling that an answer is cut
 LOG_LINES = 10_000  # that wait where stderr is slow; more are lost, and no answer waits for them
 MOST_CONNECTIONS = 2000
 
@@ -42,6 +42,7 @@ class Place:
     unix_socket: str | None = None
     keys: tuple[str, ...] = ()
     needs_key: bool = True  # elsewhere than on the loopback
+    share_prefix: bool = False  # of prompts, among clients
     allowed_hosts: Sequence[str] = ()
     allowed_origins: Sequence[str] = ()
 
@@ -74,11 +75,13 @@ def serve(
     *,
     name: str,
     announce: Callable[[str], None],
+    bug: Callable[[BaseException], None],
     report: Report,
 ) -> int:
     """Serve a run until a signal; return the exit code.
 
-    `announce` gets the URL as soon as the server listens, before the model is loaded. RefusedError where the place is
+    `announce` gets the URL as soon as the server listens, before the model is loaded; `bug` gets an error that nobody
+    expected, of one request, which is answered 500. RefusedError where the place is
     taken, ConfigError where it would be open to others without a key.
     """
     if place.unix_socket is None and place.host not in LOOPBACK and not place.keys and place.needs_key:
@@ -89,7 +92,7 @@ def serve(
     listener = _unix_listener(place.unix_socket) if place.unix_socket is not None else _listener(place)
     try:
         return asyncio.run(
-            _serve(run, place, limits, defaults, how, listener, name=name, announce=announce, report=report)
+            _serve(run, place, limits, defaults, how, listener, name=name, announce=announce, bug=bug, report=report)
         )
     finally:
         listener.close()
@@ -108,6 +111,7 @@ async def _serve(
     *,
     name: str,
     announce: Callable[[str], None],
+    bug: Callable[[BaseException], None],
     report: Report,
 ) -> int:
     loop = asyncio.get_running_loop()
@@ -119,8 +123,8 @@ async def _serve(
 
     worker = Worker(load, loop, queue_limit=limits.queue, timeout=limits.timeout)
     log = _Log(report.message)
-    settings = Settings(run, name, defaults, place.rules(), ping=limits.ping)
-    server = make_server(make_app(worker, settings, log.add), most_connections=MOST_CONNECTIONS)
+    settings = Settings(run, name, defaults, place.rules(), ping=limits.ping, share_prefix=place.share_prefix)
+    server = make_server(make_app(worker, settings, log.add, bug), most_connections=MOST_CONNECTIONS)
     ending = _Ending(worker, server, limits.grace, report)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -162,11 +166,12 @@ class _Ending:
         self.signal: int | None = None
         self.error: BaseException | None = None
         self.task: asyncio.Task[None] | None = None
+        self.unsent = 0  # answers that their clients did not take in time
 
     @property
     def exit_code(self) -> int:
         """Return 0, or 128 + the signal where an answer was cut."""
-        return 128 + (self.signal or 0) if self.worker.cut else 0
+        return 128 + (self.signal or 0) if self.worker.cut or self.unsent else 0
 
     def signalled(self, number: int) -> None:
         if self.signal is not None:
@@ -177,13 +182,15 @@ class _Ending:
         self.task = asyncio.get_running_loop().create_task(self._finish())
 
     async def _finish(self) -> None:
-        self.server.should_exit = True  # closes the listener and idle connections, and waits for the others
-        end = time.monotonic() + self.grace
-        while time.monotonic() < end and (self.worker.running or self.worker.pending):
-            await asyncio.sleep(0.02)
-        if self.worker.running:
-            self.worker.end()
-        await asyncio.sleep(1.0)
+        """Close the listener and idle connections, wait for answers as long as the grace, then cut them.
+
+        The server ends by itself as soon as the last connection is closed.
+        """
+        self.server.should_exit = True
+        await asyncio.sleep(self.grace)
+        self.worker.end()
+        await asyncio.sleep(END_SECONDS)
+        self.unsent = len(self.server.server_state.connections)
         self.server.force_exit = True
 
     def fail(self, error: BaseException) -> None:

@@ -1,31 +1,41 @@
 """A trained model as a service: prompts and conversations as requests to the engine, labels, scores, tokens.
 
-All of it runs in the worker's thread; this is the module that imports torch.
+What touches the model runs in the worker's thread; this is the module that imports torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from gptcli.api.chat import Speaker
+from gptcli.api.chat import Fitted, Speaker
 from gptcli.api.classify import Classifier
 from gptcli.api.generate import Writer
 from gptcli.api.serve.fields import Ask
 from gptcli.api.serve.problems import Problem, invalid
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.config.generate import GenerateOptions
-from gptcli.data.conversation import ASSISTANT
-from gptcli.evaluate.perplexity import score_documents
+from gptcli.data.conversation import ASSISTANT, SYSTEM, Message
+from gptcli.evaluate.perplexity import TextScore, score_windows
 from gptcli.generate.engine import Engine, Request
 from gptcli.model.gpt import GPT
 from gptcli.train.metadata import read_config, read_metadata
 from gptcli.train.run_directory import find_checkpoint
 from gptcli.train.weights import weights_sha256
+
+PART_TOKENS = 2048  # of texts to label between two steps of the engine
+
+
+class Prepared(NamedTuple):
+    """What the engine is to write for an HTTP request."""
+
+    requests: list[Request]
+    texts: list[str]  # the prompts
+    dropped_turns: int = 0  # of a conversation, which did not fit
 
 
 class Service:
@@ -60,8 +70,8 @@ class Service:
         self.fingerprint = (weights_sha256(directory) if adapter is None else adapter.base_sha256)[:12]
         self.longest_token = max(map(len, self.tokenizer.token_bytes))
 
-    def requests(self, ask: Ask, owner: str) -> tuple[list[Request], list[str], int]:
-        """Return the engine's requests, prompt by prompt, each prompt as text, and how many turns did not fit."""
+    def requests(self, ask: Ask, owner: str) -> Prepared:
+        """Return the engine's requests, prompt by prompt. Touches no model, so that any thread may do it."""
         if ask.messages:
             return self._chat_requests(ask, owner)
         requests, texts = [], []
@@ -70,22 +80,38 @@ class Service:
             texts.append(prompt if isinstance(prompt, str) else self.tokenizer.decode(list(prompt)))
             ids = self._fit(ids, ask.options)
             requests += [Request(ids, ask.options, sample, owner=owner) for sample in range(ask.n)]
-        return requests, texts, 0
+        return Prepared(requests, texts)
 
-    def _chat_requests(self, ask: Ask, owner: str) -> tuple[list[Request], list[str], int]:
+    def _chat_requests(self, ask: Ask, owner: str) -> Prepared:
         if self.speaker is None:
             raise invalid(None, "this model was not tuned to converse; ask /v1/completions", "unsupported_route")
         messages, goes_on = list(ask.messages), ""
         if messages[-1].role == ASSISTANT:
             goes_on = messages.pop().content
-        try:
-            fitted = self.speaker.fit(messages, ask.options)
-        except DataError as error:
-            raise invalid("messages", str(error), "context_length_exceeded") from None
-        ids = self._fit([*fitted.ids, *self.tokenizer.encode(goes_on)], ask.options)
+        fitted = self._fit_chat(messages, ask.options)
+        ids = self._fit([*fitted.ids, *self._encode(goes_on, "messages")], ask.options)
         made = (self.speaker.request(ids, ask.options, sample) for sample in range(ask.n))
         requests = [dataclasses.replace(request, owner=owner) for request in made]
-        return requests, [""], fitted.dropped_turns
+        return Prepared(requests, [""], fitted.dropped_turns)
+
+    def _fit_chat(self, messages: list[Message], options: GenerateOptions) -> Fitted:
+        """Return the ids of a conversation, without the oldest turns that cannot fit."""
+        if self.speaker is None:
+            raise invalid(None, "this model was not tuned to converse", "unsupported_route")
+        begin, room = int(messages[0].role == SYSTEM), self.context_length * self.longest_token
+        turns = 0  # that are too long for the context whatever their tokens, so that they need not be encoded
+        held = sum(len(message.content) for message in messages)
+        while held > room and len(messages) > begin + 2:
+            held -= sum(len(message.content) for message in messages[begin : begin + 2])
+            del messages[begin : begin + 2]
+            turns += 1
+        for message in messages:
+            self._check_length(message.content, "messages")
+        try:
+            fitted = self.speaker.fit(messages, options)
+        except DataError as error:
+            raise invalid("messages", str(error), "context_length_exceeded") from None
+        return Fitted(fitted.ids, fitted.dropped_turns + turns)
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         if not isinstance(prompt, str):
@@ -93,13 +119,21 @@ class Service:
                 raise invalid("prompt", f"token ids must be below {self.tokenizer.vocab_size}")
             ids = list(prompt)
             return ids[len(self.engine.first) :] if ids[: len(self.engine.first)] == self.engine.first else ids
-        if len(prompt.encode()) > self.context_length * self.longest_token:
-            raise invalid(
-                "prompt",
-                f"{len(prompt.encode()):,} bytes cannot fit a context of {self.context_length} tokens; shorten it",
-                "context_length_exceeded",
-            )
-        return self.tokenizer.encode(prompt)
+        self._check_length(prompt, "prompt")
+        return self._encode(prompt, "prompt")
+
+    def _check_length(self, text: str, field: str) -> None:
+        """Refuse, before it is encoded, what cannot fit."""
+        size = len(text.encode())
+        if size > self.context_length * self.longest_token:
+            message = f"{size:,} bytes cannot fit a context of {self.context_length} tokens; shorten it"
+            raise invalid(field, message, "context_length_exceeded")
+
+    def _encode(self, text: str, field: str) -> list[int]:
+        try:
+            return self.tokenizer.encode(text)
+        except DataError as error:  # a byte that no token stands for
+            raise invalid(field, str(error)) from None
 
     def _fit(self, ids: list[int], options: GenerateOptions) -> list[int]:
         try:
@@ -111,25 +145,42 @@ class Service:
         except ConfigError as error:
             raise invalid(None, str(error), "invalid_schema") from None
 
-    def classify(self, texts: Sequence[str]) -> list[list[float]]:
-        """Return the probabilities of the labels of each text."""
+    def tokens(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+        return self._encode(text, "prompt")
+
+    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """Return the ids of a conversation up to the answer to its last message."""
+        return self._fit_chat(list(messages), dataclasses.replace(self.defaults, max_tokens=1)).ids
+
+    def classify(self, texts: Sequence[str]) -> Generator[None, None, list[list[float]]]:
+        """Return the probabilities of the labels of each text, a few texts at a time."""
         if self.classifier is None:
             raise Problem(404, "not_found", "this model names no labels; make a classifier with gptcli finetune")
-        return self.classifier.ensemble.probabilities(texts)[0].tolist()
+        found: list[list[float]] = []
+        for some in batched(texts, max(1, PART_TOKENS // self.context_length)):
+            found += self.classifier.ensemble.probabilities(some)[0].tolist()
+            yield
+        return found
 
-    def score(self, text: str) -> dict[str, Any]:
-        """Return log-probability, tokens and bits per byte of a text, as `gptcli score` does."""
-        ids = self.tokenizer.encode(text)
-        (found,) = score_documents(self.engine.model, self.tokenizer, [ids], self.engine.runtime)
-        bits = found.bits_per_byte if found.bytes else None
-        return {"logprob": -found.nats, "tokens": found.tokens, "bytes": found.bytes, "bits_per_byte": bits}
+    def score(self, texts: Sequence[str]) -> Generator[None, None, list[dict[str, Any]]]:
+        """Return log-probability, tokens and bits per byte of each text, as `gptcli score` does, window by window."""
+        found: list[dict[str, Any]] = []
+        for text in texts:
+            whole = TextScore(0.0, 0, 0)
+            ids = self._encode(text, "input")
+            for _, part in score_windows(self.engine.model, self.tokenizer, [ids], self.engine.runtime):
+                whole += part
+                yield
+            bits = whole.bits_per_byte if whole.bytes else None
+            found.append({"logprob": -whole.nats, "tokens": whole.tokens, "bytes": whole.bytes, "bits_per_byte": bits})
+        return found
 
-    def chat_ids(self, ask_messages: Sequence[Any]) -> list[int]:
-        """Return the ids of a conversation up to the answer to its last message."""
-        if self.speaker is None:
-            raise invalid(None, "this model was not tuned to converse", "unsupported_route")
-        options = dataclasses.replace(self.defaults, max_tokens=1)
-        return self.speaker.fit(list(ask_messages), options).ids
+
+def batched(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Yield the texts, `size` at a time."""
+    for start in range(0, len(texts), size):
+        yield texts[start : start + size]
 
 
 def model_name(run: str) -> str:

@@ -9,14 +9,13 @@ import asyncio
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from gptcli.api.serve.fields import Ask
 from gptcli.api.serve.problems import Problem, retry_later
-from gptcli.base.errors import GptcliError
+from gptcli.base.errors import GptcliError, is_out_of_memory
 
 if TYPE_CHECKING:
     from gptcli.api.serve.service import Service
@@ -40,16 +39,14 @@ class Piece:
 
 @dataclass(eq=False)
 class Job:
-    """The texts of one HTTP request. The event loop reads `pieces`; all else is the worker's."""
+    """The texts of one HTTP request. `newest` and `changed` are the event loop's; all else is the worker's."""
 
-    ask: Ask
     owner: str
-    pieces: asyncio.Queue[list[Piece]]
-    texts: list[str] = field(default_factory=list)  # the prompts
-    dropped_turns: int = 0
-    completions: list[Completion | None] = field(default_factory=list)
-    waiting: deque[tuple[int, Request]] = field(default_factory=deque)
-    unfinished: int = 0
+    waiting: deque[tuple[int, Request]]
+    completions: list[Completion | None]
+    unfinished: int
+    newest: dict[int, Piece] = field(default_factory=dict)  # of each text, since the loop looked last
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
     queued_at: float = field(default_factory=time.monotonic)
     began_at: float | None = None
 
@@ -70,7 +67,10 @@ class Worker:
         self.turns: deque[str] = deque()  # owners with texts that wait, the next to be served first
         self.jobs: dict[str, deque[Job]] = {}
         self.running: dict[Completion, tuple[Job, int]] = {}
+        self.measuring: deque[Callable[[], bool]] = deque()  # work in parts, of which one is done after each step
         self.pending = 0  # texts submitted and not yet given to the engine
+        self.pending_of: Counter[str] = Counter()  # those of each owner
+        self.counting = threading.Lock()  # of both, which both threads do
         self.row_seconds = 1.0  # of a text, averaged
         self.stepped_at = time.monotonic()
         self.cut = 0  # texts ended by the server before they were done
@@ -78,15 +78,23 @@ class Worker:
 
     # ------------------------------------------------------------------------------------------- the event loop's side
 
-    def submit(self, ask: Ask, owner: str) -> Job:
-        """Queue a job; Problem where there is no room, or no service."""
+    def check_room(self, owner: str) -> Service:
+        """Return the service; Problem where there is none, or where the owner's texts or too many others wait.
+
+        Whoever has none that wait may add some: one client cannot take the queue from the others.
+        """
         service = self.available()
-        limit = self.queue_limit or 4 * service.engine.count
-        if self.pending >= limit:
+        limit, own = self.queue_limit or 4 * service.engine.count, self.pending_of[owner]
+        if own and self.pending >= limit:
             seconds = self.pending / service.engine.count * self.row_seconds
             raise retry_later(429, "queue_full", f"{self.pending} texts wait already; try again later", seconds)
-        job = Job(ask, owner, asyncio.Queue())
-        self.pending += max(1, len(ask.prompts)) * ask.n
+        return service
+
+    def submit(self, requests: Sequence[Request], owner: str) -> Job:
+        """Queue a job; Problem where there is no room, or no service."""
+        self.check_room(owner)
+        job = Job(owner, deque(enumerate(requests)), [None] * len(requests), len(requests))
+        self._count_pending(owner, len(requests))
         self.inbox.put(lambda: self._begin(job))
         return job
 
@@ -94,22 +102,39 @@ class Worker:
         """Give up a job, whatever state it is in."""
         self.inbox.put(lambda: self._drop(job))
 
-    async def call(self, work: Callable[[Service], Any]) -> Any:
-        """Return what `work` gives, computed in the engine's thread between two steps."""
-        service = self.available()
+    async def call(self, work: Generator[None, None, Any], owner: str) -> Any:
+        """Return what `work` returns, computed in the engine's thread: between two steps as far as its next yield."""
         future: asyncio.Future[Any] = self.loop.create_future()
 
-        def do() -> None:
-            try:
-                result = work(service)
-            except (Problem, GptcliError) as error:
-                problem = error if isinstance(error, Problem) else Problem(500, "engine_error", str(error))
-                self._post(lambda: None if future.done() else future.set_exception(problem))
-            else:
-                self._post(lambda: None if future.done() else future.set_result(result))
+        def set_result(result: Any) -> None:
+            if not future.done():
+                future.set_result(result)
 
-        self.inbox.put(do)
-        return await future
+        def set_exception(error: BaseException) -> None:
+            if not future.done():
+                future.set_exception(error)
+
+        def go_on() -> bool:
+            if future.done():  # nobody waits for it any more
+                return False
+            try:
+                next(work)
+            except StopIteration as ended:
+                result = ended.value
+                self._post(lambda: set_result(result))
+            except BaseException as error:
+                found = as_problem(error)
+                self._post(lambda: set_exception(found))
+            else:
+                return True
+            return False
+
+        self._count_pending(owner, 1)
+        self.inbox.put(lambda: self.measuring.append(go_on))
+        try:
+            return await future
+        finally:
+            self._count_pending(owner, -1)
 
     def available(self) -> Service:
         """Return the service; Problem 503 while it loads, drains or after it failed."""
@@ -174,11 +199,10 @@ class Worker:
         self._post(self.failed.set)
 
     def _work(self) -> None:
-        """Take messages, hand texts to the engine, compute a step, tell what changed."""
+        """Take messages, hand texts to the engine, compute a step, tell what changed, measure a part."""
         assert self.service is not None
         engine = self.service.engine
-        idle = not engine.busy and not self.turns
-        if idle:
+        if not engine.busy and not self.turns and not self.measuring:
             message = self.inbox.get()
             self.stepped_at = time.monotonic()  # no step was due before
             message()
@@ -189,13 +213,18 @@ class Worker:
                 break
         self._admit()
         self._time_out()
-        if not engine.busy:
-            self.stepped_at = time.monotonic()
-            return
-        changed = engine.step()
+        if engine.busy:
+            self._step()
+        if self.measuring:
+            part = self.measuring.popleft()
+            if part():
+                self.measuring.append(part)
         self.stepped_at = time.monotonic()
+
+    def _step(self) -> None:
+        assert self.service is not None
         by_job: dict[Job, list[Piece]] = {}
-        for completion in changed:
+        for completion in self.service.engine.step():
             if completion in self.running:
                 job, piece = self._piece(completion)
                 by_job.setdefault(job, []).append(piece)
@@ -217,21 +246,12 @@ class Worker:
         return job, Piece(index, completion.text, len(completion.ids), completion.finish_reason, problem)
 
     def _begin(self, job: Job) -> None:
-        """Make a job's requests and queue them behind those of its owner."""
-        assert self.service is not None
-        claimed = max(1, len(job.ask.prompts)) * job.ask.n
-        try:
-            if self.state == "draining":
-                raise retry_later(503, "draining", "the server ends", 30)
-            requests, job.texts, job.dropped_turns = self.service.requests(job.ask, job.owner)
-        except (Problem, GptcliError) as error:
-            self.pending -= claimed
-            problem = error if isinstance(error, Problem) else Problem(500, "engine_error", str(error))
-            self._refuse(job, problem)
+        """Queue a job behind those of its owner."""
+        if self.state == "draining":
+            self._count_pending(job.owner, -len(job.waiting))
+            job.waiting.clear()
+            self._refuse(job, retry_later(503, "draining", "the server ends", 30))
             return
-        job.unfinished = len(requests)
-        job.completions = [None] * len(requests)
-        job.waiting = deque(enumerate(requests))
         if job.owner not in self.jobs:
             self.jobs[job.owner] = deque()
             self.turns.append(job.owner)
@@ -252,7 +272,7 @@ class Worker:
                 self.turns.append(owner)
             else:
                 del self.jobs[owner]
-            self.pending -= 1
+            self._count_pending(owner, -1)
             job.began_at = job.began_at or time.monotonic()
             try:
                 completion = engine.add(request)
@@ -267,7 +287,7 @@ class Worker:
         """Take a job's waiting texts out of the queue, and its running ones out of the engine."""
         assert self.service is not None
         if job.waiting:
-            self.pending -= len(job.waiting)
+            self._count_pending(job.owner, -len(job.waiting))
             job.waiting.clear()
             jobs = self.jobs.get(job.owner, deque())
             if job in jobs:
@@ -313,10 +333,25 @@ class Worker:
         self._tell(job, [Piece(-1, "", 0, "error", problem)])
 
     def _tell(self, job: Job, pieces: list[Piece]) -> None:
-        self._post(lambda: job.pieces.put_nowait(pieces))
+        self._post(lambda: _hand_out({job: pieces}))
+
+    def _count_pending(self, owner: str, texts: int) -> None:
+        with self.counting:
+            self.pending += texts
+            self.pending_of[owner] += texts
+            if not self.pending_of[owner]:
+                del self.pending_of[owner]
 
 
 def _hand_out(by_job: dict[Job, list[Piece]]) -> None:
     """Give each job what a step did, in the event loop."""
     for job, pieces in by_job.items():
-        job.pieces.put_nowait(pieces)
+        job.newest |= {piece.index: piece for piece in pieces}
+        job.changed.set()
+
+
+def as_problem(error: BaseException) -> BaseException:
+    """Return what is told about an error: that of a text or of memory as a problem, a bug as it is."""
+    if is_out_of_memory(error):
+        return Problem(500, "engine_error", "out of memory; ask for less at once")
+    return Problem(500, "engine_error", str(error)) if isinstance(error, GptcliError) else error

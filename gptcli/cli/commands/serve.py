@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ from gptcli.cli.commands.safeguards import safeguarded, take_safeguards
     metavar="ORIGIN",
     help="Accept requests from pages of this site, such as https://a.example.",
 )
+@click.option(
+    "--share-prefix", is_flag=True, help="Let clients share computed beginnings of prompts; the time tells who asked."
+)
 @click.option("--model-name", metavar="NAME", help="Name of the model in the API.  [default: the run's own]")
 @options.drawing
 @safeguarded
@@ -68,6 +72,7 @@ def serve(
     no_key: bool,
     allow_host: tuple[str, ...],
     allow_origin: tuple[str, ...],
+    share_prefix: bool,
     model_name: str | None,
     queue: int | None,
     timeout: float,
@@ -88,7 +93,7 @@ def serve(
       curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
         -d '{"prompt": "Once upon a time", "max_tokens": 50}'
       gptcli serve runs/shop --host 0.0.0.0 --api-key-file key.txt --allow-host models.example
-      url=$(gptcli serve runs/demo --port 0 | head -1) &
+      gptcli serve runs/demo --port 0 > url.txt &
     """
     options.ask_for_huge_pages()
     from gptcli.cli import console
@@ -104,7 +109,7 @@ def serve(
         from gptcli.api.serve.server import serve as run_server
     except ImportError as error:
         raise ConfigError(f"{error.name} is not installed; pip install 'gptcli[serve]'") from None
-    place = Place(host, port, unix_socket, keys, not no_key, allow_host, allow_origin)
+    place = Place(host, port, unix_socket, keys, not no_key, share_prefix, allow_host, allow_origin)
     code = run_server(
         run,
         place,
@@ -113,9 +118,16 @@ def serve(
         how,
         name=model_name or Path(run).resolve().name,
         announce=console.write_line,
+        bug=_report_bug,
         report=report,
     )
     click.get_current_context().exit(code)
+
+
+def _report_bug(error: BaseException) -> None:
+    from gptcli.cli.main import report_crash
+
+    report_crash("serve", error, sys.argv[1:])
 
 
 def _keys(path: str | None) -> tuple[str, ...]:

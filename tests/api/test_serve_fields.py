@@ -1,0 +1,187 @@
+"""What `gptcli serve` takes and gives, field by field; numbers are those of the faults that others' users reported."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import RunCli, Tiny
+from serving import CHAT, COMPLETIONS, TEXT, Running, serving
+from table_models import table_model
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(tiny.run, tmp_path_factory.mktemp("serve"), "--batch-size", "4") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    directory = tmp_path_factory.mktemp("chat")
+    with serving(table_model(directory / "model", ["Yes, man"]), directory) as running:
+        yield running
+
+
+def generated(run_cli: RunCli, tiny: Tiny, prompt: str, *flags: str) -> str:
+    """What `gptcli generate` writes."""
+    result = run_cli("generate", tiny.run, prompt, *flags)
+    assert result.code == 0, result.err
+    return result.text
+
+
+def test_9_to_13_lengths(server: Running) -> None:
+    both = server.ok(COMPLETIONS, {**TEXT, "max_tokens": 9, "max_completion_tokens": 3})
+    assert both["usage"]["completion_tokens"] == 3
+    assert both["choices"][0]["finish_reason"] == "length"
+    long = server.ok(COMPLETIONS, {**TEXT, "max_tokens": 10**6})  # an upper bound, not a demand
+    assert long["usage"]["completion_tokens"] < 40
+    assert server.ok(COMPLETIONS, {**TEXT, "max_tokens": None})["usage"]["completion_tokens"] > 0
+    error = server.refused(400, "context_length_exceeded", COMPLETIONS, {"prompt": "the old bridge " * 40})
+    assert "32" in error["message"]
+
+
+def asked(*turns: tuple[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in turns], "temperature": 0}
+
+
+def test_14_content_in_parts(chat: Running) -> None:
+    parts = [{"type": "text", "text": "Are you"}, {"type": "text", "text": " there?"}]
+    whole, joined = (chat.ok(CHAT, asked(("user", content))) for content in ("Are you there?", parts))
+    assert whole["choices"][0]["message"] == {"role": "assistant", "content": "Yes, man", "refusal": None}
+    assert whole["usage"]["prompt_tokens"] == joined["usage"]["prompt_tokens"]
+    image = [{"type": "image_url", "image_url": {"url": "http://localhost/a.png"}}]
+    assert "image_url" in chat.refused(400, "invalid_value", CHAT, asked(("user", image)))["message"]
+
+
+def test_15_roles_need_not_alternate(chat: Running) -> None:
+    def ids(*turns: tuple[str, str]) -> list[int]:
+        found: list[int] = chat.ok("/tokenize", {"messages": asked(*turns)["messages"]})["tokens"]
+        return found
+
+    joined = ids(("system", "Be brief.\n\nBe kind."), ("user", "Hello\n\nthere"))
+    assert ids(("system", "Be brief."), ("developer", "Be kind."), ("user", "Hello"), ("user", "there")) == joined
+    goes_on = chat.ok(CHAT, asked(("user", "Hello"), ("assistant", "Yes")))
+    assert goes_on["choices"][0]["message"]["content"] == ", man"
+    late = asked(("user", "a"), ("assistant", "b"), ("system", "c"), ("user", "d"))
+    assert "system" in chat.refused(400, "invalid_value", CHAT, late)["message"]
+    question = asked(("user", "Hello"))
+    for harmless in ({"tools": []}, {"tool_choice": "none"}, {"tools": None}):
+        assert chat.ok(CHAT, question | harmless)["choices"][0]["finish_reason"] == "stop"
+    tool = {"type": "function", "function": {"name": "f"}}
+    assert chat.refused(400, "unsupported_parameter", CHAT, question | {"tools": [tool]})["param"] == "tools"
+    chat.refused(400, "unsupported_parameter", CHAT, asked(("user", "a"), ("tool", "b")))
+
+
+def test_turns_that_cannot_fit_are_dropped_before_they_are_encoded(chat: Running) -> None:
+    turns = [("user", "x" * 5000), ("assistant", "y" * 5000)] * 300
+    found = chat.ok(CHAT, asked(*turns, ("user", "Hello")))
+    assert (found["dropped_turns"], found["choices"][0]["message"]["content"]) == (300, "Yes, man")
+    chat.refused(400, "context_length_exceeded", CHAT, asked(("user", "x" * 100_000)))
+
+
+def test_16_and_17_log_probabilities_of_a_chat(chat: Running) -> None:
+    body = asked(("user", "Hello")) | {"logprobs": True}
+    for top in (None, 0, 1, 20):
+        content = chat.ok(CHAT, body | {"top_logprobs": top})["choices"][0]["logprobs"]["content"]
+        assert bytes(byte for entry in content for byte in entry["bytes"]) == b"Yes, man"
+        assert all(len(entry["top_logprobs"]) == (top or 0) for entry in content)
+        for entry in content if top else []:
+            assert (entry["top_logprobs"][0]["token"], len({t["token"] for t in entry["top_logprobs"]})) == (
+                entry["token"],
+                top,
+            )
+    assert chat.refused(400, "invalid_value", CHAT, asked(("user", "a")) | {"top_logprobs": 2})
+
+
+def test_18_entries_end_with_the_text(chat: Running) -> None:
+    body = asked(("user", "Hello")) | {"logprobs": True, "stop": ", m"}
+    whole = chat.ok(CHAT, body)["choices"][0]
+    assert whole["message"]["content"] == "Yes"
+    assert [entry["token"] for entry in whole["logprobs"]["content"]] == ["Y", "e", "s"]
+    streamed = [choice for chunk in chat.chunks(CHAT, body) for choice in chunk["choices"]]
+    entries = [entry for choice in streamed if choice["logprobs"] for entry in choice["logprobs"]["content"]]
+    assert entries == whole["logprobs"]["content"]
+
+
+def test_16_to_19_log_probabilities_and_echo(server: Running, tiny: Tiny, run_cli: RunCli) -> None:
+    body = {**TEXT, "logprobs": 1, "echo": True}
+    choice = server.ok(COMPLETIONS, body)["choices"][0]
+    facts = choice["logprobs"]
+    assert choice["text"].startswith(facts["tokens"][0])
+    for offset, token in zip(facts["text_offset"], facts["tokens"], strict=True):
+        assert token.startswith("bytes:") or choice["text"][offset:].startswith((token, "\ufffd"))
+    assert all(token in top for token, top in zip(facts["tokens"], facts["top_logprobs"], strict=True) if top)
+    scored = server.ok(COMPLETIONS, {"prompt": "the old harbour", "max_tokens": 0, "echo": True, "logprobs": 0})
+    record = json.loads(run_cli("score", tiny.run, input="the old harbour\n").text)
+    assert sum(scored["choices"][0]["logprobs"]["token_logprobs"]) == pytest.approx(record["logprob"], abs=1e-4)
+    assert server.ok("/v1/score", {"input": "the old harbour"})["data"][0]["logprob"] == pytest.approx(
+        record["logprob"], abs=1e-5
+    )
+
+
+def test_20_fields_that_are_unknown_unsupported_or_harmless(server: Running) -> None:
+    assert server.ok(COMPLETIONS, {**TEXT, "user": "me", "store": True, "best_of": 1, "suffix": "", "stop": None})
+    error = server.refused(400, "unknown_parameter", COMPLETIONS, {**TEXT, "temprature": 1})
+    assert "did you mean temperature" in error["message"]
+    assert error["param"] == "temprature"
+    server.refused(400, "unsupported_parameter", COMPLETIONS, {**TEXT, "best_of": 3})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", 999999), ("temperature", -1), ("temperature", "hot"), ("top_p", -1), ("top_p", 0), ("top_k", 0),
+        ("repetition_penalty", 0), ("presence_penalty", 3), ("n", 0), ("n", 257), ("n", True), ("max_tokens", -1),
+        ("logprobs", 21), ("seed", 2**64), ("stop", [1]), ("stop", ["x"] * 17), ("logit_bias", {"x": 1}),
+        ("logit_bias", {"99999": 1}), ("prompt", []), ("prompt", [[]] * 300), ("prompt", [-1]), ("prompt", 7),
+        ("regex", "("), ("response_format", {"type": "xml"}), ("stream_options", {"include_usage": True}),
+        ("response_format", {"type": "json_schema", "json_schema": {"schema": {"type": "object", "not": {}}}}),
+    ],
+)  # fmt: skip
+def test_21_to_23_values_out_of_range_are_refused_by_name(server: Running, field: str, value: Any) -> None:
+    status, found, _ = server.ask("POST", COMPLETIONS, {**TEXT, field: value})
+    assert status == 400, found
+    assert found["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"[]", b"null", b"\xff", b'{"prompt": NaN}', b"[" * 100_000, b'{"a":' * 3000,
+        b'{"n": 1' + b"0" * 9999 + b"}", b'{"prompt": "\\ud800"}', b'{"prompt": "a", "prompt": 1}',
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_21_bodies_that_are_no_request(server: Running, content: bytes) -> None:
+    status, found, _ = server.ask("POST", COMPLETIONS, content)
+    assert (status, found["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_23_a_bound_text_matches(server: Running) -> None:
+    assert server.ok(COMPLETIONS, {**TEXT, "choices": ["yes", "no"]})["choices"][0]["text"] in ("yes", "no")
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    found = server.ok(COMPLETIONS, {"prompt": "", "max_tokens": 25, "response_format": form})["choices"][0]
+    assert json.loads(found["text"])["a"] in (1, 2)
+
+
+def test_24_seeded_texts_under_load_are_those_of_generate(server: Running, tiny: Tiny, run_cli: RunCli) -> None:
+    prompts = ["the old", "a new bridge", "across", "the river and"]
+    wanted = {p: generated(run_cli, tiny, p, "--max-tokens", "8", "--seed", "11") for p in prompts}
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        bodies = [{"prompt": prompts[i % 4], "max_tokens": 8, "seed": 11} for i in range(16)]
+        found = list(pool.map(lambda body: server.ok(COMPLETIONS, body), bodies))
+    assert [each["choices"][0]["text"] for each in found] == [wanted[body["prompt"]] for body in bodies]
+    free = [server.ok(COMPLETIONS, {"prompt": "the"})["seed"] for _ in range(2)]
+    assert free[0] != free[1]
+
+
+def test_25_the_name_of_the_model(server: Running, tiny: Tiny) -> None:
+    name = server.ask("GET", "/v1/models")[1]["data"][0]["id"]
+    assert name == tiny.run.name
+    assert server.ok(COMPLETIONS, {**TEXT, "model": str(tiny.run)})["model"] == name
+    assert name in server.refused(404, "model_not_found", COMPLETIONS, {**TEXT, "model": "gpt-9"})["message"]

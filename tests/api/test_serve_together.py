@@ -1,0 +1,301 @@
+"""Many clients at once, those that go away or never read, failures and the end; numbers are those of the faults that
+others' users reported."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import itertools
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Tiny
+from serving import CHAT, COMPLETIONS, TEXT, Running, serving
+from table_models import table_model
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(tiny.run, tmp_path_factory.mktemp("serve"), "--batch-size", "4") as running:
+        yield running
+
+
+def test_26_a_client_that_goes_away_frees_its_row(server: Running) -> None:
+    before = server.metric("gptcli_generated_tokens_total")
+    for stream in (True, False):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            content = json.dumps({"prompt": "the", "max_tokens": 25, "n": 200, "stream": stream}).encode()
+            head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            time.sleep(0.2)
+    for _ in range(100):
+        if (server.metric("gptcli_rows_running"), server.metric("gptcli_queue_texts")) == (0, 0):
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("rows are still running")
+    assert server.metric("gptcli_generated_tokens_total") - before < 2 * 200 * 25
+
+
+def test_27_a_full_queue_is_429_with_a_time(tiny: Tiny, tmp_path: Path) -> None:
+    running = Running(tiny.run, tmp_path, "--batch-size", "1", "--queue", "1")
+    status, found, headers = running.ask("POST", COMPLETIONS, TEXT)
+    if status == 503:  # it loads
+        assert found["error"]["code"] == "loading"
+        assert int(headers["retry-after"]) >= 1
+    running.wait()
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda _: running.ask("POST", COMPLETIONS, {**TEXT, "n": 20}), range(12)))
+    codes = [status for status, _, _ in found]
+    assert set(codes) == {200, 429}
+    assert all("retry-after" in headers for status, _, headers in found if status == 429)
+    assert running.end() == 0
+
+
+def test_31_sigterm_cuts_no_answer(tiny: Tiny, tmp_path: Path) -> None:
+    running = Running(tiny.run, tmp_path, "--batch-size", "2").wait()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(running.ask, "POST", COMPLETIONS, {**TEXT, "n": 2, "max_tokens": 25}) for _ in range(4)]
+        time.sleep(0.1)
+        running.process.send_signal(signal.SIGTERM)
+        answers = [future.result() for future in asked]
+    assert {status for status, _, _ in answers} <= {200, 503}
+    assert any(status == 200 for status, _, _ in answers)
+    assert all(len(found["choices"]) == 2 for status, found, _ in answers if status == 200)
+    assert running.process.wait(30) == 0
+    assert "Traceback" not in running.said()
+
+
+def question(text: str = "Hello", **more: object) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": text}], **more}
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that never ends by itself."""
+    return table_model(tmp_path_factory.mktemp("endless") / "model", [["ab"]], context_length=8192)
+
+
+SPY = """
+import torch
+from gptcli.generate.forward_view import ForwardView
+from gptcli.generate.kv_cache import Prefill
+hidden, file = ForwardView.hidden, open("passes.txt", "w")
+def spied(self, ids, layout):
+    print("prompt" if isinstance(layout, Prefill) else "step", sum(map(len, ids)), file=file, flush=True)
+    return hidden(self, ids, layout)
+ForwardView.hidden = spied
+"""
+
+
+def test_28_a_stream_waits_for_one_chunk_of_prompts_at_most(endless: Path, tmp_path: Path) -> None:
+    with serving(endless, tmp_path, "--batch-size", "32", before=SPY) as running:
+        stream = running.send(CHAT, question(stream=True))
+        stream.recv(65536)
+        prompts = ["".join(chr(97 + (i * j) % 26) for j in range(200)) for i in range(1, 21)]
+        body = {"prompt": prompts, "max_tokens": 3}
+        running.ok(COMPLETIONS, body)
+        stream.close()
+        assert running.is_free()
+    passes = [line.split() for line in (tmp_path / "passes.txt").read_text().splitlines()]
+    first = next(number for number, (kind, _) in enumerate(passes) if kind == "step")
+    chunks = [int(count) for kind, count in passes[first:] if kind == "prompt"]
+    assert sum(chunks) > 3000  # what begins alike is shared
+    assert max(chunks) <= 256
+    kinds = [kind for kind, _ in passes[first:]]
+    assert ("prompt", "prompt") not in itertools.pairwise(kinds)
+
+
+def test_28_scores_of_long_texts_come_between_the_steps_of_a_stream(endless: Path, tmp_path: Path) -> None:
+    with serving(endless, tmp_path, before=SPY) as running:
+        stream = running.send(CHAT, question(stream=True))
+        stream.recv(65536)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            scoring = pool.submit(running.ok, "/v1/score", {"input": ["xy" * 20_000] * 2})
+            events = 0
+            while not scoring.done():
+                events += stream.recv(65536).count(b"data:")
+        assert events >= 3
+        assert [row["bytes"] for row in scoring.result()["data"]] == [40_000] * 2
+        stream.close()
+        assert running.is_free()
+
+
+def test_29_another_client_waits_for_a_row_and_not_for_the_queue(endless: Path, tmp_path: Path) -> None:
+    with serving(endless, tmp_path, "--batch-size", "2", "--queue", "8") as running:
+        greedy = running.send(CHAT, question(n=200, max_tokens=300))
+        while running.metric("gptcli_rows_running") == 0:
+            time.sleep(0.01)
+        running.refused(429, "queue_full", CHAT, question(max_tokens=1))
+        other = running.ok(CHAT, question(max_tokens=3), source="127.0.0.2")
+        assert other["usage"]["completion_tokens"] == 3
+        assert running.metric("gptcli_queue_texts") > 100
+        greedy.close()
+        assert running.is_free()
+
+
+def test_30_a_text_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
+    model = table_model(tmp_path / "model", ["gold", "bXy!"], breaks_after="!")
+    with serving(model, tmp_path) as running:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            asked = [question(seed=seed, temperature=1, max_tokens=8) for seed in range(24)]
+            found = list(pool.map(lambda body: running.ask("POST", CHAT, body), asked))
+        texts = {body["choices"][0]["message"]["content"] for status, body, _ in found if status == 200}
+        codes = {body["error"]["code"] for status, body, _ in found if status == 500}
+        assert (codes, len(texts)) == ({"engine_error"}, 1), found
+        assert {status for status, _, _ in found} == {200, 500}
+        assert running.ask("GET", "/health")[0] == 200
+
+
+BROKEN = """
+from gptcli.generate.engine import Engine
+def broken(*_, **__): raise ZeroDivisionError("a bug")
+Engine.step = broken
+"""
+
+
+def test_30_a_dead_engine_ends_the_server_with_a_report(tiny: Tiny, tmp_path: Path) -> None:
+    running = Running(tiny.run, tmp_path, before=BROKEN).wait()
+    error = running.refused(500, "engine_failed", COMPLETIONS, TEXT)
+    assert "bug" not in error["message"]
+    assert running.process.wait(10) == 70
+    said = running.said()
+    assert "ZeroDivisionError: a bug; this is a bug in gptcli, please report it with " in said
+    assert "Traceback" not in said
+    (report,) = (tmp_path / "cache").rglob("crash-*.txt")
+    assert "in broken" in report.read_text()
+
+
+STUCK = """
+import time
+import gptcli.api.serve.worker as worker
+from gptcli.generate.engine import Engine
+worker.STUCK_SECONDS = 0.5
+Engine.step = lambda *_, **__: time.sleep(30)
+"""
+
+
+def test_30_an_engine_that_takes_no_steps_is_not_healthy(tiny: Tiny, tmp_path: Path) -> None:
+    running = Running(tiny.run, tmp_path, before=STUCK).wait()
+    with running.send(COMPLETIONS, TEXT):
+        states = set()
+        while running.process.poll() is None:
+            try:
+                states.add(running.ask("GET", "/health")[0])
+            except OSError:
+                break
+            time.sleep(0.05)
+    assert running.process.wait(10) == 1
+    assert states == {200, 503}
+    assert "error: the engine takes no steps any more" in running.said()
+
+
+BUG = """
+import gptcli.api.serve.answer as answer
+def broken(*_, **__): raise ZeroDivisionError("a bug")
+answer.usage = broken
+"""
+
+
+def test_a_bug_is_a_500_of_one_line_and_a_report(tiny: Tiny, tmp_path: Path) -> None:
+    running = Running(tiny.run, tmp_path, before=BUG).wait()
+    error = running.refused(500, "internal_error", COMPLETIONS, TEXT)
+    assert (error["message"], error["headers"]["x-should-retry"]) == ("this is a bug in gptcli", "false")
+    assert running.ask("GET", "/health")[0] == 200
+    assert running.end() == 0
+    said = running.said()
+    assert "ZeroDivisionError: a bug; this is a bug in gptcli, please report it with " in said
+    assert "Traceback" not in said
+    assert [path for path in (tmp_path / "cache").rglob("crash-*.txt") if "in broken" in path.read_text()]
+
+
+def test_31_after_the_grace_answers_are_cut_and_the_exit_code_says_so(endless: Path, tmp_path: Path) -> None:
+    running = Running(endless, tmp_path, "--grace", "0.3").wait()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(running.ask, "POST", CHAT, question())
+        stream = running.send(CHAT, question(stream=True))
+        stream.recv(65536)
+        running.process.send_signal(signal.SIGTERM)
+        content = b""
+        while part := stream.recv(65536):
+            content += part
+        assert whole.result()[0] == 503
+    assert b'"code":"draining"' in content
+    assert not content.endswith(b"0\r\n\r\n")
+    assert running.process.wait(10) == 143
+
+
+def test_31_a_second_signal_ends_it_at_once(endless: Path, tmp_path: Path) -> None:
+    running = Running(endless, tmp_path).wait()
+    stream = running.send(CHAT, question(stream=True))
+    stream.recv(65536)
+    running.process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    began = time.monotonic()
+    assert running.end(signal.SIGINT) == 130
+    assert time.monotonic() - began < 0.5
+
+
+STALL = """
+import gptcli.api.serve.http as http
+http.STALL_SECONDS = 2
+"""
+
+
+@pytest.mark.slow
+def test_34_a_client_that_never_reads_is_cut_and_holds_no_row(endless: Path, tmp_path: Path) -> None:
+    with serving(endless, tmp_path, "--batch-size", "4", before=STALL) as running:
+        for stream in (True, False):
+            body = question(stream=stream, logprobs=True, top_logprobs=20, n=4)
+            with running.send(CHAT, body, buffer=4096) as lazy:
+                time.sleep(0.5)
+                assert running.metric("gptcli_rows_running") > 0
+                assert running.ok(CHAT, question(max_tokens=3), source="127.0.0.2")
+                assert running.is_free(60)
+                time.sleep(4)
+                content = b""
+                with contextlib.suppress(ConnectionResetError):
+                    while part := lazy.recv(1 << 20):
+                        content += part
+                assert b"200 OK" in content[:20]
+                assert not content.endswith((b"0\r\n\r\n", b"}"))
+
+
+def test_37_clients_share_no_beginnings_unless_they_are_let(endless: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("one\ntwo\n")
+    body = {"prompt": "a beginning that is long enough to be shared by whoever asks for it, at that", "max_tokens": 2}
+
+    def cached(running: Running, key: str) -> int:
+        found = running.ok(COMPLETIONS, body, headers={"Authorization": f"Bearer {key}"})
+        return int(found["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    flags = ("--api-key-file", str(tmp_path / "keys"))
+    with serving(endless, tmp_path / "apart", *flags) as running:
+        assert (cached(running, "one"), cached(running, "two")) == (0, 0)
+        assert min(cached(running, "one"), cached(running, "two")) >= 32
+    with serving(endless, tmp_path / "together", *flags, "--share-prefix") as running:
+        assert cached(running, "one") == 0
+        assert cached(running, "two") >= 32
+
+
+def test_39_what_will_fail_again_is_asked_once(server: Running) -> None:
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=2)
+
+    def requests_while(work: Any) -> float:
+        before = server.metric("gptcli_requests_total")
+        with pytest.raises(openai.APIStatusError):
+            work()
+        return server.metric("gptcli_requests_total") - before - 1  # one of them asked for the metrics
+
+    assert requests_while(lambda: client.completions.create(model="no such", prompt="a")) == 1
+    assert requests_while(lambda: client.completions.create(model="", prompt="a", n=999)) == 1
+    assert requests_while(lambda: client.completions.create(model="", prompt="a " * 999)) == 1
+    assert requests_while(lambda: client.embeddings.create(model="", input="a")) == 1
+    assert requests_while(lambda: client.completions.create(model="", prompt="a" * (5 << 20))) == 1
