@@ -150,46 +150,32 @@ def salvage(line: bytes) -> dict[str, Any]:
 
 
 def options_of(defaults: GenerateOptions, given: dict[str, Any], place: str) -> GenerateOptions:
-    """Return the defaults with options of their own; DataError for a wrong type or value."""
-    changes = {}
-    for name, value in given.items():
-        fits, changes[name] = _taken(name, value, getattr(defaults, name))
-        if not fits:
-            raise DataError(f"{place}: {name}: wrong type of value {shown(repr(value))}")
+    """Return the defaults with options given as JSON on top; DataError for a wrong type or value."""
     try:
-        chosen = dataclasses.replace(defaults, **changes)
+        chosen = dataclasses.replace(defaults, **{name: _converted(name, value) for name, value in given.items()})
         automaton_of(chosen)
         return chosen
     except ConfigError as error:
-        raise DataError(*(f"{place}: {problem}" for problem in error.problems)) from None
+        raise DataError(*(f"{place}: {shown(problem, 400)}" for problem in error.problems)) from None
 
 
-def _taken(name: str, value: Any, default: Any) -> tuple[bool, Any]:
-    """Return whether a JSON value has the type of an option, and the option's value."""
-    match name:
-        case "logit_bias":  # as OpenAI's API has it: {"ID": bias}
+def _converted(name: str, value: Any) -> Any:
+    """Return an option's value in the form of GenerateOptions, which checks it."""
+    match name, value:
+        case "logit_bias", _:  # as OpenAI's API has it: {"ID": bias}
             try:
-                pairs = tuple((float(int(index)), float(bias)) for index, bias in value.items())
+                return tuple((float(int(index)), float(bias)) for index, bias in value.items())
             except (AttributeError, TypeError, ValueError, OverflowError):
-                return False, value
-            return True, pairs
-        case "stop" | "choices":
-            texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else (None,)
-            return all(isinstance(text, str) for text in texts), texts
-        case "json_schema":  # the schema itself, or its text
-            return value is None or isinstance(value, dict | bool | str), (
-                value if value is None or isinstance(value, str) else json.dumps(value)
-            )
-        case "top_k":
-            return value is None or type(value) is int, value
-        case "regex":
-            return value is None or isinstance(value, str), value
-        case "logprobs" | "prompt_logprobs":  # true is 1
-            return type(value) in (bool, int), int(value) if isinstance(value, bool) else value
-        case _ if isinstance(default, float):
-            return type(value) in (int, float), value
-        case _:
-            return type(value) is type(default), value
+                raise ConfigError(f'logit_bias: want {{"ID": BIAS}}, got {value!r}') from None
+        case "stop" | "choices", str():
+            return (value,)
+        case "stop" | "choices", list():
+            return tuple(value)
+        case "json_schema", dict() | bool():  # the schema itself, not its text
+            return json.dumps(value)
+        case "logprobs" | "prompt_logprobs", bool():  # true is 1
+            return int(value)
+    return value
 
 
 def in_order(

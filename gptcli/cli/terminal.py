@@ -18,9 +18,10 @@ from gptcli.base.report import Report
 from gptcli.base.signals import interrupt_as_flag
 from gptcli.base.units import count
 from gptcli.cli import console
+from gptcli.config.generate import GenerateOptions
+from gptcli.config.schema import keys_with
 
-SETTABLE = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
-            "frequency_penalty", "seed")  # fmt: skip
+SETTABLE = tuple(keys_with(GenerateOptions, "sampling"))
 COMMANDS = {
     "/retry": "another answer to the last question",
     "/undo": "take back the last question and its answer",

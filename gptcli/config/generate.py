@@ -16,41 +16,43 @@ MAX_BIAS = 100.0
 class GenerateOptions(Section):
     """Sampling options: the flags of `generate` and the options of a record of its JSONL input."""
 
-    max_tokens: int = number(200, "most tokens to generate", ge=0, le=1 << 31, sampling=True)
+    max_tokens: int = number(200, "write at most this many new tokens", ge=0, le=1 << 31, sampling=True)
     temperature: float = number(
-        0.8, "divide the logits by this; 0: always take the most likely token", ge=0, le=100, sampling=True
+        0.8, "divide the logits by this; 0 always takes the most likely token", ge=0, le=100, sampling=True
     )
-    top_k: int | None = number(None, "sample from the K most likely tokens only", ge=1, sampling=True)
-    top_p: float = number(
-        1.0, "sample from the fewest tokens whose probabilities add up to P (nucleus)", gt=0, le=1, sampling=True
-    )
+    top_k: int | None = number(None, "keep only the K most likely tokens", ge=1, sampling=True)
+    top_p: float = number(1.0, "keep only the fewest tokens whose probabilities add up to P", gt=0, le=1, sampling=True)
     min_p: float = number(
-        0.0, "sample from tokens at least P times as likely as the most likely one", ge=0, le=1, sampling=True
+        0.0, "keep only tokens at least P times as likely as the most likely one", ge=0, le=1, sampling=True
     )
     repetition_penalty: float = number(
         1.0,
-        "divide positive logits of tokens already in the text (Keskar et al. 2019); 1: off",
+        "divide positive logits of tokens already seen by this, multiply negative ones",
         ge=0.01,
         le=100,
         sampling=True,
     )
-    presence_penalty: float = number(0.0, "subtract from the logits of tokens already generated", ge=-2, le=2)
-    frequency_penalty: float = number(0.0, "subtract from a token's logit for each time it was generated", ge=-2, le=2)
+    presence_penalty: float = number(
+        0.0, "subtract this from the logits of tokens already written", ge=-2, le=2, sampling=True
+    )
+    frequency_penalty: float = number(
+        0.0, "subtract this from a token's logit for each time it was written", ge=-2, le=2, sampling=True
+    )
     logit_bias: tuple[tuple[float, ...], ...] = value((), "add to the logits of tokens: pairs of an id and a bias")
     seed: int = number(
-        0, "random seed: the same seed gives the same text, alone or in any batch", ge=0, lt=1 << 63, sampling=True
+        0, "random seed: the same one gives the same text, alone or in any batch", ge=0, lt=1 << 63, sampling=True
     )
     n: int = number(1, "completions per prompt", ge=1, le=1 << 20)
     stop: tuple[str, ...] = value((), "stop before the first of these strings")
-    truncate: Literal["error", "left"] = value("error", "refuse a prompt longer than the context, or keep its end")
+    truncate: Literal["error", "left"] = value("error", "a prompt longer than the context: refuse it, or keep its end")
     logprobs: int = number(0, "0: none; 1: log-probability of each new token; K >= 2: also of the K most likely", ge=0)
     prompt_logprobs: int = number(0, "the same for each token of the prompt, given those before it", ge=0)
-    min_tokens: int = number(0, "fewest tokens to generate before the text may end", ge=0)
+    min_tokens: int = number(0, "write at least this many new tokens before the text may end", ge=0)
     stop_at_eos: bool = value(True, "end the text at <|endoftext|>; false: never sample it")
     choices: tuple[str, ...] = value((), "the completion is exactly one of these, whatever max_tokens")
     regex: str | None = value(None, "the whole completion matches this pattern")
     json_schema: str | None = value(None, "the completion is JSON that this JSON Schema describes, given as JSON")
-    lookup: int = number(0, "tokens to guess from the text so far; changes only the speed", ge=0, le=64)
+    lookup: int = number(0, "guess this many tokens from the text so far (prompt lookup), for speed only", ge=0, le=64)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         bound = [name for name in ("choices", "regex", "json_schema") if getattr(self, name) not in ((), None)]

@@ -10,13 +10,13 @@ from typing import Any
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.config.model import PARTS, ModelConfig
+from gptcli.config.schema import keys_of
 from gptcli.interop.families import CLASSIFIERS, FAMILIES
 from gptcli.interop.family import Document, Family
 from gptcli.interop.rope import read_rope, write_rope
 
 # Fields that do not change what a trained model computes.
 _TRAINING_ONLY = {"preset", "dropout", "init_std", "zero_init_projections"}
-_TYPES = {declared.name: str(declared.type) for declared in dataclasses.fields(ModelConfig)}
 # What a class that always has it computes as well without: by ones or zeros.
 _FILLED = {"norm_weight", "qk_norm_weight", "head_bias", *(f"{part}_bias" for part in PARTS)}
 
@@ -64,8 +64,10 @@ def read_config(document: Document, family: Family, place: str) -> ModelConfig:
         given = document.get(key, default)
         if given is None and name in ("logit_softcap", "attention_softcap"):
             given = 0.0
-        if not _fits(given, _TYPES[name]) or (given is None and default is not None and "window" not in name):
-            problems.append(f"{place}: {key}: want {_TYPES[name]}, got {shown(repr(given))}")
+        if given is None and default is not None and "window" not in name:
+            problems.append(f"{place}: {key}: must not be null")
+        elif problem := keys_of(ModelConfig)[name].problem(given):
+            problems.append(f"{place}: {key}: {shown(problem)}")
         values[name] = given
     for read in (_activation, _biases, read_rope, lambda document, family: family.derived(document)):
         try:
@@ -109,15 +111,6 @@ def _foreign(document: Document, family: Family) -> Iterator[str]:
     for key, wanted in only.items():
         if bool(document.get(key, wanted)) != bool(wanted):
             yield f"{key} {shown(repr(document[key]))}: a GPT of gptcli cannot hold it; want {wanted}"
-
-
-def _fits(given: Any, type_name: str) -> bool:
-    if given is None:
-        return "None" in type_name
-    if "bool" in type_name:
-        return isinstance(given, bool)
-    numbers = (int, float) if "float" in type_name else (int,)
-    return isinstance(given, numbers) and not isinstance(given, bool)
 
 
 def _activation(document: Document, family: Family) -> dict[str, Any]:

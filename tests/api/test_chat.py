@@ -274,7 +274,7 @@ def test_a_script_gets_an_answer_a_question_and_nothing_else_on_stdout(
         ("/set n=3", "want KEY=VALUE"),
         ("/set temperature=-1", "temperature: must be >= 0"),
         ("/set temperature=NaN", "must be a finite number"),
-        ("/set top_k=0.5", "wrong type"),
+        ("/set top_k=0.5", "top_k: must be an integer or null, got 0.5"),
         ("/set top_k=many", "no number"),
         ("a" * 300, "shorten it"),
         ("a\udcff", "byte 0xff is not UTF-8"),

@@ -255,7 +255,7 @@ CONFIG_CHANGES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"rope_parameters": {"rope_type": "linear", "factor": -1}}, ("factor: must be > 0",)),
     ({"quantization_config": {"bits": 4}}, ("quantization_config",)),
     ({"layer_types": ["sliding_attention", "full_attention"]}, ("layer_types",)),
-    ({"num_hidden_layers": "2"}, ("num_hidden_layers: want int, got '2'",)),
+    ({"num_hidden_layers": "2"}, ("num_hidden_layers: must be an integer, got '2'",)),
     ({"layer_types": 3}, ("layer_types",)),
     ({"rope_parameters": {"rope_theta": 10**400}}, ("config.json",)),
     ({"num_key_value_heads": 3}, ("num_kv_heads: 3 does not divide num_heads 4",)),

@@ -20,14 +20,10 @@ from gptcli.config.generate import GenerateOptions
 @click.argument("run")
 @click.argument("prompt", required=False)
 @options.drawing
-@options.draw_option("--n", int, "Samples per prompt.")
+@options.draw_option("n")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
-@options.draw_option(
-    "--truncate",
-    click.Choice(["error", "left"]),
-    "A prompt longer than the context: refuse it, or keep its end.",
-)
-@options.draw_option("--min-tokens", int, "Write at least this many new tokens before the text may end.")
+@options.draw_option("truncate")
+@options.draw_option("min_tokens")
 @click.option(
     "--stop-at-eos/--no-stop-at-eos",
     default=None,
@@ -45,9 +41,7 @@ from gptcli.config.generate import GenerateOptions
 @click.option(
     "--logit-bias", "logit_bias", multiple=True, metavar="ID=BIAS", help="Add BIAS to a token's logit; repeatable."
 )
-@options.draw_option(
-    "--lookup", int, "Guess N tokens from the text so far (prompt lookup); this changes the speed, not the text."
-)
+@options.draw_option("lookup")
 @click.option(
     "--logprobs",
     metavar="[K]",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
+import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,9 +13,8 @@ import click
 from gptcli.base.errors import ConfigError
 from gptcli.config.generate import GenerateOptions
 from gptcli.config.run_file import load_run_file
+from gptcli.config.schema import keys_of, keys_with
 from gptcli.config.train import PretrainConfig
-
-DRAW_DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerateOptions)}
 
 
 def ask_for_huge_pages() -> None:
@@ -126,37 +125,29 @@ def text_input(command: F) -> F:
     return command
 
 
-def draw_option(flag: str, kind: Any, text: str) -> Callable[[F], F]:
-    """Make a flag for a field of GenerateOptions; the default is the field's, and its bounds are checked there."""
-    default = DRAW_DEFAULTS[flag.removeprefix("--").replace("-", "_")]
+def draw_option(name: str) -> Callable[[F], F]:
+    """Make the flag of a field of GenerateOptions, with its type, help and default; its bounds are checked there."""
+    key = keys_of(GenerateOptions)[name]
+    kind, text, default = key.types[0], key.fact("doc"), key.declared.default
+    choices = typing.get_args(kind)
     shown = "" if default is None else f"  [default: {default}]"
-    return click.option(flag, type=kind, help=text + shown)
+    return click.option(
+        f"--{name.replace('_', '-')}",
+        type=click.Choice(choices) if choices else kind,
+        help=f"{text[0].upper()}{text[1:]}.{shown}",
+    )
 
 
 def drawing(command: F) -> F:
     """Add the options of how the next token is drawn, and how many are."""
-    for option in (
-        draw_option("--seed", int, "Same seed, same text, alone or in any batch."),
-        draw_option(
-            "--repetition-penalty",
-            float,
-            "Divide positive logits of tokens already seen by this, multiply negative ones.",
-        ),
-        draw_option("--frequency-penalty", float, "Subtract this from a token's logit for each time it was written."),
-        draw_option("--presence-penalty", float, "Subtract this from the logits of tokens already written."),
-        draw_option("--min-p", float, "Keep only tokens at least P times as likely as the most likely one."),
-        draw_option("--top-p", float, "Keep only the fewest tokens whose probabilities add up to P."),
-        draw_option("--top-k", int, "Keep only the K most likely tokens."),
-        draw_option("--temperature", float, "Divide the logits by this; 0 always takes the most likely token."),
-        draw_option("--max-tokens", int, "Write at most this many new tokens."),
-    ):
-        command = option(command)
+    for name in reversed(keys_with(GenerateOptions, "sampling")):
+        command = draw_option(name)(command)
     return command
 
 
 def take_drawing(how: dict[str, Any]) -> GenerateOptions:
     """Take the options of drawing out of those that a command was given."""
-    given = {name: how.pop(name) for name in DRAW_DEFAULTS if name in how}
+    given = {name: how.pop(name) for name in keys_of(GenerateOptions) if name in how}
     return GenerateOptions(**{name: value for name, value in given.items() if value not in (None, ())})
 
 
