@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import glob
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
@@ -15,14 +16,15 @@ from gptcli.base.units import count
 from gptcli.config.data import DataConfig
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import PretrainConfig
-from gptcli.data.batches import TokenBatches
-from gptcli.data.prepared import prepare_data
-from gptcli.data.shards import TokenArray, near, read_index
+from gptcli.data.batches import TokenBatches, TokenRows, derived_seed
+from gptcli.data.mixture import MixedBatches
+from gptcli.data.prepared import prepare_parts
+from gptcli.data.shards import ResidentTokens, TokenArray, near, read_index
 from gptcli.data.text import TextOptions, find_sources
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime
 from gptcli.observe.tensorboard import check_installed, recording
-from gptcli.tasks.text import validate_text, write_sample
+from gptcli.tasks.text import validate_texts, write_sample
 from gptcli.train import checkpoint
 from gptcli.train.autoconfig import AutoConfig, training_flops_per_second
 from gptcli.train.deadline import Deadline
@@ -66,7 +68,7 @@ def pretrain(
                 keep_freed_memory()  # as in the run, whose speed is measured
             speed = training_flops_per_second(config, runtime)
             config = autoconfig.choose_model_size(config, speed, ends_at - time.monotonic())
-        tokenizer, prepared = prepare_data(config.data, config.tokenizer, report)
+        tokenizer, prepared = prepare_parts(config.data, config.tokenizer, report)
         batches = _batches(config, tokenizer, prepared, runtime)
         deadline = None
         if ends_at is not None:
@@ -74,10 +76,10 @@ def pretrain(
             config, pause_seconds = autoconfig.choose_steps(config, probe, batches, runtime, ends_at=ends_at)
             deadline = Deadline(ends_at, config.train, pause_seconds=pause_seconds)
             del probe
+        if isinstance(batches, MixedBatches):
+            _tell_mixture(batches, config.train.steps, report)
         if not goes_on:
-            config = autoconfig.regularize_repeated_data(
-                config, config.train.steps * config.train.batch_size / batches.rows
-            )
+            config = autoconfig.regularize_repeated_data(config, batches.epochs(config.train.steps))
             config = autoconfig.choose_compile(config, runtime, budget_seconds)
         job = _job(config, tokenizer, prepared, batches, runtime, report)
         if runtime.on_cpu:
@@ -91,42 +93,60 @@ def pretrain(
 
 def _check_named(data: DataConfig) -> None:
     """Check that the inputs exist before the machine is timed; ConfigError where one does not."""
-    named = [name for name in (*data.train, *data.validation) if name != "-" and not glob.has_magic(name)]
+    named = [name for name in (*data.inputs, *data.validation) if name != "-" and not glob.has_magic(name)]
     if missing := [name for name in named if not Path(name).exists()]:
         find_sources(missing, TextOptions())
 
 
-def _batches(config: PretrainConfig, tokenizer: Tokenizer, prepared: Path, runtime: Runtime) -> TokenBatches:
-    """Return the batches of a prepared directory; DataError where it and the tokenizer do not fit."""
-    index = read_index(prepared)
-    if index["tokenizer_sha256"] != tokenizer.sha256:
-        raise DataError(f"{shown(str(prepared))}: its tokenizer.json has changed; run gptcli prepare again")
+Batches = TokenBatches | MixedBatches
+
+
+def _batches(config: PretrainConfig, tokenizer: Tokenizer, prepared: Sequence[Path], runtime: Runtime) -> Batches:
+    """Return the batches of prepared directories; DataError where one and the tokenizer do not fit."""
+    for directory in prepared:
+        if read_index(directory)["tokenizer_sha256"] != tokenizer.sha256:
+            raise DataError(f"{shown(str(directory))}: its tokenizer.json has changed; run gptcli prepare again")
     if tokenizer.end_of_text is None:
         raise DataError("the tokenizer has no <|endoftext|>; train it with gptcli train-tokenizer")
-    context_length = config.model.context_length
-    return TokenBatches(
-        near(TokenArray(prepared, "train"), runtime.device),
-        context_length=context_length,
-        batch_size=config.train.batch_size,
-        micro_batch_size=micro_batch_rows(config.train, context_length, on_cpu=runtime.on_cpu),
-        first_token=tokenizer.end_of_text,
-        seed=config.runtime.seed,
-    )
+    context_length, seed, goldfish = config.model.context_length, config.runtime.seed, config.loss.goldfish
+    tokens = [near(TokenArray(directory, "train"), runtime.device) for directory in prepared]
+    shapes: dict[str, Any] = {
+        "batch_size": config.train.batch_size,
+        "micro_batch_size": micro_batch_rows(config.train, context_length, on_cpu=runtime.on_cpu),
+        "first_token": tokenizer.end_of_text,
+        "seed": seed,
+    }
+    if not config.data.mixed:
+        return TokenBatches(tokens[0], context_length=context_length, goldfish=goldfish, **shapes)
+    sources = [
+        TokenRows(text, context_length=context_length, seed=derived_seed(seed, name), goldfish=goldfish, name=name)
+        for text, name in zip(tokens, config.data.inputs, strict=True)
+    ]
+    return MixedBatches(sources, config.data.parts, temperature=config.data.temperature, **shapes)
+
+
+def _tell_mixture(batches: MixedBatches, steps: int, report: Report) -> None:
+    """Say what a run reads of each part of a mixture; ConfigError where the parts' caps do not allow it."""
+    batches.check(steps)
+    for (name, epochs), share in zip(batches.epochs_of(steps).items(), batches.shares, strict=True):
+        report.message(f"{shown(name)}: {share:.1%} of the rows, {epochs:.3g} epochs")
 
 
 def _job(
     config: PretrainConfig,
     tokenizer: Tokenizer,
-    prepared: Path,
-    batches: TokenBatches,
+    prepared: Sequence[Path],
+    batches: Batches,
     runtime: Runtime,
     report: Report,
 ) -> Job:
-    """Describe pretraining as a job."""
-    epochs = config.train.steps * config.train.batch_size / batches.rows
-    inputs = [fact["sha256"] for fact in read_index(prepared)["inputs"]]
+    """Pretraining as a job."""
+    steps = config.train.steps
+    inputs = [fact["sha256"] for directory in prepared for fact in read_index(directory)["inputs"]]
     content = {"tokenizer": tokenizer.sha256, "inputs": inputs}
     held_out = _validation_ids(prepared, config, report)
+    names = [""] if isinstance(batches, TokenBatches) else batches.names
+    texts = {name: ids for name, ids in zip(names, held_out, strict=False) if ids}
     return Job(
         command="pretrain",
         origin="from scratch",
@@ -139,22 +159,32 @@ def _job(
         tokenizer=tokenizer,
         batches=batches,
         objective=next_token_nats,
-        validate=lambda model: validate_text(model, tokenizer, held_out, runtime),
+        validate=lambda model: validate_texts(model, tokenizer, texts, runtime),
         sample=lambda model: write_sample(model, tokenizer, runtime, config.train, seed=config.runtime.seed),
         description=(
-            f"{len(batches.tokens):,} training tokens, {count(config.train.steps, 'step')} of "
-            f"{config.train.batch_size * config.model.context_length:,} tokens ({epochs:.2g} epochs)"
+            f"{sum(map(len, _tokens(batches))):,} training tokens, {count(steps, 'step')} of "
+            f"{config.train.batch_size * config.model.context_length:,} tokens ({batches.epochs(steps):.2g} epochs)"
         ),
         patience=config.train.patience,
+        facts=None if isinstance(batches, TokenBatches) else lambda step: {"epochs": batches.epochs_of(step)},
     )
 
 
-def _validation_ids(prepared: Path, config: PretrainConfig, report: Report) -> list[int]:
-    tokens = TokenArray(prepared, "validation")
-    held_out = min(len(tokens), config.train.eval_tokens or len(tokens))
-    if len(tokens) == 0:
+def _tokens(batches: Batches) -> list[TokenArray | ResidentTokens]:
+    return [batches.tokens] if isinstance(batches, TokenBatches) else [source.tokens for source in batches.sources]
+
+
+def _validation_ids(prepared: Sequence[Path], config: PretrainConfig, report: Report) -> list[list[int]]:
+    """Return held-out tokens of each text; only of the first where data.validation holds out the same for all."""
+    directories = prepared[:1] if config.data.validation else prepared
+    splits = [TokenArray(directory, "validation") for directory in directories]
+    if not any(map(len, splits)):
         report.warning("the validation split is empty; there will be no validation loss")
-    return [int(token) for token in tokens.read(0, held_out)]
+    most = config.train.eval_tokens
+    return [
+        [int(token) for token in tokens.read(0, min(len(tokens), most // len(splits) if most else len(tokens)))]
+        for tokens in splits
+    ]
 
 
 def _model_config(config: PretrainConfig, tokenizer: Tokenizer) -> ModelConfig:

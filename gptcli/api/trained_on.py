@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, GptcliError
 from gptcli.base.report import Report
-from gptcli.config.data import DataConfig
+from gptcli.config.data import DataConfig, SourceConfig
 from gptcli.data.blocks import PIECE_BYTES
 from gptcli.data.corpus import split_pieces, survey
 from gptcli.data.overlap import HELD_OUT_CHARACTERS, find_overlap
@@ -58,21 +59,31 @@ def _training_pieces(checkpoint: Path, spool: Path) -> Iterator[Piece] | None:
     if not isinstance(run, dict) or not isinstance(run.get("data"), dict):
         return None
     given: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in run["data"].items()
+        name: tuple(_input(item) for item in value) if isinstance(value, list) else value
+        for name, value in run["data"].items()
     }
     try:
         data = DataConfig(**given)
     except (TypeError, ConfigError):  # of a fine-tuning run, whose data are rows
         return None
-    if any(name == "-" or Path(name).is_fifo() for name in (*data.train, *data.validation)):
+    if any(name == "-" or Path(name).is_fifo() for name in (*data.inputs, *data.validation)):
         return None
-    if is_prepared(prepared := Path(data.train[0])):
-        return _decoded(prepared)
-    corpus = survey(data, spool, Report())
-    known = {fact["sha256"] for fact in corpus.facts}
-    if corpus.total_bytes > MOST_BYTES or known != set(run.get("content", {}).get("inputs", ())):
+    parts = [None if is_prepared(Path(part.inputs[0])) else survey(part, spool, Report()) for part in data.each]
+    corpora = [corpus for corpus in parts if corpus is not None]
+    known = {fact["sha256"] for corpus in corpora for fact in corpus.facts}
+    if sum(corpus.total_bytes for corpus in corpora) > MOST_BYTES:
         return None
-    return split_pieces(corpus, "train")
+    if len(corpora) == len(parts) and known != set(run.get("content", {}).get("inputs", ())):
+        return None
+    return chain.from_iterable(
+        _decoded(Path(part.inputs[0])) if corpus is None else split_pieces(corpus, "train")
+        for part, corpus in zip(data.each, parts, strict=True)
+    )
+
+
+def _input(item: Any) -> Any:
+    """Return an input as a run file has it: a name, or a part of a mixture."""
+    return SourceConfig(**item) if isinstance(item, dict) else item
 
 
 def _decoded(prepared: Path) -> Iterator[Piece]:

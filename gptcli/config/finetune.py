@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gptcli.config.loss import LossConfig
 from gptcli.config.schema import Section, is_name, number, value
 from gptcli.config.train import OptimConfig, RuntimeConfig
 
@@ -151,10 +152,13 @@ class FinetuneConfig(Section):
     prefer: PreferConfig = field(default_factory=PreferConfig)
     lora: LoraConfig | None = None  # null: all weights are trained
     optim: OptimConfig = field(default_factory=lambda: OptimConfig.from_preset("finetune"))
+    loss: LossConfig = field(default_factory=LossConfig)
     train: TuneConfig = field(default_factory=TuneConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from ((name, "must name a directory") for name in ("run_dir", "base") if not is_name(getattr(self, name)))
+        if self.task in ("classify", "prefer") and self.loss.goldfish is not None:
+            yield "loss", f"goldfish is for text that is learnt by heart, not for task {self.task}; leave it out"
         if self.runtime.compile:
             yield "runtime.compile", "is for pretrain only, whose steps have one shape; leave it out"

@@ -94,8 +94,7 @@ def _keys_of(section: Any) -> Mapping[str, Key]:
     found = {}
     for declared in dataclasses.fields(section):
         hint = hints[declared.name]
-        union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-        kinds = typing.get_args(hint) if union else (hint,)
+        kinds = members(hint)
         own = tuple(kind for kind in kinds if kind is not types.NoneType)
         nested = next((kind for kind in own if isinstance(kind, type) and issubclass(kind, Section)), None)
         found[declared.name] = Key(declared, own, len(own) < len(kinds), nested)
@@ -124,7 +123,8 @@ def _type_problem(key: Key, given: Any) -> str:
         return f"must be one of {', '.join(typing.get_args(kind))}, got {given!r}"
     names = [_KINDS.get(kind, getattr(kind, "__name__", str(kind))) for kind in key.types]
     if typing.get_origin(kind) is tuple:
-        names = [f"a list, each item {_KINDS.get(typing.get_args(kind)[0], str(typing.get_args(kind)[0]))}"]
+        items = members(typing.get_args(kind)[0])
+        names = [f"a list, each item {' or '.join(_KINDS.get(item, 'a mapping') for item in items)}"]
     return f"must be {' or '.join(names + ['null'] * key.optional)}, got {given!r}"
 
 
@@ -148,7 +148,14 @@ def _bounds_problem(bounds: Mapping[str, Any], given: Any) -> str | None:
     return f"must be {' and '.join(wanted)}, got {given}" if wanted else None
 
 
+def members(kind: Any) -> tuple[Any, ...]:
+    """Return the types of a union, or the one type that is none."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+
+
 def _fits(given: Any, kind: Any) -> bool:
+    if len(members(kind)) > 1:
+        return any(_fits(given, member) for member in members(kind))
     if typing.get_origin(kind) is Literal:
         return isinstance(given, str) and given in typing.get_args(kind)
     if typing.get_origin(kind) is tuple:

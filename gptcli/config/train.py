@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from gptcli.base.units import parse_duration
 from gptcli.config.data import DataConfig, TokenizerConfig
+from gptcli.config.loss import LossConfig
 from gptcli.config.model import ModelConfig
 from gptcli.config.schema import Section, is_name, number, value
 
@@ -161,6 +162,7 @@ class PretrainConfig(Section):
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 

@@ -10,12 +10,14 @@ import os
 import re
 import typing
 from collections.abc import Callable
+from dataclasses import MISSING
 from typing import Any, Literal
 
 import yaml
 
+from gptcli.base.errors import ConfigError
 from gptcli.base.escape import shown
-from gptcli.config.schema import Key, Section
+from gptcli.config.schema import Key, Section, keys_of, members
 from gptcli.config.suggest import closest, did_you_mean
 
 MAX_DEPTH = 20
@@ -111,7 +113,7 @@ def override_node(text: str, key: Key) -> yaml.Node:
     """
     kind = key.types[0]
     is_list = typing.get_origin(kind) is tuple
-    takes_text = kind is str or typing.get_origin(kind) is Literal or (is_list and typing.get_args(kind)[0] is str)
+    takes_text = kind is str or typing.get_origin(kind) is Literal or (is_list and _takes_text(kind))
     listed = is_list and (not text or (text.startswith("[") and text.endswith("]")))
     if not takes_text or listed or (key.optional and text in NULLS - {""}):
         return compose(text)
@@ -126,7 +128,9 @@ def read_value(node: yaml.Node, key: Key) -> Any:
         return None
     value = _read(node, key.types[0])
     if key.fact("path"):
-        value = tuple(map(expand_home, value)) if isinstance(value, tuple) else expand_home(value)
+        given = value if isinstance(value, tuple) else (value,)
+        given = tuple(expand_home(path) if isinstance(path, str) else path for path in given)
+        value = given if isinstance(value, tuple) else given[0]
     if problem := key.problem(value):
         raise Misfit(line_of(node), problem)
     return value
@@ -147,9 +151,9 @@ def _read(node: yaml.Node, kind: Any) -> Any:
     """Return the value of a node by a type. Raises Misfit."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple and isinstance(node, yaml.SequenceNode):
-        return tuple(_read(item, arguments[0]) for item in node.value)
+        return tuple(_read_item(item, members(arguments[0])) for item in node.value)
     if origin is tuple:
-        if arguments[0] is str and isinstance(node, yaml.ScalarNode) and not is_null(node):
+        if _takes_text(kind) and isinstance(node, yaml.ScalarNode) and not is_null(node):
             return (node.value,)
         raise unfit(node, "a list", "; write [a, b]")
     if kind is str or origin is Literal:
@@ -161,6 +165,35 @@ def _read(node: yaml.Node, kind: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, Section):
         raise unfit(node, "a mapping", "; write indented `key: value` lines")
     return _read_plain(node, *READERS[kind])
+
+
+def _takes_text(kind: Any) -> bool:
+    """Return whether an item of a list may be text."""
+    return str in members(typing.get_args(kind)[0])
+
+
+def _read_item(node: yaml.Node, kinds: tuple[Any, ...]) -> Any:
+    """Return the value of an item of a list: of a mapping the section that it makes. Raises Misfit."""
+    section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+    if section is None or not isinstance(node, yaml.MappingNode):
+        return _read(node, kinds[0])
+    keys, values = keys_of(section), dict[str, Any]()
+    for key_node, value_node in node.value:
+        name = key_node.value if isinstance(key_node, yaml.ScalarNode) else ""
+        if name not in keys or name in values:
+            what = "duplicate" if name in values else "unknown"
+            near = did_you_mean(closest(name, tuple(keys))) if name not in keys else ""
+            raise Misfit(line_of(key_node), f"{what} key '{shown(name)}' of an item{near}")
+        try:
+            values[name] = read_value(value_node, keys[name])
+        except Misfit as misfit:
+            raise Misfit(misfit.line, f"{name}: {misfit}") from None
+    if missing := [name for name, key in keys.items() if key.default(None) is MISSING and name not in values]:
+        raise Misfit(line_of(node), f"an item lacks {missing[0]}; give {keys[missing[0]].fact('doc')}")
+    try:
+        return section(**values)
+    except ConfigError as error:
+        raise Misfit(line_of(node), str(error)) from None
 
 
 def _read_plain(node: yaml.Node, wanted: str, read: Callable[[str], Any]) -> Any:

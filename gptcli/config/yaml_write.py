@@ -71,6 +71,8 @@ def as_yaml(value: Any) -> str:
         if text[-1] in "fn":
             return text.replace("inf", ".inf").replace("nan", ".nan")
         return text if "." in text else text.replace("e", ".0e")  # YAML 1.1 has no float without a point
+    if isinstance(value, Section):
+        return f"{{{', '.join(f'{name}: {as_yaml(getattr(value, name))}' for name in keys_of(type(value)))}}}"
     if isinstance(value, tuple):
         return f"[{', '.join(map(as_yaml, value))}]"
     if PLAIN.fullmatch(value) and value.lower() not in {*NULLS, *OLD_BOOLEANS, "true", "false"}:

@@ -8,7 +8,7 @@ model ever sees, here, in evaluation and in generation, begins with that token.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptcli.base.errors import DataError
+from gptcli.config.loss import GoldfishConfig
+from gptcli.data.goldfish import dropped
 from gptcli.data.shards import ResidentTokens, TokenArray
 
 FEISTEL_ROUNDS = 4
@@ -73,8 +75,53 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
+class TokenRows:
+    """The rows of one text, epoch after epoch, by their numbers."""
+
+    def __init__(
+        self,
+        tokens: TokenArray | ResidentTokens,
+        *,
+        context_length: int,
+        seed: int,
+        goldfish: GoldfishConfig | None = None,
+        name: str = "the training split",
+    ) -> None:
+        """Raise DataError where the tokens do not fill one row."""
+        if len(tokens) < context_length:
+            raise DataError(
+                f"{name} has {len(tokens)} tokens, fewer than one context of {context_length}; "
+                "give more text or lower model.context_length (in fine-tuning data.max_tokens)"
+            )
+        self.tokens, self.context_length, self.seed, self.goldfish = tokens, context_length, seed, goldfish
+        self.count = max(1, len(tokens) // context_length - 1)  # of an epoch; one row less leaves room for the phase
+
+    def read(self, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor, str]:
+        """Return the rows (R, T), what is learnt of them, IGNORE elsewhere, and the place of the first."""
+        starts = np.concatenate([self._starts(int(epoch), numbers) for epoch in np.unique(numbers // self.count)])
+        rows = self.tokens.rows(starts, self.context_length)
+        targets = rows if self.goldfish is None else self._learnt(starts, rows, self.goldfish)
+        return rows, targets, self.tokens.place(int(starts[0]))
+
+    def _starts(self, epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the positions of the first tokens of the rows that lie in `epoch`."""
+        T = self.context_length
+        phase = derived_seed(self.seed, "phase", epoch) % (len(self.tokens) - self.count * T + 1)
+        rows = (numbers[numbers // self.count == epoch] % self.count).astype(np.uint64)
+        return permute(rows, self.count, derived_seed(self.seed, "order", epoch)).astype(np.int64) * T + phase
+
+    def _learnt(self, starts: NDArray[np.int64], rows: Tensor, goldfish: GoldfishConfig) -> Tensor:
+        """Return rows (R, T) without the targets that the goldfish loss does not learn, whatever row they are in."""
+        before = self.tokens.rows(np.maximum(starts - goldfish.context, 0), goldfish.context)
+        for row, start in enumerate(starts):
+            if (missing := goldfish.context - int(start)) > 0:  # at the beginning of all text
+                before[row] = before[row].roll(missing)
+                before[row, :missing] = 0
+        return rows.masked_fill(dropped(torch.cat((before, rows), dim=1), goldfish), IGNORE)
+
+
 class TokenBatches:
-    """The training batches of a run."""
+    """The training batches of a run on one text."""
 
     def __init__(
         self,
@@ -85,34 +132,39 @@ class TokenBatches:
         micro_batch_size: int,
         first_token: int,
         seed: int,
+        goldfish: GoldfishConfig | None = None,
     ) -> None:
         """Raise DataError where the tokens do not fill one row."""
-        if len(tokens) < context_length:
-            raise DataError(
-                f"the training split has {len(tokens)} tokens, fewer than one context of {context_length}; "
-                "give more text or lower model.context_length (in fine-tuning data.max_tokens)"
-            )
-        self.tokens, self.context_length, self.first_token, self.seed = tokens, context_length, first_token, seed
-        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
-        self.rows = max(1, len(tokens) // context_length - 1)  # one row less leaves room for the phase
+        self.source = TokenRows(tokens, context_length=context_length, seed=seed, goldfish=goldfish)
+        self.tokens, self.rows = tokens, self.source.count
+        self.context_length, self.first_token = context_length, first_token
+        self.batch_size, self.micro_batch_size, self.goldfish = batch_size, micro_batch_size, goldfish
 
     def __call__(self, step: int) -> Step:
         """Return the batches of optimizer step `step`, counted from 0."""
         first = step * self.batch_size
         starts = range(first, first + self.batch_size, self.micro_batch_size)
         micro_batches = (self._batch(np.arange(start, start + self.micro_batch_size)) for start in starts)
+        if self.goldfish is not None:
+            return counted(list(micro_batches))
         return Step(self.batch_size * self.context_length, micro_batches)
 
-    def _batch(self, numbers: NDArray[np.int64]) -> Batch:
-        starts = np.concatenate([self._starts(int(epoch), numbers) for epoch in np.unique(numbers // self.rows)])
-        targets = self.tokens.rows(starts, self.context_length)
-        inputs = torch.roll(targets, 1, dims=1)
-        inputs[:, 0] = self.first_token
-        return Batch(inputs, targets, self.tokens.place(int(starts[0])))
+    def epochs(self, steps: int) -> float:
+        """Return how often so many steps read the text."""
+        return steps * self.batch_size / self.rows
 
-    def _starts(self, epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the positions of the first tokens of the rows that lie in `epoch`."""
-        T = self.context_length
-        phase = derived_seed(self.seed, "phase", epoch) % (len(self.tokens) - self.rows * T + 1)
-        rows = (numbers[numbers // self.rows == epoch] % self.rows).astype(np.uint64)
-        return permute(rows, self.rows, derived_seed(self.seed, "order", epoch)).astype(np.int64) * T + phase
+    def _batch(self, numbers: NDArray[np.int64]) -> Batch:
+        rows, targets, place = self.source.read(numbers)
+        return Batch(begun(rows, self.first_token), targets, place)
+
+
+def begun(rows: Tensor, first_token: int) -> Tensor:
+    """Return the inputs of rows (R, T): the first token, and each row without its last."""
+    inputs = torch.roll(rows, 1, dims=1)
+    inputs[:, 0] = first_token
+    return inputs
+
+
+def counted(micro_batches: Sequence[Batch]) -> Step:
+    """Return a step of micro-batches that are there."""
+    return Step(sum(int((batch.targets != IGNORE).sum()) for batch in micro_batches), micro_batches)

@@ -73,7 +73,7 @@ def survey(data: DataConfig, spool_dir: Path, report: Report, *, flags: bool = F
     A training file that is held out as well, by its content, is left out of the training text, and the report is told.
     """
     options = text_options(data, flags=flags)
-    found = [("train" if data.validation else "both", source) for source in find_sources(data.train, options, report)]
+    found = [("train" if data.validation else "both", source) for source in find_sources(data.inputs, options, report)]
     if data.validation:
         found += [("validation", source) for source in find_sources(data.validation, options, report)]
     in_streams = Findings()

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptcli.data.batches import IGNORE, Batch, Step, derived_seed, permute
+from gptcli.config.loss import GoldfishConfig
+from gptcli.data.batches import IGNORE, Batch, Step, counted, derived_seed, permute
 from gptcli.data.example import Example
+from gptcli.data.goldfish import dropped
 
 T = TypeVar("T")
 
@@ -28,6 +30,7 @@ class ExampleBatches:
         token_dropout: float = 0.0,
         blank: int = 0,
         by_example: bool = False,
+        goldfish: GoldfishConfig | None = None,
     ) -> None:
         """Replace the share `token_dropout` of an example's tokens by `blank`, drawn anew each time.
 
@@ -36,6 +39,7 @@ class ExampleBatches:
         self.by_example = by_example
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.micro_batch_tokens, self.token_dropout, self.blank = micro_batch_tokens, token_dropout, blank
+        self.goldfish = goldfish
 
     def __call__(self, step: int) -> Step:
         """Return the batches of optimizer step `step`, counted from 0."""
@@ -51,6 +55,8 @@ class ExampleBatches:
 
     def _batch(self, examples: Sequence[Example], step: int, number: int) -> Batch:
         batch = pack(examples)
+        if self.goldfish is not None:
+            batch = without_dropped(batch, self.goldfish)
         if not self.token_dropout:
             return batch
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "token dropout", step, number))
@@ -58,9 +64,14 @@ class ExampleBatches:
         return batch._replace(inputs=batch.inputs.masked_fill(dropped, self.blank))
 
 
-def counted(micro_batches: Sequence[Batch]) -> Step:
-    """Return a step of micro-batches that are there."""
-    return Step(sum(int((batch.targets != IGNORE).sum()) for batch in micro_batches), micro_batches)
+def without_dropped(batch: Batch, goldfish: GoldfishConfig) -> Batch:
+    """Return packed examples without the targets that the goldfish loss drops. Before an example stand zeros."""
+    parts = []
+    for ids in torch.split(batch.inputs[0], list(batch.lengths or batch.inputs.shape[1:])):
+        begun = torch.cat((ids.new_zeros(goldfish.context - 1), ids))[None]
+        # A target stands at the token before it, which is the last of its context.
+        parts.append(dropped(torch.cat((begun, begun[:, :1]), dim=1), goldfish))
+    return batch._replace(targets=batch.targets.masked_fill(torch.cat(parts, dim=1), IGNORE))
 
 
 def pack(examples: Sequence[Example]) -> Batch:

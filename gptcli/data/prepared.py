@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ ABANDONED_SECONDS = 7 * 24 * 3600  # what a killed preparation left is kept so l
 
 def prepare_data(data: DataConfig, wanted: TokenizerConfig, report: Report) -> tuple[Tokenizer, Path]:
     """Return the tokenizer and the prepared directory of a run, made and kept in the cache where it names raw text."""
-    directories = [Path(path) for path in data.train if is_prepared(Path(path))]
+    directories = [Path(path) for path in data.inputs if is_prepared(Path(path))]
     if directories:
         if len(data.train) > 1 or data.validation:
             raise ConfigError(f"data.train: {shown(str(directories[0]))} is a prepared directory; name it alone")
@@ -45,9 +46,7 @@ def prepare_data(data: DataConfig, wanted: TokenizerConfig, report: Report) -> t
         corpus = survey(data, spool, report)
         work = cache / "work" / corpus.key()
         with fsio.locked(work, wait=report.message):  # runs on the same text make its data once
-            tokenizer = given or _cached_tokenizer(
-                wanted, corpus.key(dataclasses.astuple(wanted)), cache, corpus, report
-            )
+            tokenizer = given or _cached_tokenizer(wanted, cache, [corpus], report)
             key = corpus.key(tokenizer.sha256)
             prepared = cache / "prepared" / key
             if not _is_whole(prepared, report):
@@ -89,17 +88,54 @@ def _is_whole(prepared: Path, report: Report) -> bool:
     return True
 
 
-def _cached_tokenizer(wanted: TokenizerConfig, key: str, cache: Path, corpus: Corpus, report: Report) -> Tokenizer:
-    path = cache / "tokenizers" / f"{key}.json"
+def prepare_parts(data: DataConfig, wanted: TokenizerConfig, report: Report) -> tuple[Tokenizer, list[Path]]:
+    """Return the tokenizer of a mixture and a prepared directory for each part of it; one, where data are no mixture.
+
+    The tokenizer is that of parts that are prepared, or is trained on the training text of all parts.
+    """
+    if not data.mixed:
+        tokenizer, prepared = prepare_data(data, wanted, report)
+        return tokenizer, [prepared]
+    ready = next((name for name in data.inputs if is_prepared(Path(name))), None)
+    if wanted.path is None and ready is not None:
+        wanted = dataclasses.replace(wanted, path=str(Path(ready) / "tokenizer.json"))
+    elif wanted.path is None:
+        wanted = dataclasses.replace(wanted, path=str(_mixture_tokenizer(data, wanted, report)))
+    found = []
+    for part in data.each:
+        if is_prepared(Path(part.inputs[0])):
+            part = dataclasses.replace(part, validation=())
+        tokenizer, prepared = prepare_data(part, wanted, report)
+        found.append(prepared)
+    return tokenizer, found
+
+
+def _mixture_tokenizer(data: DataConfig, wanted: TokenizerConfig, report: Report) -> Path:
+    """Return the cached tokenizer that is trained on all parts of a mixture."""
+    cache = cache_directory(data.cache_dir)
+    with _spool_directory(cache) as spool:
+        corpora = [survey(part, spool / str(number), report) for number, part in enumerate(data.each)]
+        with fsio.locked(cache / "work" / corpora[0].key("mixture"), wait=report.message):
+            _cached_tokenizer(wanted, cache, corpora, report)
+            return _tokenizer_path(wanted, cache, corpora)
+
+
+def _tokenizer_path(wanted: TokenizerConfig, cache: Path, corpora: Sequence[Corpus]) -> Path:
+    key = corpora[0].key(dataclasses.astuple(wanted), *(corpus.key() for corpus in corpora[1:]))
+    return cache / "tokenizers" / f"{key}.json"
+
+
+def _cached_tokenizer(wanted: TokenizerConfig, cache: Path, corpora: Sequence[Corpus], report: Report) -> Tokenizer:
+    path = _tokenizer_path(wanted, cache, corpora)
     if path.exists():
         return Tokenizer(path.read_bytes(), name=str(path))
-    done = 0
+    done, total_bytes = 0, sum(corpus.total_bytes for corpus in corpora)
 
     def training_pieces() -> Iterator[Any]:
         nonlocal done
-        for split, piece in read_corpus(corpus):
+        for split, piece in chain.from_iterable(map(read_corpus, corpora)):
             done += piece.raw_bytes
-            report.progress("train tokenizer", done, corpus.total_bytes, unit="B")
+            report.progress("train tokenizer", done, total_bytes, unit="B")
             if split == "train":
                 yield piece
 

@@ -36,13 +36,14 @@ def training_tokens(data: DataConfig, tokenizer: Tokenizer | None, vocab_size: i
 
     Without a tokenizer, bytes per token are guessed from the size of the vocabulary.
     """
-    if any(name == "-" or Path(name).is_fifo() for name in data.train):
+    if any(name == "-" or Path(name).is_fifo() for name in data.inputs):
         return None
     try:
-        if is_prepared(Path(data.train[0])):
-            return TokenCount(read_index(Path(data.train[0]))["splits"]["train"].tokens, estimated=False)
+        if all(is_prepared(Path(name)) for name in data.inputs):
+            found = [read_index(Path(name))["splits"]["train"].tokens for name in data.inputs]
+            return TokenCount(sum(found), estimated=False)
         options = text_options(data)
-        sources = find_sources(data.train, options)
+        sources = find_sources(data.inputs, options)
         text_bytes = estimate_text_bytes(sources, options)
         sample, documents = _beginning(sources[0], options)
     except (GptcliError, OSError):  # planning needs no data; training will say what is wrong with them
@@ -124,7 +125,7 @@ def english_bytes_per_token(vocab_size: int) -> float:
 
 def find_vocabulary(config: PretrainConfig) -> tuple[Tokenizer | None, int]:
     """Return the run's tokenizer, if it is there, and the rows of the model's embedding."""
-    prepared = Path(config.data.train[0])
+    prepared = Path(config.data.inputs[0])
     path = prepared if is_prepared(prepared) else config.tokenizer.path
     tokenizer = None if path is None else Tokenizer.load(path).with_end_of_text()
     own = config.tokenizer.vocab_size if tokenizer is None else tokenizer.vocab_size

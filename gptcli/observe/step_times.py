@@ -8,8 +8,7 @@ import torch
 
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import PretrainConfig
-from gptcli.data.batches import Batch
-from gptcli.data.packing import counted
+from gptcli.data.batches import Batch, counted
 from gptcli.device.machine import synchronize
 from gptcli.device.runtime import Runtime, keep_freed_memory
 from gptcli.train.initial import new_state

@@ -212,6 +212,7 @@ def rows_job(
             token_dropout=task.token_dropout,
             blank=tokenizer.end_of_text or 0,
             by_example=task.by_example,
+            goldfish=config.loss.goldfish,
         ),
         objective=task.objective(rows),
         validate=validate,

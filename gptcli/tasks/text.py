@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
@@ -63,6 +67,7 @@ def text_job(
         micro_batch_size=_divisor(train.batch_size, config.train.micro_batch_tokens // window),
         first_token=tokenizer.end_of_text,
         seed=config.runtime.seed,
+        goldfish=config.loss.goldfish,
     )
     validation = held_out.read(0, len(held_out)).tolist()
     return tuning_job(
@@ -82,6 +87,24 @@ def text_job(
 def _divisor(number: int, most: int) -> int:
     """Return the largest divisor of `number` that is at most `most`, at least 1."""
     return max(size for size in range(1, number + 1) if number % size == 0 and size <= max(1, most))
+
+
+def validate_texts(
+    model: GPT, tokenizer: Tokenizer, texts: Mapping[str, list[int]], runtime: Runtime
+) -> Validation | None:
+    """As validate_text, on several texts by name, of which each counts alike; the record has each of them."""
+    found = {name: validate_text(model, tokenizer, ids, runtime) for name, ids in texts.items()}
+    measured = {name: validation for name, validation in found.items() if validation is not None}
+    if len(measured) < 2:
+        return next(iter(measured.values()), None)
+    fields = {field: [each.record[field] for each in measured.values()] for field in ("loss_nats", "bits_per_byte")}
+    record: dict[str, Any] = {field: fmean(values) for field, values in fields.items()}
+    record["perplexity"] = math.exp(min(record["loss_nats"], 700.0))
+    record["sources"] = {name: {field: each.record[field] for field in fields} for name, each in measured.items()}
+    text = ", ".join(f"{shown(name)} {each.record['bits_per_byte']:.4f}" for name, each in measured.items())
+    bits = record["bits_per_byte"]
+    text = f"validation loss {record['loss_nats']:.4f} nats, {bits:.4f} bits per byte ({text})"
+    return Validation(bits, record, text, f"validation {bits:.3f} bits/byte")
 
 
 def validate_text(model: GPT, tokenizer: Tokenizer, ids: list[int], runtime: Runtime) -> Validation | None:

@@ -26,8 +26,7 @@ from gptcli.config.data import DataConfig
 from gptcli.config.model import ModelConfig
 from gptcli.config.schema import keys_with
 from gptcli.config.train import OptimConfig, PretrainConfig
-from gptcli.data.batches import Batch, Step
-from gptcli.data.packing import counted
+from gptcli.data.batches import Batch, Step, counted
 from gptcli.data.shards import is_prepared
 from gptcli.data.size import estimate_text_bytes
 from gptcli.data.text import TextOptions, find_sources
@@ -141,7 +140,7 @@ class AutoConfig:
             )
         if text_bytes:
             vocab_size = min(vocab_size, max(512, 1 << (text_bytes // BYTES_PER_VOCABULARY_ENTRY).bit_length()))
-        trains_tokenizer = config.tokenizer.path is None and not any(is_prepared(Path(p)) for p in config.data.train)
+        trains_tokenizer = config.tokenizer.path is None and not any(is_prepared(Path(p)) for p in config.data.inputs)
         if trains_tokenizer and self.is_open(config, "tokenizer.vocab_size"):
             config = self.fill(config, {"tokenizer.vocab_size": vocab_size})
             self.report.message(f"vocabulary: {vocab_size:,} tokens, by the model's width and the size of the text")
@@ -261,7 +260,7 @@ def _seconds(config: PretrainConfig, runtime: Runtime) -> float:
 
 def _text_bytes(data: DataConfig) -> int | None:
     """Return about how many bytes of training text there are where it is files, otherwise None."""
-    if not all(Path(path).is_file() for path in data.train):
+    if not all(Path(path).is_file() for path in data.inputs):
         return None
     options = TextOptions(field=data.field, encoding=data.encoding, errors=data.errors)
-    return estimate_text_bytes(find_sources(data.train, options), options)
+    return estimate_text_bytes(find_sources(data.inputs, options), options)

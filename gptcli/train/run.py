@@ -75,6 +75,7 @@ class Job:
     description: str  # of the data and the steps, for the first message
     metadata: ModelMetadata = field(default_factory=ModelMetadata)
     patience: int | None = None  # stop after so many validations without a better one
+    facts: Callable[[int], Record] | None = None  # of a step, for its line in metrics.jsonl
     less_memory: str = ""  # what to set where memory runs out; empty: as in pretraining
 
 
@@ -211,6 +212,8 @@ class Training:
 
     def _writer(self, file: Any, also_record: Callable[[Record], None], state: TrainState) -> Callable[[Record], None]:
         def write(record: Record) -> None:
+            if self.job.facts is not None and record["kind"] == "train":
+                record = {**record, **self.job.facts(record["step"])}
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
             file.write((json.dumps(finite, allow_nan=False, ensure_ascii=False) + "\n").encode())
             file.flush()

@@ -44,8 +44,7 @@ def measure(own: bool, shape: str, threads: int, seconds: float) -> None:
 
     from gptcli.config.model import ModelConfig
     from gptcli.config.train import OptimConfig
-    from gptcli.data.batches import Batch
-    from gptcli.data.packing import counted
+    from gptcli.data.batches import Batch, counted
     from gptcli.device.runtime import Runtime
     from gptcli.model.gpt import GPT
     from gptcli.train.loop import train_step

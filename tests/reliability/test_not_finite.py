@@ -17,8 +17,7 @@ from gptcli.base.errors import NumericalError
 from gptcli.config.generate import GenerateOptions
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import OptimConfig, TrainConfig
-from gptcli.data.batches import IGNORE, Batch, Step
-from gptcli.data.packing import counted
+from gptcli.data.batches import IGNORE, Batch, Step, counted
 from gptcli.data.tokenizer import learn_merges
 from gptcli.device.runtime import Runtime
 from gptcli.generate.engine import Engine, Request

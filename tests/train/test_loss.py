@@ -11,8 +11,7 @@ from torch import Tensor
 from gptcli.base.errors import NumericalError
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import OptimConfig
-from gptcli.data.batches import IGNORE, Batch
-from gptcli.data.packing import counted
+from gptcli.data.batches import IGNORE, Batch, counted
 from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT
 from gptcli.model.layers import softcap
