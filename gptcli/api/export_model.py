@@ -22,7 +22,7 @@ from gptcli.interop.families import FAMILIES
 from gptcli.interop.family import Document
 from gptcli.interop.gguf_names import ARCHITECTURES, Architecture
 from gptcli.interop.gguf_shape import unwritten
-from gptcli.interop.gguf_write import gguf_package, unheld, write_gguf
+from gptcli.interop.gguf_write import gguf_package, unsupported_tokenizer_feature, write_gguf
 from gptcli.interop.hf_write import write_directory
 from gptcli.model.gpt import GPT
 from gptcli.train.metadata import ModelMetadata, read_metadata
@@ -93,8 +93,8 @@ def export_gguf(
     if metadata.labels:
         raise DataError(f"{shown(str(directory))}: a classifier, which llama.cpp cannot run; export with --to hf")
     architecture = _architecture_for(model.config, json.loads(metadata.origin.get("config.json", "{}")))
-    if unsaid := unheld(tokenizer):
-        report.warning(unsaid)
+    if feature := unsupported_tokenizer_feature(tokenizer):
+        report.warning(feature)
     if model.config.activation == architecture.approximated:
         report.warning(f"llama.cpp computes GELU by its tanh formula in a {architecture.name}: logits differ by 1e-3")
     with fsio.new_directory(output) as temporary:

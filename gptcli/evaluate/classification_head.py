@@ -19,7 +19,7 @@ from gptcli.data.packing import group_by_tokens
 from gptcli.device.runtime import Runtime
 from gptcli.evaluate.bootstrap import Floats
 from gptcli.evaluate.items import Item
-from gptcli.evaluate.result import Cuts, Outcome, classified
+from gptcli.evaluate.result import Outcome, TruncationCounts, classified
 from gptcli.evaluate.scoring import batch_tokens
 from gptcli.model.attention import Packed
 from gptcli.model.gpt import GPT
@@ -72,7 +72,7 @@ def classify_by_head(ensemble: Ensemble, items: Sequence[Item], report: Report) 
             known = ", ".join(labels)
             what = f"label '{shown(item.answers[0])}' is none of the model's: {shown(known)}"
             raise DataError(f"{item.place}: {what}; mend or drop the row")
-    cuts, found = Cuts(), np.zeros((len(items), len(labels)))
+    cuts, found = TruncationCounts(), np.zeros((len(items), len(labels)))
     for start in range(0, len(items), ROWS_AT_ONCE):
         texts = [item.text for item in items[start : start + ROWS_AT_ONCE]]
         found[start : start + len(texts)], cut = ensemble.probabilities(texts)

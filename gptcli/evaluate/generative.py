@@ -15,7 +15,7 @@ from gptcli.evaluate import answers
 from gptcli.evaluate.few_shot import SEPARATOR, Shots, join
 from gptcli.evaluate.items import Item
 from gptcli.evaluate.options import RowOptions
-from gptcli.evaluate.result import Cuts, Outcome, means
+from gptcli.evaluate.result import Outcome, TruncationCounts, means
 from gptcli.generate.engine import Engine, Request
 from gptcli.train.loaded_model import LoadedModel
 
@@ -24,7 +24,7 @@ def write(
     loaded: LoadedModel, items: Sequence[Item], options: RowOptions, shots: Shots | None, report: Report
 ) -> Outcome:
     """Answer the items in the model's own words; in the form of its conversations where it was tuned to converse."""
-    cuts, records = Cuts(), list[dict[str, Any]]()
+    cuts, records = TruncationCounts(), list[dict[str, Any]]()
     stop = options.stop or ((SEPARATOR,) if shots else ())
     drawing = GenerateOptions(max_tokens=options.max_tokens, temperature=options.temperature, stop=stop,
                               seed=options.seed, truncate=options.truncate)  # fmt: skip

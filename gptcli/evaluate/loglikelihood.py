@@ -13,7 +13,7 @@ from gptcli.evaluate import multiple_choice
 from gptcli.evaluate.few_shot import Shots, join
 from gptcli.evaluate.items import Item, continuation
 from gptcli.evaluate.options import RowOptions
-from gptcli.evaluate.result import Cuts, Outcome, classified, means
+from gptcli.evaluate.result import Outcome, TruncationCounts, classified, means
 from gptcli.evaluate.scoring import Sequence as Scorable
 from gptcli.evaluate.scoring import encode_pair, score_sequences
 from gptcli.train.loaded_model import LoadedModel
@@ -28,7 +28,7 @@ def classify_by_words(
     report: Report,
 ) -> Outcome:
     """Choose labels by the log-probability, after the prompt, of the words that stand for them."""
-    cuts, found = Cuts(), []
+    cuts, found = TruncationCounts(), []
     for scored in score_answers(loaded, items, [tuple(words.values())] * len(items), options, shots, cuts):
         found.append(multiple_choice.probabilities([logprob for logprob, _ in scored]))
         report.progress("evaluate", len(found), len(items))
@@ -40,7 +40,7 @@ def choose(
     loaded: LoadedModel, items: Sequence[Item], options: RowOptions, shots: Shots | None, report: Report
 ) -> Outcome:
     """Return the choice with the greatest log-probability, raw and for its length."""
-    cuts, records = Cuts(), list[dict[str, Any]]()
+    cuts, records = TruncationCounts(), list[dict[str, Any]]()
     right: dict[str, list[float]] = {name: [] for name in multiple_choice.NORMALISATIONS}
     all_scored = score_answers(loaded, items, [item.choices for item in items], options, shots, cuts)
     for item, scored in zip(items, all_scored, strict=True):
@@ -70,7 +70,7 @@ def score_answers(
     choices: Sequence[Sequence[str]],
     options: RowOptions,
     shots: Shots | None,
-    cuts: Cuts,
+    cuts: TruncationCounts,
 ) -> Iterator[list[tuple[float, int]]]:
     """Yield for each row (log-probability, tokens) of each of its choices after its prompt."""
 
@@ -85,7 +85,12 @@ def score_answers(
 
 
 def _sequences(
-    loaded: LoadedModel, item: Item, texts: Sequence[str], options: RowOptions, before: list[str], cuts: Cuts
+    loaded: LoadedModel,
+    item: Item,
+    texts: Sequence[str],
+    options: RowOptions,
+    before: list[str],
+    cuts: TruncationCounts,
 ) -> list[Scorable]:
     """Return a row's choices behind its context. The last token of a choice is not fed, so it takes no room."""
     encode, first = loaded.tokenizer.encode, loaded.tokenizer.first

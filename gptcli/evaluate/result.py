@@ -25,7 +25,7 @@ class Outcome:
 
 
 @dataclass
-class Cuts:
+class TruncationCounts:
     """What did not fit the model's context."""
 
     rows_with_fewer_shots: int = 0
@@ -38,7 +38,11 @@ class Cuts:
 
 
 def classified(
-    items: Sequence[Item], labels: tuple[str, ...], probabilities: Floats, details: dict[str, Any], cuts: Cuts
+    items: Sequence[Item],
+    labels: tuple[str, ...],
+    probabilities: Floats,
+    details: dict[str, Any],
+    cuts: TruncationCounts,
 ) -> Outcome:
     order = sorted(range(len(labels)), key=labels.__getitem__)  # the same for every model of these labels
     labels, probabilities = tuple(labels[index] for index in order), probabilities[:, order]

@@ -84,7 +84,7 @@ def read_config(document: Document, family: Family, place: str) -> ModelConfig:
         raise DataError(*(f"{place}: {problem}" for problem in error.problems)) from None
 
 
-def unsaid(document: Document) -> Iterator[str]:
+def dropped_keys(document: Document) -> Iterator[str]:
     """Yield what of the config.json is left behind although the model computes the same."""
     if document.get("auto_map"):
         yield "auto_map names code of the model's own, which is never run; the architecture is that of transformers"

@@ -145,7 +145,7 @@ def split_pattern(tokenizer: Tokenizer) -> str:
     raise DataError("the tokenizer's split pattern is one that llama.cpp does not have; export with --to hf")
 
 
-def unheld(tokenizer: Tokenizer) -> str | None:
+def unsupported_tokenizer_feature(tokenizer: Tokenizer) -> str | None:
     """Return what of the tokenizer no GGUF file can say, or None."""
     normalizer = tokenizer_file.parts(json.loads(tokenizer.plain_content), "normalizer")
     composes = any(part["type"] == "NFC" for part in normalizer)

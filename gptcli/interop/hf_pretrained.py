@@ -10,7 +10,7 @@ from typing import Any
 from gptcli.base import fsio
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
-from gptcli.interop.configs import family_of, read_config, unsaid
+from gptcli.interop.configs import dropped_keys, family_of, read_config
 from gptcli.interop.hf_read import inside, read_document, read_model
 from gptcli.interop.pretrained import Pretrained
 from gptcli.interop.special_tokens import mark, token_names
@@ -38,7 +38,7 @@ def read_hf(directory: Path) -> Pretrained:
         template=_template(origin, settings),
         token_names=names,
         origin=origin,
-        left_behind=[f"{place}: {left}" for left in unsaid(config)],
+        left_behind=[f"{place}: {left}" for left in dropped_keys(config)],
         read_model=lambda: read_model(directory, config),
     )
 
