@@ -126,7 +126,7 @@ def _batches(config: PretrainConfig, tokenizer: Tokenizer, prepared: Sequence[Pa
 
 
 def _tell_mixture(batches: MixedBatches, steps: int, report: Report) -> None:
-    """Say what a run reads of each part of a mixture; ConfigError where the parts' caps do not allow it."""
+    """Report what a run reads of each part of a mixture; ConfigError where the parts' caps do not allow it."""
     batches.check(steps)
     for (name, epochs), share in zip(batches.epochs_of(steps).items(), batches.shares, strict=True):
         report.message(f"{shown(name)}: {share:.1%} of the rows, {epochs:.3g} epochs")
@@ -140,7 +140,7 @@ def _job(
     runtime: Runtime,
     report: Report,
 ) -> Job:
-    """Pretraining as a job."""
+    """Describe pretraining as a job."""
     steps = config.train.steps
     inputs = [fact["sha256"] for directory in prepared for fact in read_index(directory)["inputs"]]
     content = {"tokenizer": tokenizer.sha256, "inputs": inputs}

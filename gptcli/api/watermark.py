@@ -52,7 +52,7 @@ class Detection:
         return {"verdict": self.verdict, "p": p, "log10_p": log10, "tokens_scored": self.tokens, "key": self.key}
 
     def lines(self) -> list[tuple[str, str]]:
-        """For a person."""
+        """Return (name, value) pairs for a person."""
         log10 = self.log_p / math.log(10)
         p = f"{math.exp(self.log_p):.3g}" if log10 > -300 else f"1e{log10:.0f}"
         return [
@@ -105,7 +105,7 @@ class Calibration:
         return {"windows": self.windows, "window_tokens": self.window_tokens, "least_p": least, "rates": rates}
 
     def lines(self) -> list[tuple[str, str]]:
-        """For a person."""
+        """Return (name, value) pairs for a person."""
         facts = [("windows", f"{self.windows:,} of {self.window_tokens} tokens")]
         for rate, count in self.found.items():
             low, high = wilson(count, self.windows)

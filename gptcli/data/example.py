@@ -25,12 +25,12 @@ class Example(NamedTuple):
 
     @property
     def sequences(self) -> tuple[Example, ...]:
-        """What a model reads: the example, and the other answer of a pair."""
+        """Return what a model reads: the example, and the other answer of a pair."""
         return (self,) if self.rejected is None else (self, self.rejected)
 
     @property
     def tokens(self) -> int:
-        """The number of ids in its sequences."""
+        """Count the ids in its sequences."""
         return sum(len(sequence.ids) for sequence in self.sequences)
 
     @property

@@ -35,7 +35,7 @@ class Mixture:
     """Divides rows among texts."""
 
     def __init__(self, shares: Sequence[float], most: Sequence[int | None], seed: int) -> None:
-        """`shares` of each text, relative to the others', and `most` rows of it, None for any number."""
+        """Mix texts by `shares`, relative to each other, reading at most `most` rows of each, None for any number."""
         self.shares = np.array(shares, dtype=np.float64)
         self.most = np.array([np.iinfo(np.int64).max if rows is None else rows for rows in most], dtype=np.int64)
         self.seed = seed

@@ -26,7 +26,7 @@ class Outcome:
 
 @dataclass
 class TruncationCounts:
-    """What did not fit the model's context."""
+    """Counts of what did not fit the model's context."""
 
     rows_with_fewer_shots: int = 0
     shots_dropped: int = 0

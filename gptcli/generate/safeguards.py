@@ -17,7 +17,7 @@ class Safeguards:
     require_watermark: bool = False
 
     def check(self, options: GenerateOptions) -> None:
-        """DataError where a text with such options could not be marked and has to be."""
+        """Raise DataError where a text with such options must be marked and could not be."""
         if self.require_watermark and options.temperature == 0:
             raise DataError(
                 "temperature 0 draws nothing, so that no watermark can be put in; raise it, or drop --require-watermark"

@@ -162,7 +162,7 @@ def _key_of(found: dict[str, Any]) -> Watermark:
 
 
 def check_tokenizer(watermark: Watermark, sha256: str, name: str) -> None:
-    """ConfigError where a key was made for texts of another tokenizer, whose ids it would not find."""
+    """Raise ConfigError where a key was made for texts of another tokenizer, whose ids it would not find."""
     if watermark.tokenizer_sha256 != sha256:
         raise ConfigError(
             f"{shown(name)}: a key for another tokenizer; name the one that it was made with, or make another key "

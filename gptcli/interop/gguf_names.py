@@ -62,7 +62,7 @@ def _gemma(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scaled(fields: Mapping[str, Any], largest: int) -> dict[str, Any]:
-    """Gemma 2 and 3: queries are scaled by the width of a head, but in the largest model by the model's over heads."""
+    """Return the attention scale of Gemma 2 and 3, whose largest model divides by the model's width over its heads."""
     width = fields["hidden_size"] // fields["num_heads"] if fields["num_layers"] == largest else fields["head_dim"]
     return _gemma(fields) | {"attention_scale": width**-0.5}
 

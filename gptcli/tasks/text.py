@@ -92,7 +92,7 @@ def _divisor(number: int, most: int) -> int:
 def validate_texts(
     model: GPT, tokenizer: Tokenizer, texts: Mapping[str, list[int]], runtime: Runtime
 ) -> Validation | None:
-    """As validate_text, on several texts by name, of which each counts alike; the record has each of them."""
+    """Validate several texts by name as validate_text does one; each counts alike, and the record has each of them."""
     found = {name: validate_text(model, tokenizer, ids, runtime) for name, ids in texts.items()}
     measured = {name: validation for name, validation in found.items() if validation is not None}
     if len(measured) < 2:

@@ -26,7 +26,7 @@ class Problem(Exception):
 
     @property
     def closes(self) -> bool:
-        """Whether the connection cannot go on behind it."""
+        """Return whether the connection must be closed after it."""
         return self.status in (408, 431) or self.code == "invalid_request"
 
     def as_dict(self) -> dict[str, Any]:

@@ -45,13 +45,17 @@ def watermark_key(tokenizer: str, output: Path, context: int, force: bool) -> No
 @click.command(no_args_is_help=True)
 @tokenizer
 @click.argument("text", required=False, metavar="[TEXT]")
-@click.option("--key", "keys", multiple=True, required=True, metavar="KEYFILE", help="Of watermark-key; repeatable.")
-@click.option("--false-positives", type=options.FiniteRange(0, 1, min_open=True, max_open=True), default=1e-5,
-              show_default=True, help="Unmarked texts that may be called marked.")  # fmt: skip
-@click.option("--jsonl", is_flag=True, help="Lines of stdin are records, which come back with what was found.")
-@click.option("--calibrate", multiple=True, metavar="HUMAN", help="Count false positives in text that nobody marked.")
 @click.option(
-    "--window", type=click.IntRange(8), default=200, show_default=True, help="Tokens of a calibration's text."
+    "--key", "keys", multiple=True, required=True, metavar="KEYFILE", help="A key of gptcli watermark-key; repeatable."
+)
+@click.option("--false-positives", type=options.FiniteRange(0, 1, min_open=True, max_open=True), default=1e-5,
+              show_default=True, help="Share of unmarked texts that may be called marked.")  # fmt: skip
+@click.option("--jsonl", is_flag=True, help="Read JSON records from stdin; they come back with what was found.")
+@click.option(
+    "--calibrate", multiple=True, metavar="HUMAN", help="Count false positives in this human text; repeatable."
+)
+@click.option(
+    "--window", type=click.IntRange(8), default=200, show_default=True, help="Tokens of each text of a calibration."
 )
 @options.as_json
 @options.text_input
@@ -66,7 +70,7 @@ def detect(
     as_json: bool,
     **how: Any,
 ) -> None:
-    """Say whether a text has the watermark of a key, with an exact p-value.
+    """Test whether a text has the watermark of a key, with an exact p-value.
 
     The text is TEXT, else stdin. p is the probability that text written without the key scores as high; each context
     of a key counts once, and several keys multiply p by their number. Text of temperature 0 has no mark; text that is
