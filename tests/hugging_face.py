@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers
 import torch
 import transformers
+from random_models import scrambled
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from gptcli.data.tokenizer import NANOCHAT_PATTERN, PATTERNS, Tokenizer, learn_merges
@@ -135,14 +136,7 @@ CONFIGS |= MORE
 def random_model(config: Any) -> Any:
     """Weights far from their initial values, norms and biases too, so that a swapped one shows."""
     torch.manual_seed(1)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 1:
-                weight.copy_(torch.rand_like(weight) + (0.0 if name.endswith("bias") else 0.5))
-            else:
-                weight.normal_(0.0, 0.2)
-    return model.eval()
+    return scrambled(transformers.AutoModelForCausalLM.from_config(config))
 
 
 def made_up_text(count: int, seed: int) -> list[str]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
+from torch import nn
 
 from gptcli.model.gpt import GPT
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def randomized(model: GPT, std: float) -> GPT:
@@ -13,4 +18,15 @@ def randomized(model: GPT, std: float) -> GPT:
     with torch.no_grad():
         for weight in model.parameters():
             weight.normal_(0.0, std, generator=generator)
+    return model.eval()
+
+
+def scrambled(model: M) -> M:
+    """The model with weights far from their initial values, norms and biases too, so that a swapped one shows."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1:
+                weight.copy_(torch.rand_like(weight) + (0.0 if name.endswith("bias") else 0.5))
+            else:
+                weight.normal_(0.0, 0.2)
     return model.eval()

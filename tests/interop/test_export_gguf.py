@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_MODEL, RunCli, english, tiny_run_file
+from random_models import scrambled
 
 from gptcli.api.export_model import export_gguf
 from gptcli.base.errors import ConfigError, DataError
@@ -43,13 +44,7 @@ def our_tokenizer(pattern: str = "gpt2") -> Tokenizer:
 def save(config: ModelConfig, path: Path, tokenizer: Tokenizer | None = None) -> tuple[GPT, Tokenizer]:
     """A checkpoint with random weights, far from their initial values."""
     torch.manual_seed(1)
-    model = GPT(config).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 1:
-                weight.copy_(torch.rand_like(weight) + (0.0 if name.endswith("bias") else 0.5))
-            else:
-                weight.normal_(0.0, 0.2)
+    model = scrambled(GPT(config))
     tokenizer = tokenizer or our_tokenizer()
     path.mkdir()
     checkpoint.save_model(model, tokenizer, path, step=0)

@@ -14,6 +14,7 @@ from conftest import RunCli, Tiny
 pytest.importorskip("transformers")
 import transformers
 from hugging_face import CONFIGS, VOCABULARY, hf_directory, made_text_tokenizer, made_up_text, some_ids
+from random_models import scrambled
 
 import gptcli
 from gptcli.api.export_model import export_hf
@@ -50,14 +51,7 @@ OURS = {
 def random_gpt(config: ModelConfig, labels: int = 0) -> GPT:
     """Weights far from their initial values, norms and biases too."""
     torch.manual_seed(1)
-    model = GPT(config, labels=labels)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 1:
-                weight.copy_(torch.rand_like(weight) + (0.0 if name.endswith("bias") else 0.5))
-            else:
-                weight.normal_(0.0, 0.2)
-    return model.eval()
+    return scrambled(GPT(config, labels=labels))
 
 
 def save(model: GPT, path: Path, tokenizer: Tokenizer | None = None, metadata: ModelMetadata | None = None) -> GPT:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from gptcli.cli.commands import options
-from gptcli.config.run_file import MOVED, explaining_paths, load_run_file
+from gptcli.cli.commands import options, training
+from gptcli.config.run_file import load_run_file
 
 
 @click.command(no_args_is_help=True)
@@ -16,8 +16,8 @@ from gptcli.config.run_file import MOVED, explaining_paths, load_run_file
     metavar="TIME",
     help="Time for the whole run: 90s, 5m, 1.5h; sizes are chosen to fit. The same as -s train.budget=TIME.",
 )
-@click.option("--resume", is_flag=True, help="Continue from the newest intact checkpoint in run_dir, if there is one.")
-@click.option("--force", is_flag=True, help="Start over in a run_dir that holds checkpoints; they are deleted.")
+@training.resume
+@training.force
 @options.as_json
 @options.quiet
 def pretrain(
@@ -44,7 +44,6 @@ def pretrain(
       gptcli pretrain examples/budget.yaml --budget 10m
       gptcli pretrain runs/demo/run.yaml --resume
     """
-    from gptcli.cli import console
     from gptcli.config.train import PretrainConfig
 
     overrides = overrides if budget is None else (*overrides, f"train.budget={budget}")
@@ -52,16 +51,15 @@ def pretrain(
     from gptcli.api.pretrain import pretrain as run  # only now torch: a bad run file answers at once
     from gptcli.train.deadline import process_start
 
-    report = console.ConsoleReport("pretrain", quiet=quiet)
-    if loaded.origins["run_dir"] == MOVED:
-        report.message(f"going on in {loaded.value.run_dir}, where the run file lies beside its checkpoints")
-    try:
-        with explaining_paths(run_file):
-            result = run(
-                loaded.value, resume=resume, force=force, report=report, origins=loaded.origins, started=process_start()
-            )
-    finally:
-        report.close()
-    if as_json:
-        console.write_json(result.as_dict())
-    return result.exit_code
+    return training.run_training(
+        "pretrain",
+        run,
+        loaded,
+        run_file,
+        as_json=as_json,
+        quiet=quiet,
+        resume=resume,
+        force=force,
+        origins=loaded.origins,
+        started=process_start(),
+    )
