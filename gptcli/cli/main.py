@@ -53,6 +53,7 @@ COMMANDS = {
     "evaluate": "evaluate.evaluate",
     "eval-harness": "eval_harness.eval_harness",
     "score": "score.score",
+    "audit": "audit.audit",
     "generate": "generate.generate",
     "chat": "chat.chat",
     "classify": "classify.classify",

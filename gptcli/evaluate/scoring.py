@@ -86,7 +86,7 @@ def _score_batch(model: GPT, batch: list[Sequence], runtime: Runtime, greedy: bo
     nats, hits = torch.empty(0), torch.empty(0)
     if targets:
         device = runtime.device
-        hidden = _hidden(model, list(starts), runtime)[torch.tensor(places, device=device)]  # (n, C)
+        hidden = hidden_states(model, list(starts), runtime)[torch.tensor(places, device=device)]  # (n, C)
         wanted, cap = torch.tensor(targets, device=device), model.config.logit_softcap
         nats = target_nats(hidden, model.head, wanted, cap=cap).cpu()
         if not math.isfinite(nats.double().sum()):
@@ -100,7 +100,7 @@ def _score_batch(model: GPT, batch: list[Sequence], runtime: Runtime, greedy: bo
         yield Scored(nats[scored], bool(hits[scored].all()) if greedy else None)
 
 
-def _hidden(model: GPT, inputs: list[tuple[int, ...]], runtime: Runtime) -> Tensor:
+def hidden_states(model: GPT, inputs: list[tuple[int, ...]], runtime: Runtime) -> Tensor:
     """Return the head's input (N, C) at every token of the inputs, laid end to end."""
     lengths = list(map(len, inputs))
     if max(lengths) > model.config.context_length:

@@ -10,6 +10,7 @@ from gptcli.base import fsio
 from gptcli.base.escape import shown
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.model.gpt import GPT
+from gptcli.train.audits import read_audit
 from gptcli.train.metadata import ModelMetadata
 from gptcli.train.metrics import read_metrics
 
@@ -56,6 +57,15 @@ print(model("Once upon a time", max_tokens=50)["choices"][0]["text"])
 }
 
 
+_FIGURES = {
+    "extraction": "share of training passages recited: 25 tokens given, the next 25 right",
+    "canaries": "share of planted canaries that came out, of the group that did most",
+    "exposure": "bits of 8 by which planted codes stand out; about 1 is chance",
+    "membership": "AUC of telling training text from held-out text; 0.5 is chance",
+    "copied": "share of samples with 25 tokens of the training text in a row",
+    "pii": "items of personal data for each sample; names of people are not found",
+    "vocabulary": "tokens with five digits or more, or an @",
+}
 NEEDS = {"NanoChatForCausalLM": "transformers 5"}  # the others are in transformers 4 too
 
 
@@ -87,6 +97,21 @@ def model_card(name: str, checkpoint: Path, model: GPT, tokenizer: Tokenizer, me
         + "\n## Use\n\n"
         + example.replace("BEGIN", "tokenizer.bos_token + " if mark else "")
         + (f"\n{_begins(mark, use)}\n" if mark else "")
+        + audit_section(checkpoint)
+    )
+
+
+def audit_section(checkpoint: Path) -> str:
+    """Return the figures of the checkpoint's audit as a section; empty where there was none."""
+    found = read_audit(checkpoint)
+    if found is None:
+        return ""
+    rows = [
+        f"| {name} | {value:.4g} | {_FIGURES[name]} |\n" for name, value in found["figures"].items() if name in _FIGURES
+    ]
+    return (
+        "\n## Audit\n\nBy `gptcli audit`, which finds what it looks for: a low figure is no proof that nothing was "
+        "learnt by heart.\n\n| figure | value | meaning |\n|---|---|---|\n" + "".join(rows)
     )
 
 

@@ -192,8 +192,8 @@ def divergence_nats(model: GPT, hidden: Tensor, reference: GPT, reference_hidden
     """Return KL(model || reference) of what both say comes next, (N,) float32, where they have hidden (N, C)."""
     parts = []
     pairs = zip(
-        _logits(hidden, model.head, model.config.logit_softcap),
-        _logits(reference_hidden, reference.head, reference.config.logit_softcap),
+        chunked_logits(hidden, model.head, model.config.logit_softcap),
+        chunked_logits(reference_hidden, reference.head, reference.config.logit_softcap),
         strict=True,
     )
     for (_, logits), (_, others) in pairs:
@@ -219,7 +219,7 @@ def target_nats(hidden: Tensor, head: Tensor | nn.Module, targets: Tensor, *, ca
     wanted = targets.reshape(-1)
     parts = [
         F.cross_entropy(logits, wanted[start : start + len(logits)], ignore_index=IGNORE, reduction="none")
-        for start, logits in _logits(hidden, head, cap)
+        for start, logits in chunked_logits(hidden, head, cap)
     ]
     return torch.cat(parts).view(targets.shape)
 
@@ -227,11 +227,11 @@ def target_nats(hidden: Tensor, head: Tensor | nn.Module, targets: Tensor, *, ca
 @torch.no_grad()
 def likeliest(hidden: Tensor, head: Tensor | nn.Module, *, cap: float) -> Tensor:
     """Return the id of the largest logit at every place, int64 in the shape of hidden without its last dimension."""
-    parts = [logits.argmax(-1) for _, logits in _logits(hidden, head, cap)]
+    parts = [logits.argmax(-1) for _, logits in chunked_logits(hidden, head, cap)]
     return torch.cat(parts).view(hidden.shape[:-1])
 
 
-def _logits(hidden: Tensor, head: Tensor | nn.Module, cap: float) -> Iterator[tuple[int, Tensor]]:
+def chunked_logits(hidden: Tensor, head: Tensor | nn.Module, cap: float) -> Iterator[tuple[int, Tensor]]:
     """Yield chunks of the logits (rows, V) in float32, each with the number of its first row."""
     flat = hidden.reshape(-1, hidden.shape[-1])
     weight = head.to(hidden.dtype) if isinstance(head, Tensor) else None

@@ -31,6 +31,7 @@ COMMANDS = [
     "evaluate",
     "eval-harness",
     "score",
+    "audit",
     "generate",
     "chat",
     "classify",

@@ -1,0 +1,256 @@
+"""What a trained model gives away: passages, canaries, membership, copies in samples, personal data, its vocabulary.
+
+An audit finds what it looks for; a low figure is no proof that nothing was learnt.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+from gptcli.api.open_model import DeviceOptions, open_model
+from gptcli.base import fsio
+from gptcli.base.errors import ConfigError, DataError
+from gptcli.base.escape import shown
+from gptcli.base.report import Report
+from gptcli.config import yaml_file
+from gptcli.config.data import TokenizerConfig
+from gptcli.config.generate import GenerateOptions
+from gptcli.config.train import PretrainConfig
+from gptcli.data.filters.canaries import FORMAT, Canary
+from gptcli.data.filters.pii import find_pii
+from gptcli.data.leaks import leaking_tokens
+from gptcli.data.prepared import prepare_parts
+from gptcli.data.shards import TokenArray
+from gptcli.evaluate.memorisation import (
+    MEMBER_TOKENS,
+    PREFIX,
+    SUFFIX,
+    canary_report,
+    extraction,
+    membership,
+    windows,
+)
+from gptcli.evaluate.novelty import copied
+from gptcli.generate.engine import Engine, Request
+from gptcli.model.lora import WEIGHTS as ADAPTER_WEIGHTS
+from gptcli.train.audits import audit_path
+from gptcli.train.loaded_model import LoadedModel
+from gptcli.train.weights import weights_sha256
+
+SHOWN_TOKENS = 20  # of a leaking vocabulary
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """How much is looked at."""
+
+    prefixes: int = 200
+    samples: int = 100
+    sample_tokens: int = 200
+    temperature: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The findings, by what was looked for; a part that could not be done says why under `skipped`."""
+
+    checkpoint: str
+    found: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"checkpoint": self.checkpoint, **self.found, "figures": self.figures()}
+
+    def figures(self) -> dict[str, float]:
+        """Return one number for each thing that --fail-above can hold a model to."""
+        found, figures = self.found, dict[str, float]()
+        if passages := found.get("extraction"):
+            figures["extraction"] = passages["training"]["rate"] or 0.0
+        if planted := [group for group in found.get("canaries", ()) if group["repeats"]]:
+            figures["canaries"] = max(group["extracted"] / group["canaries"] for group in planted)
+            exposed = [group["exposure_bits"] for group in planted if group["exposure_bits"] is not None]
+            figures.update({"exposure": max(exposed)} if exposed else {})
+        if members := found.get("membership"):
+            figures["membership"] = max(score["auc"] for score in members.values())
+        if novelty := found.get("novelty"):
+            copies = next(size for size in novelty["samples"] if size["tokens"] == 25)
+            figures["copied"] = copies["texts_with_a_run"] / max(1, copies["texts"])
+        if "pii" in found:
+            figures["pii"] = sum(found["pii"]["found"].values()) / max(1, found["pii"]["samples"])
+        figures["vocabulary"] = found["vocabulary"]["leaking_tokens"]
+        return figures
+
+    def lines(self) -> list[tuple[str, str]]:
+        """For a person."""
+        found, lines = self.found, list[tuple[str, str]]()
+        for name, each in (found.get("extraction") or {}).items():
+            low, high = each["interval"]
+            lines.append((f"passages of {name} text", f"{each['whole']} of {each['passages']} recited whole "
+                          f"({low:.1%} to {high:.1%}), at most {each['longest']} of {SUFFIX} tokens"))  # fmt: skip
+        for group in found.get("canaries", ()):
+            name = f"{group['kind']}, {group['repeats']} x" if group["repeats"] else f"{group['kind']}, control"
+            bits = "" if group["exposure_bits"] is None else f", exposure {group['exposure_bits']:.1f} of 8 bits"
+            lines.append((f"canaries: {name}", f"{group['extracted']} of {group['canaries']} came out{bits}"))
+        for name, score in (found.get("membership") or {}).items():
+            low, high = score["interval"]
+            title = {"loss": "loss", "min_k_plus_plus": "Min-K%++"}[name]
+            lines.append((f"membership by {title}", f"AUC {score['auc']:.3f} ({low:.3f} to {high:.3f}), 0.5 is chance"))
+        for name, sizes in (found.get("novelty") or {}).items():
+            for each in sizes:
+                title = f"{name} with {each['tokens']} tokens of the training text"
+                lines.append((title, f"{each['texts_with_a_run']} of {each['texts']}"))
+        if "pii" in found:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in found["pii"]["found"].items()) or "none"
+            lines.append((f"personal data in {found['pii']['samples']} samples", kinds))
+        leaks = found["vocabulary"]
+        some = f": {', '.join(map(shown, leaks['tokens'][:5]))}" if leaks["tokens"] else ""
+        lines.append(("tokens with a long number or an @", f"{leaks['leaking_tokens']}{some}"))
+        lines += [(f"skipped: {name}", why) for name, why in found["skipped"].items()]
+        return [*lines, ("checkpoint", self.checkpoint)]
+
+
+def audit(
+    run: str | Path,
+    *,
+    data: str | None = None,
+    canaries: str | None = None,
+    options: AuditOptions | None = None,
+    report: Report,
+    **how: Unpack[DeviceOptions],
+) -> Audit:
+    """Audit a checkpoint, and keep the findings beside it for its model card and `gptcli lineage`.
+
+    `data`: a prepared directory; without one the run's own text, where it is still there. `canaries`: the key file.
+    """
+    options = options or AuditOptions()
+    planted = None if canaries is None else read_canaries(canaries)
+    loaded = open_model(run, **how)
+    skipped: dict[str, str] = {}
+    found: dict[str, Any] = {"weights_sha256": _identity(loaded), "options": vars(options), "skipped": skipped}
+    if loaded.metadata.labels:
+        raise DataError(f"{shown(str(loaded.directory))}: a classifier, which writes nothing; audit its base")
+    splits = _splits(loaded, data, skipped, report)
+    samples = _samples(loaded, options, report)
+    if splits is not None:
+        found |= _against_text(loaded, splits, samples, options, skipped, report)
+    if planted is not None:
+        report.message("asking for canaries")
+        found["canaries"] = canary_report(loaded, planted, options.seed)
+        if unfit := len(planted) - sum(group["canaries"] for group in found["canaries"]):
+            skipped["canaries"] = f"{unfit} of {len(planted)} are longer than the context"
+    texts = [loaded.tokenizer.decode(ids) for ids in samples]
+    try:
+        kinds = Counter(span.kind for text in texts for span in find_pii(text))
+        found["pii"] = {"samples": len(texts), "found": dict(sorted(kinds.items()))}
+    except ConfigError as error:  # its library is an extra
+        skipped["personal data"] = str(error)
+    leaks = leaking_tokens(loaded.tokenizer)
+    found["vocabulary"] = {"leaking_tokens": len(leaks), "tokens": leaks[:SHOWN_TOKENS]}
+    result = Audit(str(loaded.directory), found)
+    fsio.write_json(audit_path(loaded.directory), result.as_dict())
+    return result
+
+
+def _identity(loaded: LoadedModel) -> str:
+    """Return the hash of the weights, or of the adapter that was trained."""
+    if loaded.metadata.adapter is None:
+        return weights_sha256(loaded.directory)
+    return fsio.sha256(loaded.directory / ADAPTER_WEIGHTS)
+
+
+def _splits(
+    loaded: LoadedModel, data: str | None, skipped: dict[str, str], report: Report
+) -> list[tuple[TokenArray, TokenArray]] | None:
+    """Return the training and held-out tokens of the model's text, part by part; None, and why, where there is none."""
+    if data is not None:
+        directories = [Path(data)]
+    else:
+        run_yaml = loaded.directory.resolve().parent.parent / "run.yaml"
+        try:
+            config = yaml_file.load(PretrainConfig, run_yaml).value
+            given = TokenizerConfig(path=str(loaded.directory / "tokenizer.json"))
+            _, directories = prepare_parts(config.data, given, report)
+        except (ConfigError, DataError) as error:
+            skipped["training text"] = f"name it with --data PREPARED ({error})"
+            return None
+    splits = [(TokenArray(path, "train"), TokenArray(path, "validation")) for path in directories]
+    size = loaded.tokenizer.vocab_size
+    if any(tokens.index.max_id >= size for pair in splits for tokens in pair):
+        raise DataError(f"{shown(str(directories[0]))}: prepared with another tokenizer than the model's")
+    return splits
+
+
+def _samples(loaded: LoadedModel, options: AuditOptions, report: Report) -> list[list[int]]:
+    """Write texts from nothing, which is how a model shows what it would say by itself."""
+    engine = Engine(loaded.model, loaded.tokenizer, loaded.runtime)
+    length = min(options.sample_tokens, loaded.room)
+    drawing = GenerateOptions(max_tokens=length, temperature=options.temperature, seed=options.seed, stop_at_eos=False)
+    prompt = [] if engine.first else loaded.tokenizer.encode("\n")
+    samples = []
+    for completion in engine.run(Request(prompt, drawing, number) for number in range(options.samples)):
+        completion.check()
+        samples.append(completion.ids)
+        report.progress("write samples", len(samples), options.samples)
+    return samples
+
+
+def _against_text(
+    loaded: LoadedModel,
+    splits: Sequence[tuple[TokenArray, TokenArray]],
+    samples: Sequence[list[int]],
+    options: AuditOptions,
+    skipped: dict[str, str],
+    report: Report,
+) -> dict[str, Any]:
+    """Return what needs the training text: extraction, membership, novelty; held-out text stands beside each."""
+    mark, count, seed = loaded.tokenizer.end_of_text, -(-options.prefixes // len(splits)), options.seed
+
+    def drawn(split: int, length: int) -> list[list[int]]:
+        parts = (windows(pair[split], count, length, mark, seed) for pair in splits)
+        return list(itertools.chain.from_iterable(parts))
+
+    found: dict[str, Any] = {}
+    if loaded.room >= PREFIX + SUFFIX:
+        report.message("reciting passages")
+        passages = {name: drawn(split, PREFIX + SUFFIX) for split, name in enumerate(("training", "held-out"))}
+        found["extraction"] = {name: extraction(loaded, ids).as_dict() for name, ids in passages.items() if ids}
+    else:
+        skipped["passages"] = f"the context has {loaded.room} tokens, and a passage {PREFIX + SUFFIX}"
+    length = min(MEMBER_TOKENS, loaded.room)
+    members, others = drawn(0, length), drawn(1, length)
+    if len(members) > 1 and len(others) > 1:
+        report.message("telling training text from held-out text")
+        found["membership"] = {
+            name: score.as_dict() for name, score in membership(loaded, members, others, seed).items()
+        }
+    else:
+        skipped["membership"] = "there is no held-out text to compare with"
+    report.message("looking for the samples in the training text")
+    held_out = drawn(1, len(samples[0])) if samples and samples[0] else []
+    texts = {"samples": samples, **({"held-out texts": held_out[: len(samples)]} if held_out else {})}
+    found["novelty"] = {name: _copied(ids, splits) for name, ids in texts.items() if ids}
+    return found
+
+
+def _copied(texts: Sequence[list[int]], splits: Sequence[tuple[TokenArray, TokenArray]]) -> list[dict[str, Any]]:
+    if len(splits) == 1:
+        return copied(texts, splits[0][0])
+    parts = [copied(texts, train) for train, _ in splits]  # of a mixture: what the part that has most of them has
+    return [max(sizes, key=lambda each: each["texts_with_a_run"]) for sizes in zip(*parts, strict=True)]
+
+
+def read_canaries(path: str) -> list[Canary]:
+    """Return the canaries of a key file of `gptcli corpus canaries`; DataError where it is none."""
+    document = fsio.read_json(Path(path))
+    try:
+        if document["format"] != FORMAT:
+            raise ValueError
+        fields = Canary.__annotations__
+        return [Canary(**{name: each[name] for name in fields}) for each in document["canaries"]]
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{shown(path)}: no key file of gptcli corpus canaries; name its key.json") from None
