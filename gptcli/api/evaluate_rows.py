@@ -24,6 +24,7 @@ from gptcli.evaluate.generative import write
 from gptcli.evaluate.items import Item, names_field, read_item
 from gptcli.evaluate.loglikelihood import choose, classify_by_words
 from gptcli.evaluate.options import RowOptions
+from gptcli.evaluate.pairs import prefer
 from gptcli.evaluate.result import Outcome
 from gptcli.generate.packed_weights import Quantize, pack
 from gptcli.train.loaded_model import LoadedModel
@@ -120,6 +121,8 @@ def evaluate_rows(
     if records is not None:
         fsio.check_writable(Path(records), force=force)
         fsio.check_apart(Path(records), map(Path, (*inputs, *([options.shots_file] if options.shots_file else []))))
+    if options.task == "pairs" and (options.template is not None or options.shots):
+        raise ConfigError("--template, --shots: are of questions, and pairs are whole texts; leave them out")
     if bool(options.shots) != (options.shots_file is not None):
         raise ConfigError("--shots and --shots-file go together; pass both")
     if options.template is not None and not names_field(options.template):
@@ -194,6 +197,8 @@ def _ask(
             outcome = classify_by_words(loaded, items, _label_words(items, options, shots), options, shots, report)
         case "choice":
             outcome = choose(loaded, items, options, shots, report)
+        case "pairs":
+            outcome = prefer(loaded, items, options, report)
         case "generate":
             outcome = write(loaded, items, options, shots, report)
     cuts = outcome.details

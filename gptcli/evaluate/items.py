@@ -24,7 +24,7 @@ class Item:
     prompt: str  # the row in the template
     answers: tuple[str, ...]  # the right ones: a label, a choice, or texts of which any will do
     choices: tuple[str, ...] = ()  # of the task choice
-    text: str = ""  # of the task classify, without the template
+    text: str = ""  # of the task classify, without the template; of the task pairs, the group
 
     @property
     def shot(self) -> str:
@@ -40,6 +40,8 @@ def continuation(prompt: str, answer: str) -> str:
 def default_template(task: Task, row: Row) -> str:
     """Return how a row becomes a prompt where the user says nothing."""
     match task:
+        case "pairs":
+            return ""
         case "classify":
             return "{text}\nlabel:"
         case "generate" if "prompt" in row.fields:
@@ -60,6 +62,10 @@ def read_item(row: Row, task: Task, template: str | None) -> Item:
     match task:
         case "classify":
             return Item(row.place, prompt, (label_of(row, "label"),), text=_filled(row, "text"))
+        case "pairs":
+            more, less = _filled(row, "more"), _filled(row, "less")
+            group = row.text("group") if row.fields.get("group") is not None else ""
+            return Item(row.place, prompt, (more,), (more, less), group)
         case "choice":
             choices = _texts(row, "choices")
             return Item(row.place, prompt, (choices[_right_choice(row, choices)],), choices)

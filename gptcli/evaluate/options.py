@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Task = Literal["classify", "choice", "generate"]
+Task = Literal["classify", "choice", "generate", "pairs"]
 
 
 @dataclass(frozen=True, kw_only=True)

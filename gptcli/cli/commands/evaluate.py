@@ -21,7 +21,7 @@ ROW_FLAGS = {field.name for field in dataclasses.fields(RowOptions)} - {"task"} 
 @click.argument("run")
 @click.argument("inputs", nargs=-1, metavar="[DATA]...")
 @click.option(
-    "--task", type=click.Choice(["text", "classify", "choice", "generate"]), default="text", show_default=True
+    "--task", type=click.Choice(["text", "classify", "choice", "generate", "pairs"]), default="text", show_default=True
 )
 @click.option("--stride", type=click.IntRange(min=1), help="text: new tokens per window.  [default: half a context]")
 @click.option(
@@ -73,6 +73,8 @@ def evaluate(
     choice    Rows with question, choices and answer (number from 0, or text): by log-probability.
     generate  Rows with prompt or question, and answer, answers, reference, references or completion: the model
               writes the answer; exact match and token F1 as SQuAD defines them.
+    pairs     Rows of two texts, more and less, that differ in a group of people, and that group: how often the
+              first is the likelier, overall and by group. A model without that bias gives 0.5.
 
     Rows are JSONL, CSV or TSV. Every metric of rows has a 95 % interval (bootstrap over rows); --compare adds
     McNemar's exact test for shares of right answers, a paired randomisation test for others.
@@ -93,7 +95,7 @@ def evaluate(
         if given:
             name = {"label_words": "label_word", "also": "with"}.get(min(given), min(given))
             flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag}: is of labelled rows; add --task classify, choice or generate")
+            raise ConfigError(f"{flag}: is of labelled rows; add --task classify, choice, generate or pairs")
         from gptcli.api.evaluate import evaluate as evaluate_text
 
         reading = TextOptions(**{name: how.pop(name) for name in Reading.__annotations__})
