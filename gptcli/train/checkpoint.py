@@ -34,6 +34,7 @@ STEP_NAME = re.compile(r"step-(\d{6,})")
 
 
 def step_directory(run_dir: Path, step: int) -> Path:
+    """Return the directory of the checkpoint after `step` steps."""
     return run_dir / "checkpoints" / f"step-{step:06d}"
 
 
