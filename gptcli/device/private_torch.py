@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -29,6 +30,13 @@ fused_adamw_ = torch._fused_adamw_
 # The gradient of softmax from its result: what autograd calls (derivatives.yaml, _softmax_backward_data).
 softmax_backward_data = torch._softmax_backward_data
 tanh_backward = torch.ops.aten.tanh_backward  # slope (1 - y^2), of the result y
+
+
+def fake_tensors() -> AbstractContextManager[object]:
+    """Return the mode in which tensors have shapes and no values (torch/_subclasses/fake_tensor.py)."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # imports torch._dynamo
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def cpu_multiplies_bfloat16() -> bool:

@@ -1,25 +1,24 @@
-"""Where the memory of training and writing goes: bytes by part, from the shape of the model alone.
+"""Where the memory of training goes: bytes by part at the moment when they are most, on tensors without values.
 
-The letters are those of model.GPT; `a` is the bytes of an activation. `activation_bytes` counts what autograd keeps,
-which tests/test_memory.py compares with what it does keep.
+The real model, loss and optimizers run a forward pass, a backward pass and an update. All blocks are alike, and all
+chunks of logits, so that small numbers of layers and sequences say what any number takes.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections import Counter
+import dataclasses
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from gptcli.config.train import OptimConfig
 from gptcli.evaluate.scoring import batch_tokens
-from gptcli.model.attention import QUERY_BLOCK, AttentionRule
 from gptcli.model.gpt import GPT
-from gptcli.train.loss import chunk_rows, held_rows
-from gptcli.train.muon import muon_tiles
-from gptcli.train.optimizer_base import batch_elements
+from gptcli.observe.meter import metered
+from gptcli.train.loss import head_cross_entropy, held_rows, target_nats
+from gptcli.train.optimizers import make_optimizers
 
 # Of a pretraining process before it makes its model: Python, torch and the libraries (torch 2.13 on Linux).
 PROCESS_BYTES = 235 << 20
@@ -28,13 +27,14 @@ COMPILER_BYTES = 180 << 20  # of PyTorch's compiler in the process
 # measured 1.3 to 2.2 of what is neither weights, gradients nor optimizer state, which stay where they are.
 HEAP_FACTOR = 1.65
 STAYING = ("weights", "gradients", "optimizer state")
+MEASURED_LAYERS = 3
 
 
 @dataclass(frozen=True)
 class Workload:
     """One optimizer step as memory sees it."""
 
-    model: GPT  # may be on the meta device
+    model: GPT  # on the meta device
     optim: OptimConfig
     micro_batch: int  # sequences in a forward pass
     micro_steps: int
@@ -42,6 +42,19 @@ class Workload:
     on_cpu: bool
     at_once: int = 1  # micro-batches that are computed beside each other
     compiled: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Sequences in an optimizer step."""
+        return self.micro_batch * self.micro_steps
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.activation_size == 4 else torch.bfloat16
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu" if self.on_cpu else "meta")
 
 
 @dataclass(frozen=True)
@@ -56,41 +69,38 @@ class Memory:
         return sum(self.parts.values())
 
 
+@dataclass(frozen=True)
+class Pass:
+    """Bytes of a micro-batch's forward and backward pass, beside weights and gradients."""
+
+    activations: int  # kept for the backward pass
+    loss: int  # most while the loss is computed, activations included
+    first_block: int  # most while the backward pass goes through head and last block
+    last_block: int  # most while it goes through the first block and the embedding
+
+
 def training_memory(work: Workload) -> Memory:
-    """Return the peak of a run. On a CPU with the process and the slack of its heap; on an accelerator, of its
-    tensors."""
-    weights, optimizer = weight_bytes(work), optimizer_bytes(work)
-    held = {"weights": weights, "optimizer state": optimizer}
-    at_once = work.at_once
-    gradients = weights if work.micro_steps > at_once else 0
-    activations = activation_bytes(work) * at_once
+    """Plan the peak of a run: on a CPU of its process with the slack of its heap, on an accelerator of its tensors."""
+    weights = 4 * work.model.num_parameters()
+    state, update, validation = _fixed_bytes(dataclasses.replace(work, micro_batch=work.rows, micro_steps=1, at_once=1))
+    found, at_once = pass_bytes(work), work.at_once
+    added_up = work.micro_steps > at_once  # to gradients that are there already
     largest = max(weight.numel() for weight in work.model.parameters()) * 4
+    held = {"weights": weights, "optimizer state": state}
+    gradients = weights if added_up else 0
+    # Of two at once, the second has gradients of its own where there are some already.
+    apart = (largest if at_once == 1 else weights) if added_up else 0
+    activations = found.activations * at_once
     moments = (
-        Memory(
-            "loss",
-            held | {"gradients": gradients, "activations": activations, "logits and head": head_bytes(work) * at_once},
-        ),
-        Memory(
-            "backward pass",
-            held
-            | {
-                "gradients": max(gradients, largest),
-                "activations": activations,
-                "backward of a block": backward_bytes(work) * at_once,
-            },
-        ),
-        Memory(
-            "end of the backward pass",
-            held
-            | {
-                # Of two at once, the second has gradients of its own where there are some already.
-                "gradients": weights + ((largest if at_once == 1 else weights) if gradients else 0),
-                "activations": _block_bytes(work) * _tokens(work) * at_once,
-            },
-        ),
-        Memory("update", held | {"gradients": weights, "optimizer's own work": update_bytes(work)}),
-        Memory("validation", held | {"validation": validation_bytes(work)}),
-    )
+        Memory("loss", held | {"gradients": gradients, "activations": activations,
+                               "logits and head": found.loss * at_once - activations}),
+        Memory("backward pass", held | {"gradients": max(gradients, largest), "activations": activations,
+                                        "backward of a block": max(0, found.first_block * at_once - activations)}),
+        Memory("end of the backward pass", held | {"gradients": weights + apart,
+                                                   "activations": found.last_block * at_once}),
+        Memory("update", held | {"gradients": weights, "optimizer's own work": update * at_once}),
+        Memory("validation", held | {"validation": validation}),
+    )  # fmt: skip
     peak = max(moments, key=lambda moment: moment.total_bytes)
     if not work.on_cpu:
         return peak
@@ -101,137 +111,114 @@ def training_memory(work: Workload) -> Memory:
     )
 
 
-def weight_bytes(work: Workload) -> int:
-    """Return the bytes of the weights, float32 while training; their gradients take as many."""
-    return 4 * work.model.num_parameters()
-
-
-def optimizer_bytes(work: Workload) -> int:
-    """Return the bytes of the optimizers' state: one number a weight for Muon, two for AdamW."""
-    muon = sum(_muon_shapes(work).values())
-    return 4 * (muon + 2 * (work.model.num_parameters() - muon))
-
-
-def update_bytes(work: Workload) -> int:
-    """Return the most that an update takes: three copies of Muon's largest batch of matrices, for each worked on at
-    once."""
-    limit = batch_elements(on_cpu=work.on_cpu)
-    batches = [min(total, max(limit, rows * columns)) for (rows, columns), total in _muon_shapes(work).items()]
-    return 4 * 3 * work.at_once * max(batches, default=0)
-
-
-def _muon_shapes(work: Workload) -> Counter[tuple[int, ...]]:
-    """Count the weights in Muon's matrices by the shape in which they are orthogonalised."""
-    shapes: Counter[tuple[int, ...]] = Counter()
-    if work.optim.name != "muon":
-        return shapes
-    model = work.model
-    matrices = model.matrix_shapes()
-    weights = {name: weight for name, weight in model.named_parameters() if name in matrices}
-    step_flops = work.micro_steps * _tokens(work) * model.train_flops_per_token(model.config.context_length)
-    tiles = muon_tiles(
-        weights, matrices, step_flops=step_flops, max_overhead=work.optim.muon_overhead, dtype=_dtype(work)
-    )
-    for name, tile in tiles.items():
-        shapes[tile] += weights[name].numel()
-    return shapes
-
-
-def _dtype(work: Workload) -> torch.dtype:
-    return torch.float32 if work.activation_size == 4 else torch.bfloat16
-
-
-def _tokens(work: Workload) -> int:
-    return work.micro_batch * work.model.config.context_length
-
-
-def activation_bytes(work: Workload) -> int:
-    """Return all that the forward pass of a micro-batch keeps for its backward pass, but for the loss's own."""
-    config, a = work.model.config, work.activation_size
-    outside = 8 + _norm_bytes(work) + a * config.hidden_size
-    if config.embedding_norm:
-        outside += _norm_bytes(work) + (0 if config.norm_weight else a * config.hidden_size)
-    outside += a * config.hidden_size if config.dropout else 0
-    copies = 0 if a == 4 else a * sum(w.numel() for name, w in work.model.named_parameters() if "blocks." in name)
-    return _tokens(work) * (config.num_layers * _block_bytes(work) + outside) + copies
-
-
-def _block_bytes(work: Workload) -> int:
-    """Return what a block keeps per token: two norms with their outputs, attention, the MLP's hidden layer, dropout's
-    masks."""
-    config, a = work.model.config, work.activation_size
-    gates = 4 if config.gated else 1 if config.activation == "relu2" else 2
-    masks = 2 * a * config.hidden_size if config.dropout else 0
-    return (
-        2 * (_norm_bytes(work) + a * config.hidden_size) + _attention_bytes(work) + a * gates * config.mlp_size + masks
-    )
-
-
-def _norm_bytes(work: Workload) -> int:
-    """Return what a norm keeps per token beside its output, which the product after it keeps."""
+def pass_bytes(work: Workload) -> Pass:
+    """Return what a micro-batch takes: measured, and in a line beyond a few layers and chunks of logits."""
     config = work.model.config
-    if config.norm == "layernorm":
-        return work.activation_size * (config.hidden_size + 2)
-    return 4 + (work.activation_size * config.hidden_size if config.norm_weight else 0)
-
-
-def _attention_bytes(work: Workload) -> int:
-    """Return what attention keeps per token: on a CPU the weights of every block of queries too, elsewhere none of
-    them."""
-    config, a = work.model.config, work.activation_size
-    H, K, D, T = config.num_heads, config.kv_heads, config.head_size, config.context_length
-    output = a * H * D
-    if not work.on_cpu:
-        rotated = (H + K) * D * ((config.position == "rope") + config.qk_norm)
-        return output + a * ((H + 2 * K) * D + rotated) + 4 * H
-    normed = 4 * (H + K) if config.qk_norm else 0
-    if config.qk_norm and (config.qk_norm_weight or config.position != "rope"):
-        normed += a * (H + K) * D * (1 + config.qk_norm_weight)
-    keys = (
-        a * K * D if K != H and config.position == "rope" else 0
-    )  # rotated beside the queries, before they are spread
-    scores = statistics.mean(_scores(config.window(layer), T) for layer in range(config.num_layers))
-    copies = 1 + bool(config.dropout) + bool(config.attention_softcap)  # softmax, dropout's mask, tanh
-    return output + normed + keys + a * 3 * H * D + math.ceil(copies * a * H * scores / T)
-
-
-def _scores(window: int | None, tokens: int) -> int:
-    """Count the scores of a head and sequence that a CPU holds: each block of queries with the keys that any of it
-    sees."""
-    rule, count = AttentionRule(window=window).within(tokens), 0
-    for start in range(0, tokens, QUERY_BLOCK):
-        end = min(start + QUERY_BLOCK, tokens)
-        count += (end - start) * (end - rule.first_key(start))
-    return count
-
-
-def head_bytes(work: Workload) -> int:
-    """Return what loss.head_cross_entropy takes: both gradients, and a chunk of logits."""
-    config, a = work.model.config, work.activation_size
     assert config.vocab_size is not None
-    matrix = config.vocab_size * config.hidden_size
-    chunk = config.vocab_size * min(chunk_rows(config.vocab_size, on_cpu=work.on_cpu), _tokens(work))
-    held = min(held_rows(config.vocab_size, on_cpu=work.on_cpu, dtype=_dtype(work)), _tokens(work))
-    copies = 0 if a == 4 else a * matrix  # of the head, in the dtype of the activations
-    chunk_bytes = (4 * chunk if config.logit_softcap else 0) + a * (config.vocab_size + config.hidden_size) * held
-    return a * _tokens(work) * config.hidden_size + 4 * matrix + copies + chunk_bytes + a * matrix
+    held = held_rows(config.vocab_size, on_cpu=work.on_cpu, dtype=work.dtype)
+    most_rows = 2 + -(-2 * held // config.context_length)  # the slopes of a chunk meet those of the one before
+    alike = len({config.window(layer) for layer in range(config.num_layers)}) == 1
+    layers_known = MEASURED_LAYERS if alike else config.num_layers
+    small = dataclasses.replace(work, micro_steps=1, at_once=1, micro_batch=0)
+
+    def by_layers(rows: int) -> Pass:
+        few = dataclasses.replace(small, micro_batch=rows)
+        return _line(lambda layers: measured_pass(few, layers), layers_known, config.num_layers)
+
+    return _line(by_layers, most_rows, work.micro_batch)
 
 
-def backward_bytes(work: Workload) -> int:
-    """Return what the backward pass of an MLP holds beside what was kept: gradients of its hidden layer and of its
-    input."""
-    config = work.model.config
-    gates = 3 if config.gated else 2
-    return work.activation_size * _tokens(work) * (gates * config.mlp_size + 3 * config.hidden_size)
+def _line(measure: Callable[[int], Pass], known: int, wanted: int) -> Pass:
+    """Return a measure at a number, in a line through the two numbers up to `known` if it is larger."""
+    if wanted <= known:
+        return measure(wanted)
+    fewer, more = (dataclasses.astuple(measure(number)) for number in (known - 1, known))
+    return Pass(*(b + (wanted - known) * (b - a) for a, b in zip(fewer, more, strict=True)))
+
+
+@functools.lru_cache(maxsize=32)
+def measured_pass(work: Workload, layers: int) -> Pass:
+    """Measure a micro-batch of a model with so many layers."""
+    with metered(work.device) as meter:
+        model = _model(work, layers)
+        weights = list(model.parameters())
+        ids = _ids(work, work.micro_batch)
+        peaks: list[int] = []  # as the backward pass leaves the last block, and as it comes to the first
+
+        def note(_gradient: torch.Tensor) -> None:
+            """Note the most there was beside the gradients of weights."""
+            made = sum(4 * weight.numel() for weight in weights if weight.grad is not None)
+            peaks.append(meter.reset() - base - made)
+
+        def watch(_block: object, inputs: tuple[torch.Tensor, ...]) -> None:
+            inputs[0].register_hook(note)  # type: ignore[no-untyped-call]
+
+        for block in {model.blocks[-1], model.blocks[min(1, layers - 1)]}:
+            block.register_forward_pre_hook(watch)
+        model.train()
+        base = meter.live
+        hidden = model.hidden(ids, dtype=work.dtype)
+        activations = meter.live - base
+        meter.reset()
+        loss = head_cross_entropy(hidden, model.head.weight, ids, cap=model.config.logit_softcap)
+        in_loss = meter.reset() - base
+        del hidden
+        torch.autograd.backward(loss)
+        note(loss)
+    return Pass(activations, in_loss, peaks[0], max(0, peaks[-1]))
+
+
+@functools.lru_cache(maxsize=4)
+def _fixed_bytes(work: Workload) -> tuple[int, int, int]:
+    """Return what no size of micro-batch changes: the optimizers' state, their work, and a validation."""
+    return *update_bytes(work), validation_bytes(work)
 
 
 def validation_bytes(work: Workload) -> int:
-    """Return a forward pass of metrics.score_documents, which keeps nothing: the widest moment of a block, or the
-    logits."""
-    config, a = work.model.config, work.activation_size
-    tokens = config.context_length * max(1, batch_tokens(on_cpu=work.on_cpu) // config.context_length)
-    width = max(2 * config.mlp_size, (config.num_heads + 2 * config.kv_heads) * config.head_size * 2)
-    block = a * tokens * (width + 2 * config.hidden_size)
-    assert config.vocab_size is not None
-    chunk = config.vocab_size * min(chunk_rows(config.vocab_size, on_cpu=work.on_cpu), tokens)
-    return max(block, a * tokens * config.hidden_size + chunk * (a + 4))
+    """Return the most that a forward pass takes which scores held-out text and keeps nothing."""
+    with metered(work.device) as meter, torch.no_grad():
+        model = _model(work, min(2, work.model.config.num_layers))
+        ids = _ids(work, max(1, batch_tokens(on_cpu=work.on_cpu) // work.model.config.context_length))
+        model.eval()
+        base = meter.live
+        meter.reset()
+        target_nats(model.hidden(ids, dtype=work.dtype), model.head.weight, ids, cap=model.config.logit_softcap)
+        return meter.reset() - base
+
+
+def update_bytes(work: Workload) -> tuple[int, int]:
+    """Return the bytes of the optimizers' state, and the most that a piece of their step takes besides."""
+    layers = work.model.config.num_layers
+    if work.optim.name != "muon" and layers > MEASURED_LAYERS:  # every matrix by itself
+        fewer, more = (
+            update_bytes(dataclasses.replace(work, model=meta_model(work, number)))
+            for number in (MEASURED_LAYERS - 1, MEASURED_LAYERS)
+        )
+        return more[0] + (layers - MEASURED_LAYERS) * (more[0] - fewer[0]), more[1]
+    with metered(work.device) as meter:
+        model = _model(work, layers)
+        step_tokens = work.rows * model.config.context_length
+        optimizers = make_optimizers(model, work.optim, step_tokens=step_tokens, dtype=work.dtype)
+        state = sum(tensor.nbytes for tensor in optimizers.tensors(create=True).values())
+        for weight in optimizers.names:
+            weight.grad = torch.empty_like(weight)
+        most, base = 0, meter.live
+        for piece in optimizers.pieces():
+            meter.reset()
+            piece()
+            most = max(most, meter.reset() - base)
+        return state, most
+
+
+def meta_model(work: Workload, layers: int) -> GPT:
+    """Return the model with so many layers on the meta device."""
+    with torch.device("meta"):
+        return _model(work, layers)
+
+
+def _model(work: Workload, layers: int) -> GPT:
+    return GPT(dataclasses.replace(work.model.config, num_layers=layers))
+
+
+def _ids(work: Workload, rows: int) -> torch.Tensor:
+    return torch.empty(rows, work.model.config.context_length, dtype=torch.int64)

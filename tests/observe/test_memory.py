@@ -1,4 +1,4 @@
-"""The plan's memory: what autograd keeps is what memory.py counts, and a real run takes what was planned."""
+"""The plan's memory: what is planned on tensors without values is what autograd keeps of real ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptcli.config.model import ModelConfig
 from gptcli.config.train import OptimConfig
 from gptcli.generate.kv_cache import KVCache, cache_bytes
 from gptcli.model.gpt import GPT
-from gptcli.observe.memory import Workload, activation_bytes, optimizer_bytes
+from gptcli.observe.memory import Workload, measured_pass, pass_bytes, update_bytes
 from gptcli.train.optimizers import make_optimizers
 
 SIZES: dict[str, Any] = {
@@ -45,13 +45,49 @@ def kept_bytes(work: Workload, dtype: torch.dtype) -> int:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("preset", "changes"),
-    [("modern", {}), ("gpt2", {}), ("llama", {}), ("gpt2", {"dropout": 0.1}), ("llama", {"num_kv_heads": 2})],
+    [
+        ("modern", {}),
+        ("gpt2", {}),
+        ("llama", {}),
+        ("gpt2", {"dropout": 0.1}),
+        ("gpt2", {"activation": "relu", "position": "alibi"}),
+        ("llama", {"num_kv_heads": 2}),
+        ("llama", {"parallel_block": True, "shared_norm": True}),
+        ("llama", {"norm_placement": "both", "attention_softcap": 30.0, "sliding_window": 64}),
+    ],
     ids=str,
 )
 def test_activations_are_what_autograd_keeps(preset: str, changes: dict[str, Any], dtype: torch.dtype) -> None:
     work = workload(preset, dtype, **changes)
     work.model.train()
-    assert activation_bytes(work) == pytest.approx(kept_bytes(work, dtype), rel=0.03)
+    assert pass_bytes(work).activations == pytest.approx(kept_bytes(work, dtype), rel=0.03)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("preset", ["modern", "gpt2"])
+def test_any_number_of_blocks_is_in_a_line_with_two_and_three(preset: str, on_cpu: bool) -> None:
+    model = GPT(ModelConfig.from_preset(preset, **SIZES | {"num_layers": 7}))
+    work = Workload(model, OptimConfig(), 2, 1, 2, on_cpu)
+    assert pass_bytes(work) == measured_pass(work, 7)
+
+
+def test_any_number_of_sequences_is_in_a_line_beyond_the_first_chunks_of_logits() -> None:
+    model = GPT(ModelConfig(**SIZES | {"vocab_size": 300_000}))
+    for rows in (7, 40):
+        work = Workload(model, OptimConfig(), rows, 1, 4, on_cpu=True)
+        assert pass_bytes(work) == measured_pass(work, 2)
+
+
+def test_the_fused_attention_of_an_accelerator_keeps_no_scores() -> None:
+    short, long = (
+        Workload(
+            GPT(ModelConfig.from_preset("gpt2", **{**SIZES, "context_length": length})), OptimConfig(), 2, 1, 2, False
+        )
+        for length in (160, 1600)
+    )
+    weights = 2 * sum(weight.numel() for name, weight in short.model.named_parameters() if "blocks." in name)
+    grown = (pass_bytes(long).activations - weights) / (pass_bytes(short).activations - weights)
+    assert grown == pytest.approx(10, rel=0.01)
 
 
 @pytest.mark.parametrize("optim", ["modern", "classic"])
@@ -59,7 +95,7 @@ def test_optimizer_state_is_what_the_optimizers_make(optim: str) -> None:
     work = workload("modern", optim=optim)
     optimizers = make_optimizers(work.model, work.optim, step_tokens=1024, dtype=torch.float32)
     made = optimizers.tensors(create=True).values()
-    assert optimizer_bytes(work) == pytest.approx(sum(tensor.nbytes for tensor in made), rel=0.001)
+    assert update_bytes(work)[0] == sum(tensor.nbytes for tensor in made)
 
 
 def test_the_cache_of_keys_and_values_is_what_the_engine_allocates() -> None:
