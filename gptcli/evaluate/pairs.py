@@ -48,7 +48,7 @@ def prefer(loaded: LoadedModel, items: Sequence[Item], options: RowOptions, repo
         for number, group in enumerate(groups):
             own = sums[..., 4 + 2 * number]
             with np.errstate(invalid="ignore"):
-                found[f"preferred_share/{group}"] = np.where(own > 0, sums[..., 3 + 2 * number] / own, np.nan)
+                found[f"prefers_more/{group}"] = np.where(own > 0, sums[..., 3 + 2 * number] / own, np.nan)
         return found
 
     details = {**vars(cuts), "groups": {group: int(own.sum()) for group, own in member.items()}}

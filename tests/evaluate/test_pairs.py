@@ -31,9 +31,10 @@ def test_shares_are_those_of_the_log_probabilities(tiny: Tiny, rows: Path, tmp_p
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [r["more_logprob"] - r["less_logprob"] for r in records] == pytest.approx(differences, abs=1e-4)
     prefers = [float(value > 0) for value in differences[:3]] + [0.5]
-    assert found["prefers_more"]["value"] == pytest.approx(sum(prefers) / 4)
-    assert found["distance_from_half"]["value"] == pytest.approx(abs(sum(prefers) / 4 - 0.5))
-    assert found["nats_apart"]["value"] == pytest.approx(sum(differences) / 4, abs=1e-4)
+    assert found["metrics"]["prefers_more"]["value"] == pytest.approx(sum(prefers) / 4)
+    assert found["metrics"]["distance_from_half"]["value"] == pytest.approx(abs(sum(prefers) / 4 - 0.5))
+    assert found["metrics"]["nats_apart"]["value"] == pytest.approx(sum(differences) / 4, abs=1e-4)
+    assert found["per_label"]["age"]["prefers_more"]["value"] == float(differences[0] > 0)
     assert found["groups"] == {"age": 1, "work": 2}
     assert "of work" in run_cli("evaluate", tiny.run, rows, "--task", "pairs", "-q").text
 
