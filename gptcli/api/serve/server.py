@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.api.serve.app import Settings, make_app
 from gptcli.api.serve.guard import Rules
-from gptcli.api.serve.http import make_server
+from gptcli.api.serve.http import Server, make_server
 from gptcli.api.serve.worker import Worker
 from gptcli.base.errors import ConfigError, GptcliError, RefusedError
 from gptcli.base.escape import shown
@@ -161,7 +161,7 @@ async def _watch(worker: Worker, ending: _Ending, report: Report, name: str) -> 
 class _Ending:
     """How the server ends: at a signal after the answers in hand, or where the engine failed."""
 
-    def __init__(self, worker: Worker, server: Any, grace: float, report: Report) -> None:
+    def __init__(self, worker: Worker, server: Server, grace: float, report: Report) -> None:
         self.worker, self.server, self.grace, self.report = worker, server, grace, report
         self.signal: int | None = None
         self.error: BaseException | None = None
@@ -186,16 +186,16 @@ class _Ending:
 
         The server ends by itself as soon as the last connection is closed.
         """
-        self.server.should_exit = True
+        self.server.end()
         await asyncio.sleep(self.grace)
         self.worker.end()
         await asyncio.sleep(END_SECONDS)
         self.unsent = len(self.server.server_state.connections)
-        self.server.force_exit = True
+        self.server.end(at_once=True)
 
     def fail(self, error: BaseException) -> None:
         self.error = error
-        self.server.should_exit = self.server.force_exit = True
+        self.server.end(at_once=True)
 
 
 class _Log:
