@@ -14,9 +14,11 @@ from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.units import count
+from gptcli.config import yaml_file, yaml_write
 from gptcli.config.finetune import FinetuneConfig
 from gptcli.data.batches import derived_seed
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.processes import Processes, joined
 from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime
 from gptcli.interop.peft import AdapterWeights
 from gptcli.model.gpt import GPT
@@ -38,14 +40,14 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
     """Go on from a base checkpoint with the rows of a task, or from the newest whole checkpoint of the run."""
     run_dir = Path(config.run_dir)
     base = find_checkpoint(config.base)
-    with claimed(run_dir):
-        check_vacant(run_dir, resume=resume, force=force)
-        if force:
-            fsio.check_apart(run_dir, [base])
-        if resume and (run_dir / "run.yaml").is_file() and checkpoint.checkpoints(run_dir):
-            config = as_it_began(config, run_dir / "run.yaml")
-        check_installed(wanted=config.train.tensorboard)
-        runtime = make_runtime(config.runtime)
+    with joined(config.parallel, config.runtime) as processes, processes.held_by_first(claimed(run_dir)):
+        report = report if processes.is_first else Report()
+        if processes.is_first:
+            config = _checked(config, base, resume=resume, force=force)
+        text = processes.share(yaml_write.dump(config) if processes.is_first else None)
+        if not processes.is_first:
+            config = yaml_file.parse(FinetuneConfig, text, name="run.yaml").value
+        runtime = make_runtime(config.runtime, local_rank=processes.local_rank)
         if runtime.on_cpu:
             keep_freed_memory()
         model, tokenizer = load(base, device=runtime.device, dtype=torch.float32)
@@ -56,16 +58,42 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
         job = _job(config, base, model, tokenizer, runtime, report)
         if config.optim.warmup_steps >= job.train.steps:
             raise ConfigError(f"optim.warmup_steps: must be below the {count(job.train.steps, 'step')} of the run")
+        _tell_of_idle(config, job, processes, report)
         prepare_model(model, config, job.tokenizer, job.metadata)
         step_tokens = config.train.batch_size * model.config.context_length
         optimizers = make_optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
-        if force and not resume:
+        if force and not resume and processes.is_first:
             clear(run_dir)
         adapter = job.metadata.adapter
         weights = AdapterWeights(config.lora, adapter.base_path) if config.lora and adapter else WholeWeights()
-        state = TrainState(model, optimizers, weights=weights)
+        state = TrainState(model, optimizers, weights=weights, processes=processes)
         board = recording(run_dir / "tensorboard", report.warning, wanted=config.train.tensorboard)
-        return Training(job, runtime, report, also_record=board).go(state, resume=resume)
+        return Training(job, runtime, report, processes=processes, also_record=board).go(state, resume=resume)
+
+
+def _checked(config: FinetuneConfig, base: Path, *, resume: bool, force: bool) -> FinetuneConfig:
+    """Return the run as it began; an error where it may not begin or go on in its directory."""
+    run_dir = Path(config.run_dir)
+    check_vacant(run_dir, resume=resume, force=force)
+    if force:
+        fsio.check_apart(run_dir, [base])
+    if resume and (run_dir / "run.yaml").is_file() and checkpoint.checkpoints(run_dir):
+        config = as_it_began(config, run_dir / "run.yaml")
+    check_installed(wanted=config.train.tensorboard)
+    return config
+
+
+def _tell_of_idle(config: FinetuneConfig, job: Job, processes: Processes, report: Report) -> None:
+    """Warn where a step has fewer micro-batches than processes, which would wait for each other."""
+    if processes.alone:
+        return
+    micro_batches = list(job.batches(0).micro_batches)
+    if len(micro_batches) < processes.count:
+        tokens = max(1, sum(batch.inputs.numel() for batch in micro_batches) // (2 * processes.count))
+        report.warning(
+            f"micro-batches of a step: {len(micro_batches)}, processes: {processes.count}, so that some wait; set "
+            f"train.micro_batch_tokens={tokens} (it is {config.train.micro_batch_tokens})"
+        )
 
 
 def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, runtime: Runtime, report: Report) -> Job:

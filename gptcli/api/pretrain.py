@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,17 @@ from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.units import count
+from gptcli.config import yaml_file, yaml_write
 from gptcli.config.data import DataConfig
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import PretrainConfig
 from gptcli.data.batches import TokenBatches, TokenRows, derived_seed
 from gptcli.data.mixture import MixedBatches
 from gptcli.data.prepared import prepare_parts
-from gptcli.data.shards import ResidentTokens, TokenArray, near, read_index
+from gptcli.data.shards import ResidentTokens, TokenArray, is_prepared, near, read_index
 from gptcli.data.text import TextOptions, find_sources
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.processes import Processes, joined
 from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime
 from gptcli.observe.tensorboard import check_installed, recording
 from gptcli.tasks.text import validate_texts, write_sample
@@ -51,44 +55,111 @@ def pretrain(
     """
     started = time.monotonic() if started is None else started
     run_dir = Path(config.run_dir)
-    with claimed(run_dir):
-        check_vacant(run_dir, resume=resume, force=force)
-        check_installed(wanted=config.train.tensorboard)
-        runtime = make_runtime(config.runtime)
-        autoconfig = AutoConfig(origins or {}, report)
-        goes_on = resume and (run_dir / "run.yaml").is_file() and bool(checkpoint.checkpoints(run_dir))
-        if goes_on:
-            config = autoconfig.restore_choices(config, run_dir / "run.yaml")
-        ends_at = None
-        budget_seconds = None if goes_on else autoconfig.budget_seconds(config)
-        if budget_seconds is not None:
-            _check_named(config.data)
-            ends_at = started + budget_seconds
-            if runtime.on_cpu:
-                keep_freed_memory()  # as in the run, whose speed is measured
-            speed = training_flops_per_second(config, runtime)
-            config = autoconfig.choose_model_size(config, speed, ends_at - time.monotonic())
-        tokenizer, prepared = prepare_parts(config.data, config.tokenizer, report)
-        batches = _batches(config, tokenizer, prepared, runtime)
-        deadline = None
-        if ends_at is not None:
-            probe = new_state(_model_config(config, tokenizer), config, runtime)
-            config, pause_seconds = autoconfig.choose_steps(config, probe, batches, runtime, ends_at=ends_at)
-            deadline = Deadline(ends_at, config.train, pause_seconds=pause_seconds)
-            del probe
-        if isinstance(batches, MixedBatches):
-            _tell_mixture(batches, config.train.steps, report)
-        if not goes_on:
-            config = autoconfig.regularize_repeated_data(config, batches.epochs(config.train.steps))
-            config = autoconfig.choose_compile(config, runtime, budget_seconds)
-        job = _job(config, tokenizer, prepared, batches, runtime, report)
+    with joined(config.parallel, config.runtime) as processes, processes.held_by_first(claimed(run_dir)):
+        report = report if processes.is_first else Report()
+        begun = None
+        if processes.is_first:
+            begun = _begin(config, processes, report, origins or {}, started, resume=resume, force=force)
+        begun = _shared(begun, processes)
+        config = begun.config
+        runtime = make_runtime(config.runtime, local_rank=processes.local_rank)
+        tokenizer = begun.tokenizer
+        batches = _batches(config, tokenizer, begun.prepared, runtime, processes)
+        _check_shares(config, batches, processes)
+        job = _job(config, tokenizer, begun.prepared, batches, runtime, report)
         if runtime.on_cpu:
             keep_freed_memory()
         state = new_state(_model_config(config, tokenizer), config, runtime)
-        if force and not resume:
+        state.processes = processes
+        if force and not resume and processes.is_first:
             clear(run_dir)
         board = recording(run_dir / "tensorboard", report.warning, wanted=config.train.tensorboard)
-        return Training(job, runtime, report, deadline, also_record=board).go(state, resume=resume)
+        training = Training(job, runtime, report, begun.deadline, processes=processes, also_record=board)
+        return training.go(state, resume=resume)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What one process finds and chooses before the steps, for all."""
+
+    config: PretrainConfig
+    tokenizer: Tokenizer
+    prepared: Sequence[Path]
+    deadline: Deadline | None = None
+
+
+def _shared(begun: _Begun | None, processes: Processes) -> _Begun:
+    """Return what the first process found; the clock stays with it."""
+    if begun is not None:
+        processes.share([yaml_write.dump(begun.config), *map(os.path.abspath, begun.prepared)])
+        return begun
+    text, *prepared = processes.share()
+    for name in prepared:
+        if not is_prepared(Path(name)):
+            raise ConfigError(
+                f"{shown(name)}: is not on the machine of process {processes.rank}; set data.cache_dir to a directory "
+                "that all machines share, or prepare the text there, gptcli prepare"
+            )
+    config = yaml_file.parse(PretrainConfig, text, name="run.yaml").value
+    return _Begun(config, Tokenizer.load(prepared[0]), tuple(map(Path, prepared)))
+
+
+def _begin(
+    config: PretrainConfig,
+    processes: Processes,
+    report: Report,
+    origins: Mapping[str, str],
+    started: float,
+    *,
+    resume: bool,
+    force: bool,
+) -> _Begun:
+    """Check the directory, prepare the text and choose what the run file leaves open."""
+    run_dir = Path(config.run_dir)
+    check_vacant(run_dir, resume=resume, force=force)
+    check_installed(wanted=config.train.tensorboard)
+    runtime = make_runtime(config.runtime)
+    autoconfig = AutoConfig(origins, report)
+    goes_on = resume and (run_dir / "run.yaml").is_file() and bool(checkpoint.checkpoints(run_dir))
+    if goes_on:
+        config = autoconfig.restore_choices(config, run_dir / "run.yaml")
+    ends_at = None
+    budget_seconds = None if goes_on else autoconfig.budget_seconds(config)
+    if budget_seconds is not None:
+        _check_named(config.data)
+        ends_at = started + budget_seconds
+        if runtime.on_cpu:
+            keep_freed_memory()  # as in the run, whose speed is measured
+        speed = training_flops_per_second(config, runtime) * processes.count
+        config = autoconfig.choose_model_size(config, speed, ends_at - time.monotonic())
+    tokenizer, prepared = prepare_parts(config.data, config.tokenizer, report)
+    batches = _batches(config, tokenizer, prepared, runtime, processes)
+    deadline = None
+    if ends_at is not None:
+        probe = new_state(_model_config(config, tokenizer), config, runtime)
+        config, pause_seconds = autoconfig.choose_steps(
+            config, probe, batches, runtime, ends_at=ends_at, processes=processes.count
+        )
+        deadline = Deadline(ends_at, config.train, pause_seconds=pause_seconds)
+    if isinstance(batches, MixedBatches):
+        _tell_mixture(batches, config.train.steps, report)
+    if not goes_on:
+        config = autoconfig.regularize_repeated_data(config, batches.epochs(config.train.steps))
+        config = autoconfig.choose_compile(config, runtime, budget_seconds)
+    return _Begun(config, tokenizer, prepared, deadline)
+
+
+def _check_shares(config: PretrainConfig, batches: Batches, processes: Processes) -> None:
+    """ConfigError where a process would have nothing to do."""
+    size, shares = config.train.batch_size, config.train.batch_size // batches.micro_batch_size
+    if shares >= processes.count:
+        return
+    if size < processes.count:
+        raise ConfigError(f"train.batch_size: {size} is fewer than the {processes.count} processes; start fewer")
+    raise ConfigError(
+        f"train.micro_batch_size: {batches.micro_batch_size} cuts a step into {shares} parts for {processes.count} "
+        f"processes; set it to at most {size // processes.count}, or leave it out"
+    )
 
 
 def _check_named(data: DataConfig) -> None:
@@ -101,7 +172,9 @@ def _check_named(data: DataConfig) -> None:
 Batches = TokenBatches | MixedBatches
 
 
-def _batches(config: PretrainConfig, tokenizer: Tokenizer, prepared: Sequence[Path], runtime: Runtime) -> Batches:
+def _batches(
+    config: PretrainConfig, tokenizer: Tokenizer, prepared: Sequence[Path], runtime: Runtime, processes: Processes
+) -> Batches:
     """Return the batches of prepared directories; DataError where one and the tokenizer do not fit."""
     for directory in prepared:
         if read_index(directory)["tokenizer_sha256"] != tokenizer.sha256:
@@ -112,7 +185,9 @@ def _batches(config: PretrainConfig, tokenizer: Tokenizer, prepared: Sequence[Pa
     tokens = [near(TokenArray(directory, "train"), runtime.device) for directory in prepared]
     shapes: dict[str, Any] = {
         "batch_size": config.train.batch_size,
-        "micro_batch_size": micro_batch_rows(config.train, context_length, on_cpu=runtime.on_cpu),
+        "micro_batch_size": micro_batch_rows(
+            config.train, context_length, on_cpu=runtime.on_cpu, processes=processes.count
+        ),
         "first_token": tokenizer.end_of_text,
         "seed": seed,
     }

@@ -5,6 +5,7 @@
     ├─ DataError         3  bad data or a bad artifact (corpus, shard, tokenizer, checkpoint)
     ├─ NumericalError    4  a non-finite loss, gradient or logit
     ├─ RefusedError      5  would overwrite, or the directory is busy
+    ├─ LostProcess      75  another process of the run failed, and says why
     └─ InterruptedRun  130  SIGINT, 143 SIGTERM, 128 + N signal N; the run can be resumed
 
 Messages follow one form, `PLACE: what is wrong; what to do`, where PLACE is a file, file:line or key.
@@ -44,6 +45,12 @@ class RefusedError(GptcliError):
     """The output exists, or another process writes to the directory."""
 
     exit_code = 5
+
+
+class LostProcess(GptcliError):
+    """Another process of the same run failed: that one has said why, so that this one has nothing to say."""
+
+    exit_code = 75
 
 
 class InterruptedRun(GptcliError):

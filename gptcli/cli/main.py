@@ -18,6 +18,7 @@ import click
 from gptcli import __version__
 from gptcli.base.errors import GptcliError, is_out_of_memory
 from gptcli.base.signals import SIGNALS
+from gptcli.device.world import speaks
 
 STDOUT_CLOSED, INTERNAL = 141, 70
 
@@ -113,8 +114,8 @@ def cli(debug: bool) -> None:
       echo "Once upon a time" | gptcli generate runs/demo --max-tokens 100
 
     Results go to stdout, messages to stderr. Exit codes: 0 done, 1 failed while running, 2 usage or run file, 3 bad
-    data, 4 not finite, 5 would overwrite or busy, 70 a bug, 130 interrupted, 141 stdout closed, 143 terminated,
-    128 + N ended by signal N.
+    data, 4 not finite, 5 would overwrite or busy, 70 a bug, 75 another process of the run failed, 130 interrupted,
+    141 stdout closed, 143 terminated, 128 + N ended by signal N.
     """
 
 
@@ -251,7 +252,8 @@ def report_crash(name: str, error: BaseException, arguments: list[str]) -> int:
 def _say(name: str, problem: str, code: int, kind: str = "error: ") -> int:
     from gptcli.cli.console import error_line
 
-    error_line(name, problem, kind)
+    if speaks():  # of several processes one
+        error_line(name, problem, kind)
     return code
 
 

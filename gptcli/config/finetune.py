@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gptcli.config.loss import LossConfig
+from gptcli.config.parallel import ParallelConfig
 from gptcli.config.schema import Section, is_name, number, value
 from gptcli.config.train import OptimConfig, RuntimeConfig
 
@@ -155,6 +156,7 @@ class FinetuneConfig(Section):
     loss: LossConfig = field(default_factory=LossConfig)
     train: TuneConfig = field(default_factory=TuneConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from ((name, "must name a directory") for name in ("run_dir", "base") if not is_name(getattr(self, name)))

@@ -10,6 +10,7 @@ from gptcli.base.units import parse_duration
 from gptcli.config.data import DataConfig, TokenizerConfig
 from gptcli.config.loss import LossConfig
 from gptcli.config.model import ModelConfig
+from gptcli.config.parallel import ParallelConfig
 from gptcli.config.schema import Section, is_name, number, value
 
 
@@ -165,6 +166,7 @@ class PretrainConfig(Section):
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not is_name(self.run_dir):

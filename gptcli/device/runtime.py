@@ -34,14 +34,17 @@ class Runtime:
         return self.device.type == "cpu"
 
 
-def make_runtime(config: RuntimeConfig, *, inference: bool = False) -> Runtime:
+def make_runtime(config: RuntimeConfig, *, inference: bool = False, local_rank: int | None = None) -> Runtime:
     """Check the device and dtype asked for, and set the number of threads. ConfigError says what is there.
 
     Without a number of threads a caller's process keeps its own, and gptcli's has as many as it may use CPUs.
     dtype auto: bfloat16 where the device multiplies it faster than float32; for inference on a CPU float32, in which
-    a text does not depend on what else is in its batch.
+    a text does not depend on what else is in its batch. Of several processes each has the GPU of its `local_rank`.
     """
     device = _device(config.device)
+    if local_rank is not None and device.type == "cuda" and device.index is None:
+        device = _device(f"cuda:{local_rank}")
+        torch.cuda.set_device(device)
     threads = config.threads or (default_threads() if is_own_process() else torch.get_num_threads())
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)

@@ -160,11 +160,12 @@ class AutoConfig:
 
     def choose_steps(
         self, config: PretrainConfig, state: TrainState, batches: Callable[[int], Step], runtime: Runtime,
-        *, ends_at: float,
+        *, ends_at: float, processes: int = 1,
     ) -> tuple[PretrainConfig, float]:  # fmt: skip
         """Choose the number of steps until time.monotonic() is `ends_at`, and when to validate -> the config, and the
-        seconds that a validation with its sample and checkpoint takes. Trains `state` for a moment."""
-        seconds_a_step = step_seconds(config, state, batches, runtime)
+        seconds that a validation with its sample and checkpoint takes. Trains `state` for a moment; `processes` that
+        take the steps together are taken to be so many times as fast."""
+        seconds_a_step = step_seconds(config, state, batches, runtime) / processes
         tokens_a_step = config.train.batch_size * config.model.context_length
         left = max(ends_at - time.monotonic(), seconds_a_step)
         scored_per_second = 3 * tokens_a_step / seconds_a_step  # forward is a third of a step

@@ -11,13 +11,15 @@ from gptcli.data.batches import Batch
 CPU_MICRO_TOKENS = 1024  # matrix products of so many rows are as fast as longer ones, and what they keep fits a cache
 
 
-def micro_batch_rows(config: TrainConfig, context_length: int, *, on_cpu: bool) -> int:
+def micro_batch_rows(config: TrainConfig, context_length: int, *, on_cpu: bool, processes: int = 1) -> int:
     """Return the sequences of one forward pass: as given, or the whole batch, or on a CPU as few as make
-    CPU_MICRO_TOKENS."""
-    if config.micro_batch_size or not on_cpu:
+    CPU_MICRO_TOKENS; where they are not given, so few that every one of `processes` has a share."""
+    if config.micro_batch_size:
         return config.micro_batch
-    divisors = (rows for rows in range(1, config.batch_size) if config.batch_size % rows == 0)
-    return next((rows for rows in divisors if rows * context_length >= CPU_MICRO_TOKENS), config.batch_size)
+    most = max(1, config.batch_size // processes)
+    divisors = [rows for rows in range(1, most + 1) if config.batch_size % rows == 0]
+    enough = (rows for rows in divisors if rows * context_length >= CPU_MICRO_TOKENS)
+    return next(enough, divisors[-1]) if on_cpu else divisors[-1]
 
 
 def grouped(micro_batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

@@ -28,15 +28,17 @@ class Optimizer:
             self.state[weight] = {kind: torch.zeros_like(weight) for kind in self.KINDS}
         return self.state[weight]
 
+    def weights(self) -> list[nn.Parameter]:
+        """Return the weights of all groups."""
+        return [weight for group in self.param_groups for weight in group["params"]]
+
     def create_state(self) -> None:
-        for group in self.param_groups:
-            for weight in group["params"]:
-                self.state_of(weight)
+        for weight in self.weights():
+            self.state_of(weight)
 
     def zero_grad(self) -> None:
-        for group in self.param_groups:
-            for weight in group["params"]:
-                weight.grad = None
+        for weight in self.weights():
+            weight.grad = None
 
     def pieces(self) -> list[Callable[[], None]]:
         """Return a step in pieces, each for other weights of those that have a gradient."""

@@ -105,9 +105,20 @@ class Optimizers:
         return {
             f"{kind}.{self.names[weight]}": tensor
             for part in self.parts
-            for weight, state in part.state.items()
-            for kind, tensor in state.items()
+            for weight in part.weights()
+            for kind, tensor in part.state.get(weight, {}).items()
         }
+
+    def state_of(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        """Return the state of one weight, made where no step was taken yet."""
+        (part,) = [part for part in self.parts if any(weight is other for other in part.weights())]
+        return part.state_of(weight)
+
+    def keep_state(self, weights: Iterable[nn.Parameter]) -> None:
+        """Free the state of all other weights."""
+        kept = set(weights)
+        for part in self.parts:
+            part.state = {weight: state for weight, state in part.state.items() if weight in kept}
 
 
 def make_optimizers(model: GPT, config: OptimConfig, *, step_tokens: int, dtype: torch.dtype) -> Optimizers:

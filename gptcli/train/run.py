@@ -10,10 +10,11 @@ A kind of training is a Job: its batches, what it minimises, how it is validated
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from gptcli.config.schema import Section
 from gptcli.config.train import OptimConfig, TrainConfig
 from gptcli.data.batches import Step
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.processes import ALONE, Processes
 from gptcli.device.runtime import Runtime, matmul_flops_per_second
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.train import checkpoint
@@ -42,8 +44,10 @@ from gptcli.train.micro_batches import micro_batch_rows
 from gptcli.train.resume import check_same_run
 from gptcli.train.retention import keep, newest_verified, tidy
 from gptcli.train.run_directory import trim_metrics
-from gptcli.train.state import TrainState
+from gptcli.train.state import ScheduleRescale, TrainState
 from gptcli.train.step import Objective
+
+PATIENCE_ENDS = 1 << 16  # in place of a signal's number
 
 
 class Validation(NamedTuple):
@@ -105,10 +109,11 @@ class Training:
         report: Report,
         deadline: Deadline | None = None,
         *,
+        processes: Processes = ALONE,
         also_record: AbstractContextManager[Callable[[Record], None]] | None = None,
     ) -> None:
         """Prepare to run `job`; `also_record` gives a function that receives every record of metrics.jsonl as well."""
-        self.job, self.runtime, self.report = job, runtime, report
+        self.job, self.runtime, self.report, self.processes = job, runtime, report, processes
         self.run_dir = job.run_dir
         self.also_record = also_record or nullcontext(lambda _record: None)
         self.deadline = deadline or Deadline(None, job.train, pause_seconds=0.0)
@@ -122,22 +127,17 @@ class Training:
         """Train from `state`, or from the directory's newest whole checkpoint if `resume`, to the last step or to a
         signal."""
         job = self.job
-        found = newest_verified(self.run_dir, self.report.warning) if resume else None
+        found = self._newest() if resume else None
         if found is not None:
             self._restore(state, found)
             self.resumed_step = state.step
         self._check_patience(state)
         done = (state.step >= state.last_step(job.train.steps) or self.exhausted) and not state.pending
-        trim_metrics(self.metrics_path, state)
-        fsio.write_file(self.run_dir / "run.yaml", yaml_write.dump(job.config))
         self._describe(state, resumed=found is not None)
+        self.processes.by_first(lambda: self._begin(state, done=done, resumed=found is not None))
         if done:
-            with fsio.appending(self.metrics_path) as metrics:
-                self._writer(metrics, lambda _: None, state)({"kind": "end", "step": state.step})
             self.report.message(f"already done at step {state.step}; raise train.steps or train.epochs to go on")
             return Outcome(self.run_dir, state.step, True, 0, None)
-        if found is not None:
-            tidy(self.run_dir, state, job.train.keep_checkpoints)
         again = f"gptcli {job.command} {self.run_dir / 'run.yaml'} --resume"
 
         def announce() -> None:
@@ -145,29 +145,57 @@ class Training:
 
         with (
             stop_on_signals(announce) as stop,
-            fsio.appending(self.metrics_path) as metrics,
-            self.also_record as also_record,
+            self._recording(state) as write,
         ):
             for warning in fsio.take_warnings():
                 self.report.warning(warning)
-            write = self._writer(metrics, also_record, state)
             finished = self._train(state, stop, write) or self.exhausted
             if finished:
                 write({"kind": "end", "step": state.step})
         if not finished:
             self.report.message(f"stopped and saved at step {state.step}; go on with: {again}")
-        return Outcome(self.run_dir, state.step, finished, 0 if finished else stop.exit_code, self.validation)
+        exit_code = 0 if finished or not self.processes.is_first else stop.exit_code  # the first ends last
+        return Outcome(self.run_dir, state.step, finished, exit_code, self.validation)
+
+    def _newest(self) -> Path | None:
+        """Return the newest whole checkpoint, which one process looks for."""
+        found = newest_verified(self.run_dir, self.report.warning) if self.processes.is_first else None
+        name = self.processes.share(None if found is None else str(found))
+        return None if name is None else Path(name)
+
+    def _begin(self, state: TrainState, *, done: bool, resumed: bool) -> None:
+        """Bring the directory to where the run goes on."""
+        trim_metrics(self.metrics_path, state)
+        fsio.write_file(self.run_dir / "run.yaml", yaml_write.dump(self.job.config))
+        if done:
+            with fsio.appending(self.metrics_path) as metrics:
+                self._writer(metrics, lambda _: None, state)({"kind": "end", "step": state.step})
+        elif resumed:
+            tidy(self.run_dir, state, self.job.train.keep_checkpoints)
+
+    @contextmanager
+    def _recording(self, state: TrainState) -> Iterator[Callable[[Record], None]]:
+        """Give what writes a record; of several processes the first writes all."""
+        if not self.processes.is_first:
+            yield lambda _record: None
+            return
+        with fsio.appending(self.metrics_path) as metrics, self.also_record as also_record:
+            yield self._writer(metrics, also_record, state)
 
     def _train(self, state: TrainState, stop: Stop, write: Callable[[Record], None]) -> bool:
         """Return the loop; what stops it for good is told with what to do about it."""
         job, timed = self.job, self.deadline.timed
+
+        def by_first(hook: Callable[[TrainState], None]) -> Callable[[TrainState], None]:
+            return lambda state: self.processes.by_first(lambda: hook(state))
+
         hooks = Hooks(
-            evaluate=timed("evaluate", lambda state: self._evaluate(state, stop, write)),
+            evaluate=timed("evaluate", by_first(lambda state: self._evaluate(state, stop, write))),
             save=timed("save", self._save),
-            sample=timed("sample", lambda state: self._sample(state, stop, write)),
+            sample=timed("sample", by_first(lambda state: self._sample(state, stop, write))),
             report=write,
-            keep_time=self.deadline.keep,
-            stop=lambda: stop() or self.exhausted,
+            keep_time=self._keep_time,
+            stop=lambda: self._stops(stop),
         )
         try:
             return train(
@@ -178,7 +206,7 @@ class Training:
                 self.runtime,
                 hooks,
                 seed=job.seed,
-                peak_flops=matmul_flops_per_second(self.runtime),
+                peak_flops=self._peak_flops(),
                 objective=job.objective,
             )
         except NumericalError as error:
@@ -191,6 +219,28 @@ class Training:
             context_length, on_cpu = state.model.config.context_length, self.runtime.on_cpu
             advice = job.less_memory or less_memory(job.train, context_length, on_cpu=on_cpu)
             raise GptcliError(f"step {state.step + 1}: out of memory; {advice}") from None
+
+    def _peak_flops(self) -> float | None:
+        """Return the peak of all processes together."""
+        peak = matmul_flops_per_second(self.runtime)
+        return None if peak is None else peak * self.processes.count
+
+    def _stops(self, stop: Stop) -> bool:
+        """Return whether a signal to any process, or the job's patience, ends the run: the same in all of them."""
+        number = self.processes.largest(stop.signal or (PATIENCE_ENDS if self.exhausted else 0))
+        if number == PATIENCE_ENDS:
+            self.exhausted = True
+        elif number:
+            stop.signal = stop.signal or number
+            stop()
+        return number != 0
+
+    def _keep_time(self, state: TrainState, step_seconds: float) -> None:
+        """Keep the deadline by the first process's clock."""
+        self.deadline.keep(state, step_seconds)
+        if not self.processes.alone:
+            stretch = self.processes.share(None if state.stretch is None else dataclasses.asdict(state.stretch))
+            state.stretch = None if stretch is None else ScheduleRescale(**stretch)
 
     def _restore(self, state: TrainState, directory: Path) -> None:
         training = fsio.read_json(directory / "training.json")
@@ -208,6 +258,7 @@ class Training:
             f"{how}: {state.model.num_parameters():,} parameters, {self.job.description}, "
             f"{self.runtime.device} {str(self.runtime.dtype).removeprefix('torch.')}, "
             f"{count(self.runtime.threads, 'thread')}"
+            + ("" if self.processes.alone else f" in each of {self.processes.count} processes")
         )
 
     def _writer(self, file: Any, also_record: Callable[[Record], None], state: TrainState) -> Callable[[Record], None]:
@@ -242,6 +293,11 @@ class Training:
         self.report.message(f"step {state.step}: {shown(text, 300)}")
 
     def _save(self, state: TrainState) -> None:
+        state.gradient_step.collect_state()
+        self.processes.by_first(lambda: self._write_checkpoint(state))
+        state.gradient_step.drop_state()
+
+    def _write_checkpoint(self, state: TrainState) -> None:
         found = self.validation
         if found is not None and self.validated_step == state.step and found.score < state.best_score:
             state.best_score, state.best_step = found.score, state.step  # the best of those that are saved

@@ -6,6 +6,7 @@ import functools
 import math
 from dataclasses import dataclass, field
 
+from gptcli.device.processes import ALONE, Processes
 from gptcli.model.gpt import GPT
 from gptcli.train.optimizers import Optimizers
 from gptcli.train.step import GradientStep
@@ -37,11 +38,12 @@ class TrainState:
     pending: bool = False  # what follows the step, validation and sample, is still to be done
     stretch: ScheduleRescale | None = None  # where a run for a given time was faster or slower than planned
     weights: Weights = field(default_factory=WholeWeights)
+    processes: Processes = ALONE  # which take its steps together
 
     @functools.cached_property
     def gradient_step(self) -> GradientStep:
         """Return what computes the gradient of a step, chosen at first use."""
-        return make_gradient_step(self.model, self.optimizers)
+        return make_gradient_step(self.model, self.optimizers, self.processes)
 
     def last_step(self, planned_steps: int) -> int:
         """Return the step that ends a run of so many steps."""

@@ -1,7 +1,7 @@
 """The parts of a training step: gradients of micro-batches, their norm, clipping, and the update.
 
-`loop.train_step` calls them in this order. Two other classes do the same in less time: step_paired on a CPU, two
-micro-batches at a time, and step_cuda_graph for small models on CUDA.
+`loop.train_step` calls them in this order. Three other classes do the same in less time: step_paired on a CPU, two
+micro-batches at a time, step_cuda_graph for small models on CUDA, and step_replicated in several processes.
 """
 
 from __future__ import annotations
@@ -78,6 +78,12 @@ class GradientStep:
     def zero_grad(self) -> None:
         """Clear the gradients."""
         self.optimizers.zero_grad()
+
+    def collect_state(self) -> None:
+        """Make the state of all optimizers whole in the process that saves it."""
+
+    def drop_state(self) -> None:
+        """Free what collect_state took."""
 
     def run_parallel(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
         """Run tasks whose order does not matter -> what each returns, in their order."""

@@ -7,15 +7,19 @@ import functools
 import torch
 
 from gptcli.device.cuda_graphs import record
+from gptcli.device.processes import ALONE, Processes
 from gptcli.model.gpt import GPT
 from gptcli.train.optimizers import Optimizers
 from gptcli.train.step import GradientStep
 from gptcli.train.step_cuda_graph import MAX_GRAPH_PARAMETERS, CudaGraphStep
 from gptcli.train.step_paired import PairedStep
+from gptcli.train.step_replicated import ReplicatedStep
 
 
-def make_gradient_step(model: GPT, optimizers: Optimizers) -> GradientStep:
+def make_gradient_step(model: GPT, optimizers: Optimizers, processes: Processes = ALONE) -> GradientStep:
     """Return the step that computes a model in the least time where it lies."""
+    if not processes.alone:
+        return ReplicatedStep(model, optimizers, processes)
     device = model.embedding.weight.device.type
     if device == "cpu":
         return PairedStep(model, optimizers)

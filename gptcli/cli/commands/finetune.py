@@ -13,13 +13,23 @@ from gptcli.config.run_file import load_run_file
 @options.overrides
 @training.resume
 @training.force
+@training.nproc
 @options.as_json
 @options.quiet
-def finetune(run_file: str, overrides: tuple[str, ...], resume: bool, force: bool, as_json: bool, quiet: bool) -> int:
+def finetune(
+    run_file: str,
+    overrides: tuple[str, ...],
+    resume: bool,
+    force: bool,
+    nproc: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
     """Fine-tune a trained model on rows, as a run file says.
 
     Tasks: classify (a text and its label), instruct (prompt and completion), chat (conversations), text (more text).
-    Rows come from JSONL, CSV or TSV files. Ctrl-C, SIGTERM and --resume work as in pretrain.
+    Rows come from JSONL, CSV or TSV files. Ctrl-C, SIGTERM, --resume, --nproc and torchrun work as in
+    pretrain.
 
     \b
     Examples:
@@ -30,6 +40,8 @@ def finetune(run_file: str, overrides: tuple[str, ...], resume: bool, force: boo
     from gptcli.config.finetune import FinetuneConfig
 
     loaded = load_run_file(FinetuneConfig, run_file, overrides, resume=resume)
+    if nproc and nproc > 1:
+        return training.launch("finetune", run_file, overrides, nproc, resume, force, as_json, quiet)
     from gptcli.api.finetune import finetune as run  # only now torch: a bad run file answers at once
 
     return training.run_training(

@@ -18,12 +18,14 @@ from gptcli.config.run_file import load_run_file
 )
 @training.resume
 @training.force
+@training.nproc
 @options.as_json
 @options.quiet
 def pretrain(
     run_file: str,
     overrides: tuple[str, ...],
     budget: str | None,
+    nproc: int | None,
     resume: bool,
     force: bool,
     as_json: bool,
@@ -37,17 +39,23 @@ def pretrain(
     Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint; --resume continues it to the same weights,
     bit for bit, as an uninterrupted run.
 
+    With --nproc N, or started by torchrun or srun, several processes share the steps. The bits are those of one.
+
     \b
     Examples:
       gptcli pretrain examples/pretrain.yaml
       gptcli pretrain run.yaml -s train.steps=500 -s optim.learning_rate=1e-3
       gptcli pretrain examples/budget.yaml --budget 10m
       gptcli pretrain runs/demo/run.yaml --resume
+      gptcli pretrain run.yaml --nproc 4
+      torchrun --nproc-per-node 8 -m gptcli pretrain run.yaml
     """
     from gptcli.config.train import PretrainConfig
 
     overrides = overrides if budget is None else (*overrides, f"train.budget={budget}")
     loaded = load_run_file(PretrainConfig, run_file, overrides, resume=resume)
+    if nproc and nproc > 1:
+        return training.launch("pretrain", run_file, overrides, nproc, resume, force, as_json, quiet)
     from gptcli.api.pretrain import pretrain as run  # only now torch: a bad run file answers at once
     from gptcli.train.deadline import process_start
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptcli.base.errors import ConfigError
 from gptcli.config.run_file import MOVED, explaining_paths
+from gptcli.device.world import speaks, world
 
 if TYPE_CHECKING:
     from gptcli.config.yaml_file import Loaded
@@ -16,6 +18,32 @@ resume = click.option(
     "--resume", is_flag=True, help="Continue from the newest intact checkpoint in run_dir, if there is one."
 )
 force = click.option("--force", is_flag=True, help="Start over in a run_dir that holds checkpoints; they are deleted.")
+
+nproc = click.option(
+    "--nproc", type=click.IntRange(1, 1024), help="Processes to share the steps, on this machine.  [default: 1]"
+)
+
+
+def launch(
+    command: str,
+    run_file: str,
+    overrides: Sequence[str],
+    count: int,
+    resume: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Run the command in `count` processes; return its exit code."""
+    if world().count > 1:
+        raise click.UsageError("--nproc starts processes, and this is one of several already; leave it out")
+    if run_file == "-":
+        raise ConfigError("the run file is stdin, which several processes cannot read; save it to a file")
+    from gptcli.device.launch import launch as start
+
+    settings = [part for override in overrides for part in ("-s", override)]
+    flags = {"--resume": resume, "--force": force, "--json": as_json, "--quiet": quiet}
+    return start([command, *settings, *(flag for flag, given in flags.items() if given), "--", run_file], count)
 
 
 def run_training(
@@ -32,14 +60,14 @@ def run_training(
     from gptcli.cli import console
 
     report = console.ConsoleReport(command, quiet=quiet)
-    if loaded.origins["run_dir"] == MOVED:
+    if loaded.origins["run_dir"] == MOVED and speaks():
         report.message(f"going on in {loaded.value.run_dir}, where the run file lies beside its checkpoints")
     try:
         with explaining_paths(run_file):
             result = verb(loaded.value, report=report, **how)
     finally:
         report.close()
-    if as_json:
+    if as_json and world().rank == 0:
         console.write_json(result.as_dict())
     exit_code: int = result.exit_code
     return exit_code

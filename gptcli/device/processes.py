@@ -1,0 +1,248 @@
+"""Processes that work on one run together, over torch.distributed: gloo between CPUs, NCCL between GPUs.
+
+All of them call the same functions in the same order. One process alone is the ordinary case, in which every function
+here gives back what it was given, and torch.distributed is not imported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from gptcli.base.errors import ConfigError, GptcliError, LostProcess
+from gptcli.base.signals import Stopped
+from gptcli.config.parallel import ParallelConfig
+from gptcli.config.train import RuntimeConfig
+from gptcli.device.world import BY_GPTCLI, World, claim_speech, world
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
+PATIENT = timedelta(days=30)  # for what the first process does alone, as preparing the text; a dead one ends it at once
+MEETING = timedelta(minutes=15)  # for all processes to start, on machines that may be slow
+CLAIM = "gptcli/error"  # in the store: the process that says what went wrong
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of a run. `patient` is a group for waiting without a limit."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    config: ParallelConfig = field(default_factory=ParallelConfig)
+    patient: ProcessGroup | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Return whether this process speaks, writes and decides."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        """Return whether there are no others."""
+        return self.count == 1
+
+    def share(self, value: Any = None) -> Any:
+        """Return what the first process gives, anything that JSON holds, to all; waits as long as it takes."""
+        if self.alone:
+            return value
+        import torch.distributed as dist
+
+        content = json.dumps(value).encode() if self.is_first else b""
+        size = torch.tensor([len(content)])
+        dist.broadcast(size, 0, group=self.patient)
+        found = torch.frombuffer(bytearray(content), dtype=torch.uint8) if self.is_first else None
+        if found is None:
+            found = torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(found, 0, group=self.patient)
+        return value if self.is_first else json.loads(bytes(found.tolist()))
+
+    def largest(self, number: int) -> int:
+        """Return the largest of the numbers that the processes give."""
+        if self.alone:
+            return number
+        import torch.distributed as dist
+
+        found = torch.tensor([number])
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def largest_of_each(self, numbers: Tensor) -> Tensor:
+        """Return the largest of what the processes give at each place (N,), on the CPU."""
+        import torch.distributed as dist
+
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        return numbers
+
+    def gather(self, numbers: Tensor) -> Tensor:
+        """Return the numbers (N,) of every process, (count, N), on the CPU."""
+        found = torch.empty(self.count, *numbers.shape, dtype=numbers.dtype)
+        spread_parts(numbers.contiguous(), found)
+        return found
+
+    def by_first(self, work: Callable[[], object]) -> None:
+        """Let the first process do something while the others wait; Stopped there is raised in all."""
+        if self.alone:
+            work()
+            return
+        stopped = False
+        if self.is_first:
+            try:
+                work()
+            except Stopped:
+                stopped = True
+        if self.share(stopped):
+            raise Stopped
+
+    def held_by_first(self, context: AbstractContextManager[T]) -> AbstractContextManager[T | None]:
+        """Return a context manager that only the first process enters."""
+        return context if self.is_first else nullcontext()
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def joined(config: ParallelConfig, runtime: RuntimeConfig) -> Iterator[Processes]:
+    """Meet the other processes of this run, where there are some; GPUs talk by NCCL, all else by gloo.
+
+    What goes wrong within the block is raised in the process that meets it first; in the others LostProcess, which has
+    nothing to say.
+    """
+    place = world()
+    if config.replicate not in (None, place.count):
+        started = "1 process was" if place.count == 1 else f"{place.count} processes were"
+        raise ConfigError(
+            f"parallel.replicate: {config.replicate}, but {started} started; start as many "
+            f"(--nproc {config.replicate}), or leave it out"
+        )
+    if place.count == 1:
+        yield ALONE
+        return
+    import torch.distributed as dist
+
+    end_with_parent()
+    on_gpus = runtime.device.startswith("cuda") or (runtime.device == "auto" and torch.cuda.is_available())
+    store = _meet(place, config, "cpu:gloo,cuda:nccl" if on_gpus else "gloo")
+    patient = dist.new_group(backend="gloo", timeout=PATIENT)
+    try:
+        yield Processes(place.rank, place.count, place.local_rank, config, patient)
+    except BaseException as error:
+        raise _as_one_of_many(error, store, place, config) from None
+    dist.destroy_process_group()
+
+
+def _meet(place: World, config: ParallelConfig, backend: str) -> Any:
+    """Connect to the other processes -> the store that all of them see."""
+    import torch.distributed as dist
+
+    by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            place.address,
+            place.port,
+            place.count,
+            is_master=place.rank == 0 and not by_launcher,
+            timeout=MEETING,
+            wait_for_workers=False,
+        )
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("gptcli", store),  # type: ignore[attr-defined]
+            rank=place.rank,
+            world_size=place.count,
+            timeout=timedelta(seconds=config.timeout_seconds),
+        )
+    except (RuntimeError, ValueError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise GptcliError(
+            f"the processes did not meet at {place.address}:{place.port} ({what}); start all of them, with the same "
+            "MASTER_ADDR and MASTER_PORT"
+        ) from None
+    return store
+
+
+def _is_connection(error: RuntimeError) -> bool:
+    """Return whether an error is that of a collective whose other end is gone or silent."""
+    import torch.distributed as dist
+
+    text = str(error).lower()
+    words = ("connection", "timed out", "timeout", "gloo", "socket", "nccl", "broken pipe")
+    return isinstance(error, dist.DistError) or any(word in text for word in words)
+
+
+def _as_one_of_many(error: BaseException, store: Any, place: World, config: ParallelConfig) -> BaseException:
+    """Return the error for the first process that meets one, LostProcess for those that end with it."""
+    if isinstance(error, LostProcess):
+        return error
+    if isinstance(error, RuntimeError) and _is_connection(error):
+        if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+            error = GptcliError(
+                f"a process was silent for {config.timeout_seconds} s (parallel.timeout_seconds); look whether its "
+                "machine is overloaded or it hangs, and go on with --resume"
+            )
+        elif BY_GPTCLI in os.environ:  # the launcher knows which process ended, and how
+            return LostProcess()
+        else:
+            error = GptcliError("another process has ended without a word, as by a kill; go on with --resume")
+    if not _claim(store, place.rank):
+        return LostProcess()
+    claim_speech()
+    return error
+
+
+def _claim(store: Any, rank: int) -> bool:
+    """Return whether this is the process that says what went wrong: the first that asks."""
+    with suppress(RuntimeError):
+        return bool(store.compare_set(CLAIM, "", str(rank)).decode() == str(rank))
+    return rank == 0  # the store is gone, and with it the process that had it
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process by SIGTERM, with a checkpoint, where the launcher is killed. Linux only."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != parent:  # gone before
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def exchange_parts(parts: Tensor, found: Tensor) -> None:
+    """Send row r of `parts` (count, N) to process r, and put what process r sends here into row r of `found`."""
+    import torch.distributed as dist
+
+    dist.all_to_all_single(found, parts)
+
+
+def spread_parts(own: Tensor, found: Tensor) -> None:
+    """Put the `own` (N,) of process r into row r of every process's `found` (count, N)."""
+    import torch.distributed as dist
+
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the older name until torch 2.12
+    gather(found.view(-1), own)
+
+
+def collect(tensors: Sequence[Tensor], owner: int, processes: Processes) -> None:
+    """Copy tensors of `owner` into those of the first process; both call it."""
+    import torch.distributed as dist
+
+    for tensor in tensors:
+        if owner == processes.rank:
+            dist.send(tensor, 0)
+        elif processes.is_first:
+            dist.recv(tensor, owner)

@@ -1,0 +1,135 @@
+"""A training step of several processes that hold the same model: each computes some of the micro-batches.
+
+The owner of a weight (owners) adds its gradients in the order of the micro-batches, as one process alone does, so that
+weights and optimizer state have the bits of one process, however many there are. It then updates the weight and sends
+it to all: its optimizer state is there only (ZeRO stage 1, Rajbhandari et al. 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gptcli.data.batches import Batch
+from gptcli.device.private_torch import foreach_norm
+from gptcli.device.processes import Processes, collect, exchange_parts, spread_parts
+from gptcli.device.runtime import Runtime
+from gptcli.model.gpt import GPT
+from gptcli.train.muon import Muon
+from gptcli.train.optimizers import Optimizers
+from gptcli.train.owners import empty, fill, lay_out
+from gptcli.train.step import GradientStep, Objective
+
+MUON_COST = 3  # of updating an element, relative to AdamW
+
+
+class ReplicatedStep(GradientStep):
+    """Computes `processes.count` micro-batches at a time, one in each process, or a whole step's shares apart."""
+
+    def __init__(self, model: GPT, optimizers: Optimizers, processes: Processes) -> None:
+        super().__init__(model, optimizers)
+        self.processes = processes
+        self.weights = list(optimizers.names)
+        muon = {weight for part in optimizers.parts if isinstance(part, Muon) for weight in part.weights()}
+        sizes = [weight.numel() for weight in self.weights]
+        costs = [size * (MUON_COST if weight in muon else 1) for size, weight in zip(sizes, self.weights, strict=True)]
+        itemsize = self.weights[0].itemsize
+        self.layout = lay_out(sizes, costs, processes.count, itemsize)
+        self.owned = self.layout.owned(processes.rank)
+        optimizers.keep_state([self.weights[number] for number in self.owned])
+        self.sum: Tensor | None = None  # of the gradients of the weights that are owned, flat; None before the first
+        self.present = torch.zeros(len(self.weights), dtype=torch.int64)  # which weights have a gradient, anywhere
+
+    def concurrency(self, runtime: Runtime) -> int:  # noqa: ARG002
+        return self.processes.count
+
+    def forward_backward(
+        self, objective: Objective, micro_batches: Sequence[Batch], targets: int, runtime: Runtime
+    ) -> list[Tensor]:
+        rank = self.processes.rank
+        loss = torch.zeros((), device=self.weights[0].device)
+        if rank < len(micro_batches):
+            loss = self.forward_backward_one(objective, micro_batches[rank], targets, runtime)
+        by_step = self.processes.config.exchange == "step"
+        if not by_step:
+            self._exchange(len(micro_batches))
+        losses = self.processes.gather(loss.detach().double().cpu().view(1))
+        return list(losses[: len(micro_batches), 0].to(loss.device).unbind())
+
+    def _exchange(self, count: int) -> None:
+        """Add the gradients of the first `count` processes to the sums of their owners, and clear them."""
+        gradients = [weight.grad for weight in self.weights]
+        self.present |= self.processes.largest_of_each(torch.tensor([int(g is not None) for g in gradients]))
+        flat = [None if gradient is None else gradient.reshape(-1) for gradient in gradients]
+        length, fresh = self.layout.lengths[self.processes.rank], self.sum is None
+        if self.sum is None:
+            self.sum = self.weights[0].new_empty(length)
+        parts = self.weights[0].new_empty(self.processes.count, self.layout.chunk)
+        found = torch.empty_like(parts)
+        for number, rows in enumerate(self.layout.chunks):
+            for row, pieces in zip(parts, rows, strict=True):
+                fill(row, pieces, flat)
+            exchange_parts(parts, found)
+            start = number * self.layout.chunk
+            own = self.sum[start : start + self.layout.chunk]
+            for sender, received in enumerate(found[:count, : len(own)]):
+                if sender == 0 and fresh:
+                    own.copy_(received)
+                else:
+                    own.add_(received)
+        super().zero_grad()
+
+    def grad_norm(self) -> Tensor:
+        if self.processes.config.exchange == "step":
+            self._exchange(self.processes.count)
+        for number in self.owned:
+            self.weights[number].grad = self._sum_of(number) if self.present[number] else None
+        norms = torch.zeros(len(self.weights), dtype=torch.float64)
+        with_gradient = [number for number in self.owned if self.present[number]]
+        if with_gradient:
+            found = torch.stack(foreach_norm([self._sum_of(number) for number in with_gradient]))
+            norms[with_gradient] = found.double().cpu()
+        norms = self.processes.gather(norms).sum(0)  # each is of its owner; float32 fits into float64
+        there = norms[self.present.bool()].to(self.weights[0].dtype)
+        return torch.linalg.vector_norm(there).to(self.weights[0].device)
+
+    def _sum_of(self, number: int) -> Tensor:
+        """Return the summed gradient of an owned weight, in its shape."""
+        assert self.sum is not None
+        weight, place = self.weights[number], self.layout.places[number]
+        return self.sum[place : place + weight.numel()].view(weight.shape)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Update the owned weights, then bring every weight to every process."""
+        self.optimizers.step()
+        self.zero_grad()
+        flat = [weight.detach().view(-1) for weight in self.weights]
+        own = self.weights[0].new_empty(self.layout.chunk)
+        found = own.new_empty(self.processes.count, self.layout.chunk)
+        for rows in self.layout.chunks:
+            fill(own, rows[self.processes.rank], flat)
+            spread_parts(own, found)
+            for owner, pieces in enumerate(rows):
+                if owner != self.processes.rank:
+                    empty(found[owner], pieces, flat)
+
+    def zero_grad(self) -> None:
+        super().zero_grad()
+        self.sum = None
+        self.present.zero_()
+
+    def collect_state(self) -> None:
+        """Bring the state of all optimizers to the first process, which saves it."""
+        for number, owner in enumerate(self.layout.owners):
+            if owner == 0 or self.processes.rank not in (0, owner):
+                continue
+            weight = self.weights[number]
+            state = self.optimizers.state_of(weight)
+            collect([state[kind] for kind in sorted(state)], owner, self.processes)
+
+    def drop_state(self) -> None:
+        """Free what collect_state brought."""
+        self.optimizers.keep_state([self.weights[number] for number in self.owned])
