@@ -6,6 +6,7 @@ matrices. A process's weights, end to end, are its part; parts are exchanged a c
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 ALIGNED = 16  # elements: each weight begins where PyTorch lets its own tensors begin, on 64 bytes of float32
+MUON_COST = 3.0  # of updating an element, relative to AdamW
 CHUNK_BYTES = 32 << 20  # exchanged at once, for all processes together
 
 
@@ -27,40 +29,61 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where weights lie: `owners` by weight, and for every chunk the pieces in each owner's row of it."""
+class Owners:
+    """Which process has which weight: `owners` and `places` by weight, `lengths` by process."""
 
     owners: tuple[int, ...]
     places: tuple[int, ...]  # first element of each weight in its owner's part
     lengths: tuple[int, ...]  # elements of each owner's part
-    chunk: int  # elements of a row
-    chunks: tuple[tuple[tuple[Piece, ...], ...], ...]
 
     def owned(self, rank: int) -> list[int]:
         """Return the weights of a process, in their order."""
         return [weight for weight, owner in enumerate(self.owners) if owner == rank]
 
 
-def lay_out(sizes: Sequence[int], costs: Sequence[float], processes: int, itemsize: int = 4) -> Layout:
+@dataclass(frozen=True)
+class Chunk:
+    """What is exchanged at once: elements [start, start + width) of every part, and the pieces in each of them."""
+
+    start: int
+    width: int
+    rows: tuple[tuple[Piece, ...], ...]
+
+
+def update_costs(sizes: Sequence[int], by_muon: Sequence[bool]) -> list[float]:
+    """Return about what it costs to update weights."""
+    return [size * (MUON_COST if muon else 1.0) for size, muon in zip(sizes, by_muon, strict=True)]
+
+
+def divide(sizes: Sequence[int], costs: Sequence[float], processes: int) -> Owners:
     """Divide weights of `sizes` elements: the costliest first, each to the process that has least so far."""
-    owners, loads = [0] * len(sizes), [0.0] * processes
+    owners = [0] * len(sizes)
+    loads = [(0.0, rank) for rank in range(processes)]
     for weight in sorted(range(len(sizes)), key=lambda weight: (-costs[weight], weight)):
-        owners[weight] = min(range(processes), key=lambda rank: (loads[rank], rank))
-        loads[owners[weight]] += costs[weight]
+        load, rank = heapq.heappop(loads)
+        owners[weight] = rank
+        heapq.heappush(loads, (load + costs[weight], rank))
     lengths, places = [0] * processes, [0] * len(sizes)
     for weight, owner in enumerate(owners):
         places[weight] = lengths[owner]
         lengths[owner] += -(-sizes[weight] // ALIGNED) * ALIGNED
-    chunk = max(1, min(max(lengths), CHUNK_BYTES // itemsize // processes))
-    count = -(-max(lengths) // chunk)
-    rows: list[list[list[Piece]]] = [[[] for _ in range(processes)] for _ in range(count)]
-    for weight, owner in enumerate(owners):
-        first, last = places[weight], places[weight] + sizes[weight]
-        for number in range(first // chunk, -(-last // chunk)):
-            start, end = max(first, number * chunk), min(last, (number + 1) * chunk)
-            rows[number][owner].append(Piece(weight, start - first, end - first, start - number * chunk))
-    chunks = tuple(tuple(tuple(row) for row in chunk_rows) for chunk_rows in rows)
-    return Layout(tuple(owners), tuple(places), tuple(lengths), chunk, chunks)
+    return Owners(tuple(owners), tuple(places), tuple(lengths))
+
+
+def cut(owners: Owners, sizes: Sequence[int], chunk_bytes: int = CHUNK_BYTES, *, itemsize: int = 4) -> list[Chunk]:
+    """Cut the parts into chunks of at most `chunk_bytes` for all processes together."""
+    processes, longest = len(owners.lengths), max(owners.lengths)
+    most = max(1, chunk_bytes // itemsize // processes)
+    rows: list[list[list[Piece]]] = [[[] for _ in range(processes)] for _ in range(-(-longest // most))]
+    for weight, owner in enumerate(owners.owners):
+        first, last = owners.places[weight], owners.places[weight] + sizes[weight]
+        for number in range(first // most, -(-last // most)):
+            start, end = max(first, number * most), min(last, (number + 1) * most)
+            rows[number][owner].append(Piece(weight, start - first, end - first, start - number * most))
+    return [
+        Chunk(number * most, min(most, longest - number * most), tuple(map(tuple, pieces)))
+        for number, pieces in enumerate(rows)
+    ]
 
 
 def fill(row: Tensor, pieces: Sequence[Piece], tensors: Sequence[Tensor | None]) -> None:

@@ -19,10 +19,8 @@ from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT
 from gptcli.train.muon import Muon
 from gptcli.train.optimizers import Optimizers
-from gptcli.train.owners import empty, fill, lay_out
+from gptcli.train.owners import cut, divide, empty, fill, update_costs
 from gptcli.train.step import GradientStep, Objective
-
-MUON_COST = 3  # of updating an element, relative to AdamW
 
 
 class ReplicatedStep(GradientStep):
@@ -34,10 +32,9 @@ class ReplicatedStep(GradientStep):
         self.weights = list(optimizers.names)
         muon = {weight for part in optimizers.parts if isinstance(part, Muon) for weight in part.weights()}
         sizes = [weight.numel() for weight in self.weights]
-        costs = [size * (MUON_COST if weight in muon else 1) for size, weight in zip(sizes, self.weights, strict=True)]
-        itemsize = self.weights[0].itemsize
-        self.layout = lay_out(sizes, costs, processes.count, itemsize)
-        self.owned = self.layout.owned(processes.rank)
+        self.owners = divide(sizes, update_costs(sizes, [weight in muon for weight in self.weights]), processes.count)
+        self.chunks = cut(self.owners, sizes, itemsize=self.weights[0].itemsize)
+        self.owned = self.owners.owned(processes.rank)
         optimizers.keep_state([self.weights[number] for number in self.owned])
         self.sum: Tensor | None = None  # of the gradients of the weights that are owned, flat; None before the first
         self.present = torch.zeros(len(self.weights), dtype=torch.int64)  # which weights have a gradient, anywhere
@@ -63,17 +60,16 @@ class ReplicatedStep(GradientStep):
         gradients = [weight.grad for weight in self.weights]
         self.present |= self.processes.largest_of_each(torch.tensor([int(g is not None) for g in gradients]))
         flat = [None if gradient is None else gradient.reshape(-1) for gradient in gradients]
-        length, fresh = self.layout.lengths[self.processes.rank], self.sum is None
+        fresh = self.sum is None
         if self.sum is None:
-            self.sum = self.weights[0].new_empty(length)
-        parts = self.weights[0].new_empty(self.processes.count, self.layout.chunk)
-        found = torch.empty_like(parts)
-        for number, rows in enumerate(self.layout.chunks):
-            for row, pieces in zip(parts, rows, strict=True):
+            self.sum = self.weights[0].new_empty(self.owners.lengths[self.processes.rank])
+        for chunk in self.chunks:
+            parts = self.weights[0].new_empty(self.processes.count, chunk.width)
+            found = torch.empty_like(parts)
+            for row, pieces in zip(parts, chunk.rows, strict=True):
                 fill(row, pieces, flat)
             exchange_parts(parts, found)
-            start = number * self.layout.chunk
-            own = self.sum[start : start + self.layout.chunk]
+            own = self.sum[chunk.start : chunk.start + chunk.width]
             for sender, received in enumerate(found[:count, : len(own)]):
                 if sender == 0 and fresh:
                     own.copy_(received)
@@ -98,7 +94,7 @@ class ReplicatedStep(GradientStep):
     def _sum_of(self, number: int) -> Tensor:
         """Return the summed gradient of an owned weight, in its shape."""
         assert self.sum is not None
-        weight, place = self.weights[number], self.layout.places[number]
+        weight, place = self.weights[number], self.owners.places[number]
         return self.sum[place : place + weight.numel()].view(weight.shape)
 
     @torch.no_grad()
@@ -107,12 +103,12 @@ class ReplicatedStep(GradientStep):
         self.optimizers.step()
         self.zero_grad()
         flat = [weight.detach().view(-1) for weight in self.weights]
-        own = self.weights[0].new_empty(self.layout.chunk)
-        found = own.new_empty(self.processes.count, self.layout.chunk)
-        for rows in self.layout.chunks:
-            fill(own, rows[self.processes.rank], flat)
+        for chunk in self.chunks:
+            own = self.weights[0].new_empty(chunk.width)
+            found = own.new_empty(self.processes.count, chunk.width)
+            fill(own, chunk.rows[self.processes.rank], flat)
             spread_parts(own, found)
-            for owner, pieces in enumerate(rows):
+            for owner, pieces in enumerate(chunk.rows):
                 if owner != self.processes.rank:
                     empty(found[owner], pieces, flat)
 
@@ -123,7 +119,7 @@ class ReplicatedStep(GradientStep):
 
     def collect_state(self) -> None:
         """Bring the state of all optimizers to the first process, which saves it."""
-        for number, owner in enumerate(self.layout.owners):
+        for number, owner in enumerate(self.owners.owners):
             if owner == 0 or self.processes.rank not in (0, owner):
                 continue
             weight = self.weights[number]

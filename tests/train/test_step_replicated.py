@@ -22,7 +22,7 @@ from gptcli.model.gpt import GPT
 from gptcli.train.loop import train_step
 from gptcli.train.loss import next_token_nats
 from gptcli.train.optimizers import make_optimizers
-from gptcli.train.owners import ALIGNED, empty, fill, lay_out
+from gptcli.train.owners import ALIGNED, cut, divide, empty, fill
 from gptcli.train.state import TrainState
 
 STEPS = 3
@@ -124,17 +124,17 @@ def test_what_is_not_finite_in_one_process_stops_all_before_the_update() -> None
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=12), st.integers(1, 5), st.integers(1, 64))
 def test_every_element_travels_once(sizes: list[int], processes: int, chunk_bytes: int) -> None:
-    layout = lay_out(sizes, [float(size) for size in sizes], processes, itemsize=max(1, (32 << 20) // chunk_bytes))
+    owners = divide(sizes, [float(size) for size in sizes], processes)
     tensors = [torch.arange(size) + 1000 * number for number, size in enumerate(sizes)]
     found = [torch.zeros_like(tensor) for tensor in tensors]
-    for rows in layout.chunks:
-        for pieces in rows:
-            row = torch.full((layout.chunk,), -1)
+    for chunk in cut(owners, sizes, chunk_bytes):
+        for pieces in chunk.rows:
+            row = torch.full((chunk.width,), -1)
             fill(row, pieces, tensors)
             empty(row, pieces, found)
     assert all(torch.equal(*pair) for pair in zip(tensors, found, strict=True))
-    assert all(place % ALIGNED == 0 for place in layout.places)
-    assert sorted(weight for rank in range(processes) for weight in layout.owned(rank)) == list(range(len(sizes)))
+    assert all(place % ALIGNED == 0 for place in owners.places)
+    assert sorted(weight for rank in range(processes) for weight in owners.owned(rank)) == list(range(len(sizes)))
 
 
 def test_one_process_alone_needs_no_others() -> None:
