@@ -33,7 +33,7 @@ from gptcli.data.tokenizer import Tokenizer
 from gptcli.generate.constrain import most_tokens
 from gptcli.generate.engine import Engine, Request
 from gptcli.generate.packed_weights import Quantize, pack
-from gptcli.train.metadata import read_metadata
+from gptcli.train.metadata import ModelMetadata, read_metadata
 from gptcli.train.run_directory import find_checkpoint
 
 
@@ -57,19 +57,12 @@ class Speaker:
         **how: Unpack[DeviceOptions],
     ) -> None:
         directory = find_checkpoint(run)
-        conversation = read_metadata(directory).conversation
-        if conversation is None:
-            raise DataError(
-                f"{shown(str(directory))}: was not trained on conversations; fine-tune it with gptcli finetune and "
-                "task: chat, or continue a text with gptcli generate"
-            )
+        metadata = read_metadata(directory)
+        if metadata.conversation is None:
+            raise DataError(not_conversational(directory))
         opened = open_model(directory, **how)
         model, self.tokenizer = opened.model, opened.tokenizer
-        if missing := conversation.missing(self.tokenizer):
-            raise DataError(
-                f"{shown(str(directory / 'tokenizer.json'))}: no token {shown(missing[0])}, which conversations need; "
-                "the checkpoint is damaged"
-            )
+        conversation = conversation_form(directory, metadata, self.tokenizer)
         self.directory, self.conversation, self.num_parameters = directory, conversation, model.num_parameters()
         held_to = make_safeguards(self.tokenizer, **(safeguards or {}))
         runtime = pack(model, opened.runtime, quantize=quantize)
@@ -115,6 +108,27 @@ class Speaker:
                 record["messages"] = [message._asdict() for message in (*item.prompt, answer)]
             answer_record = completion_record(completion, self.tokenizer) | {"dropped_turns": item.dropped_turns}
             yield answered(record, answer_record, warnings)
+
+
+def not_conversational(directory: Path) -> str:
+    """Say why a checkpoint cannot be talked to, and the way out."""
+    return (
+        f"{shown(str(directory))}: was not trained on conversations; fine-tune it with gptcli finetune and "
+        "task: chat, or continue a text with gptcli generate"
+    )
+
+
+def conversation_form(directory: Path, metadata: ModelMetadata, tokenizer: Tokenizer) -> Form:
+    """Return the form in which a checkpoint takes conversations; DataError where it has none, or lacks its tokens."""
+    form = metadata.conversation
+    if form is None:
+        raise DataError(not_conversational(directory))
+    if missing := form.missing(tokenizer):
+        raise DataError(
+            f"{shown(str(directory / 'tokenizer.json'))}: no token {shown(missing[0])}, which conversations need; "
+            "the checkpoint is damaged"
+        )
+    return form
 
 
 def fit(

@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 pytest.importorskip("transformers")
 pytest.importorskip("jinja2")
 import transformers
-from hugging_face import CONFIGS, edit_config, made_tokenizer, random_model
+from hugging_face import CONFIGS, edit_config, hf_directory, made_tokenizer, random_model
 
 import gptcli
 from gptcli.api.export_model import export_hf
@@ -169,3 +169,46 @@ def test_a_template_cannot_leave_its_sandbox(source: str, tmp_path: Path) -> Non
     chat_directory(tmp_path / "hf", source)
     import_model(tmp_path / "hf", tmp_path / "ours", report=Report())
     assert read_metadata(tmp_path / "ours").conversation is None
+
+
+def test_generate_answers_as_chat_does(chat: tuple[Path, Any], run_cli: RunCli) -> None:
+    run = chat[0] / "ours"
+    greedy = ("--temperature", 0, "--max-tokens", 8)
+    spoken = run_cli("chat", run, *greedy, input="Hi\n")
+    written = run_cli("generate", run, "Hi", "--chat", *greedy)
+    assert (written.code, written.text.strip("\n")) == (0, spoken.text.strip("\n")), written.err
+    row = json.dumps({"id": 7, "messages": [{"role": "user", "content": "Hi"}], "gold": "x"})
+    (answer,) = map(json.loads, run_cli("generate", run, "--jsonl", *greedy, input=row).out.splitlines())
+    (wanted,) = map(json.loads, run_cli("chat", run, "--jsonl", *greedy, input=row).out.splitlines())
+    assert answer["text"] == wanted["text"] == spoken.text.removesuffix("\n")
+    assert (answer["id"], answer["gold"], answer["messages"]) == (7, "x", [{"role": "user", "content": "Hi"}])
+    prompt = run_cli("generate", run, "--jsonl", "--chat", *greedy, input='{"prompt": "Hi"}')
+    assert json.loads(prompt.out)["text"] == wanted["text"]
+    both = run_cli("generate", run, "--jsonl", input='{"prompt": "a", "messages": []}')
+    assert (both.code, json.loads(both.out)["error"]) == (3, 'stdin:1: want either "prompt" or "messages"')
+
+
+def test_only_a_model_of_conversations_answers(tmp_path: Path, run_cli: RunCli) -> None:
+    hf_directory(tmp_path / "hf", CONFIGS["gpt2"])
+    import_model(tmp_path / "hf", tmp_path / "ours", report=Report())
+    run_cli("generate", tmp_path / "ours", "Hi", "--chat").error(3, "generate", "was not trained on conversations")
+    row = '{"messages": [{"role": "user", "content": "Hi"}]}'
+    result = run_cli("generate", tmp_path / "ours", "--jsonl", input=row)
+    assert (result.code, "was not trained on conversations" in json.loads(result.out)["error"]) == (3, True)
+
+
+def test_the_makers_way_of_drawing_holds_where_nothing_else_is_said(tmp_path: Path, run_cli: RunCli) -> None:
+    chat_directory(tmp_path / "hf", CHATML)
+    generation = {"do_sample": True, "temperature": 1e-3, "top_k": 1, "top_p": 7.0, "min_p": "a"}
+    (tmp_path / "hf" / "generation_config.json").write_text(json.dumps(generation))
+    import_model(tmp_path / "hf", tmp_path / "ours", report=Report())
+    ask = ("generate", tmp_path / "ours", "Hi", "--max-tokens", 8)
+    greedy, drawn = run_cli(*ask, "--temperature", 0), run_cli(*ask, "--seed", 3)
+    assert (drawn.text, greedy.err) == (greedy.text, "")
+    assert "generation_config.json): temperature 0.001, top_k 1; an option of yours wins" in drawn.err
+    given = run_cli(*ask, "--top-k", 50, "--temperature", 1.5, "--seed", 3)
+    assert (given.err, given.text != greedy.text) == ("", True)
+    generation["do_sample"] = False
+    (tmp_path / "hf" / "generation_config.json").write_text(json.dumps(generation))
+    import_model(tmp_path / "hf", tmp_path / "other", report=Report())
+    assert run_cli("generate", tmp_path / "other", "Hi", "--max-tokens", 1).err == ""

@@ -10,6 +10,7 @@ from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.units import count
 from gptcli.cli.commands import options
 from gptcli.cli.commands.safeguards import safeguarded, take_safeguards
+from gptcli.config.generate import GenerateOptions
 
 
 @click.command(no_args_is_help=True)
@@ -45,17 +46,20 @@ def chat(
     options.ask_for_huge_pages()
     from gptcli.cli import console
 
-    chosen = options.take_drawing(how)
+    given = options.take_given(how)
+    chosen = GenerateOptions(**given)
     if jsonl and (system is not None or load is not None):
         raise ConfigError("--jsonl records hold whole conversations; leave out --system and --load")
     if system is not None and not system.strip():
         raise ConfigError("--system: the text is empty; write it or leave it out")
     lines = None if not jsonl and console.stdin_is_terminal() else console.stdin_lines(blank=not jsonl)
     from gptcli.api.chat import Chat, Speaker
+    from gptcli.api.sampling_defaults import with_makers_defaults
     from gptcli.cli import terminal
 
     report = console.ConsoleReport("chat", quiet=quiet)
     how["safeguards"] = take_safeguards(how, chosen, report)
+    chosen = with_makers_defaults(run, given, report)
     speaker = Speaker(run, batch_size=batch_size if jsonl else 1, **how)
     if jsonl and lines is not None:
         failed = 0

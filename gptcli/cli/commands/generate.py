@@ -53,7 +53,10 @@ from gptcli.config.generate import GenerateOptions
 @click.option(
     "--prompt-logprobs", metavar="[K]", type=int, is_flag=False, flag_value=1, help="The same for the prompt's tokens."
 )
-@click.option("--jsonl", is_flag=True, help='Read {"prompt": ..., "id": ..., "options": {...}} records from stdin.')
+@click.option(
+    "--chat", is_flag=True, help="The prompt is a question to a model that was tuned to chat; write its answer."
+)
+@click.option("--jsonl", is_flag=True, help='Read {"prompt": ...} or {"messages": [...]} records from stdin.')
 @click.option(
     "--json", "as_json", is_flag=True, help="Write a JSON document for the prompt, with ids and finish reason."
 )
@@ -67,13 +70,15 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
 
     The prompt is PROMPT, else stdin without its final newline. Only the new text is written to stdout. With --jsonl
     every line of stdin is a record with a prompt and "options" of its own, {"max_tokens": 20}; the records come back in
-    order with the text, their id and their other fields.
+    order with the text, their id and their other fields. A record with "messages", as in OpenAI's API, is a
+    conversation to answer.
 
     \b
     Examples:
       echo "Once upon a time" | gptcli generate runs/demo --max-tokens 100
       gptcli generate runs/demo "The sea" --n 3 --temperature 1 --top-p 0.9 --seed 7
       gptcli generate runs/demo --jsonl < prompts.jsonl | jq -r .text
+      gptcli generate runs/shop --chat "When are you open?" --temperature 0
       gptcli generate runs/demo "Good or bad? " --choices good,bad --temperature 0
       gptcli generate runs/demo "The order: " --json-schema order.json
     """
@@ -87,7 +92,8 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
     how["logit_bias"] = tuple(map(token_bias, how["logit_bias"]))
     if how["json_schema"] is not None:
         how["json_schema"] = read_schema(how["json_schema"])
-    chosen = options.take_drawing(how)
+    given = options.take_given(how)
+    chosen = GenerateOptions(**given)
     check_usage(prompt, chosen, jsonl=jsonl, as_json=as_json, stream=stream)
     report = console.ConsoleReport("generate")
     how["safeguards"] = take_safeguards(how, chosen, report)
@@ -97,7 +103,9 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
     options.ask_for_huge_pages()
     from gptcli.api import generate as runs
     from gptcli.api.records import completion_record
+    from gptcli.api.sampling_defaults import with_makers_defaults
 
+    chosen = with_makers_defaults(run, given, report)
     writer = runs.Writer(run, most=None if jsonl else chosen.n, **how)
     if jsonl:
         failed = 0

@@ -147,8 +147,13 @@ def drawing(command: F) -> F:
 
 def take_drawing(how: dict[str, Any]) -> GenerateOptions:
     """Take the options of drawing out of those that a command was given."""
+    return GenerateOptions(**take_given(how))
+
+
+def take_given(how: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of drawing out of those that a command was given, by name, only those that were given."""
     given = {name: how.pop(name) for name in keys_of(GenerateOptions) if name in how}
-    return GenerateOptions(**{name: value for name, value in given.items() if value not in (None, ())})
+    return {name: value for name, value in given.items() if value not in (None, ())}
 
 
 def on_device(command: F) -> F:
