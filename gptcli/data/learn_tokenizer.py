@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli.base.errors import DataError
+from gptcli.base.escape import shown
 from gptcli.base.report import Report
-from gptcli.base.units import amount
+from gptcli.base.units import amount, count
+from gptcli.data.leaks import leaking_tokens
 from gptcli.data.text import Piece, split_text
 from gptcli.data.tokenizer import Tokenizer, learn_merges
 
@@ -98,6 +100,8 @@ def learn_tokenizer(
     )
     tokens = sum(map(len, tokenizer.encode_batch(held_out)))
     measured_bytes = sum(len(text.encode()) for text in held_out)
+    if report is not None:
+        _tell_leaks(tokenizer, report)
     return tokenizer, TokenizerReport(
         vocab_size=tokenizer.vocab_size,
         wanted_vocab_size=vocab_size,
@@ -106,6 +110,18 @@ def learn_tokenizer(
         bytes_per_token=measured_bytes / tokens,
         held_out_bytes=held_out_bytes,
     )
+
+
+def _tell_leaks(tokenizer: Tokenizer, report: Report) -> None:
+    """Warn of tokens that give numbers and addresses of the text away, whatever a model does."""
+    leaks = leaking_tokens(tokenizer)
+    if leaks:
+        some = ", ".join(shown(repr(token)) for token in leaks[:3])
+        report.warning(
+            f"{count(len(leaks), 'token')} with five digits in a row or an address, such as {some}, can be read in the "
+            "tokenizer itself; first mask and deduplicate the text (gptcli corpus filter --pii mask, corpus dedup), "
+            "or cut numbers by --pattern llama3"
+        )
 
 
 def blocks(pieces: Iterable[Piece]) -> Iterator[str]:

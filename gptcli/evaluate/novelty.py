@@ -6,28 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gptcli.data.grams import run_hashes
 from gptcli.data.shards import TokenArray
 
 SIZES = (8, 13, 25, 50)
 BLOCK_TOKENS = 1 << 20
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
-
-Hashes = NDArray[np.uint64]
-
-
-def runs(ids: NDArray[np.int64], size: int) -> Hashes:
-    """Return a hash of each run of `size` ids: a polynomial modulo 2^64, mixed. Empty where there are fewer."""
-    width = len(ids) - size + 1
-    if width <= 0:
-        return np.zeros(0, dtype=np.uint64)
-    hashed = np.zeros(width, dtype=np.uint64)
-    given = ids.astype(np.uint64) + np.uint64(1)
-    for place in range(size):
-        hashed = hashed * _FACTOR + given[place : place + width]
-    hashed ^= hashed >> np.uint64(29)
-    return hashed * _FACTOR
 
 
 def copied(texts: Sequence[Sequence[int]], training: TokenArray) -> list[dict[str, Any]]:
@@ -36,14 +20,14 @@ def copied(texts: Sequence[Sequence[int]], training: TokenArray) -> list[dict[st
     The training text is read once, in blocks; memory holds the texts' runs alone.
     """
     arrays = [np.array(ids, dtype=np.int64) for ids in texts]
-    hashes = {size: [runs(ids, size) for ids in arrays] for size in SIZES}
+    hashes = {size: [run_hashes(ids, size) for ids in arrays] for size in SIZES}
     known = {size: np.unique(np.concatenate([*parts, parts[0][:0]])) for size, parts in hashes.items()}
     seen = {size: np.zeros(len(values), dtype=bool) for size, values in known.items()}
     for start in range(0, len(training), BLOCK_TOKENS):
         block = training.read(start, BLOCK_TOKENS + max(SIZES) - 1)
         for size, values in known.items():
             if len(values):
-                found = runs(block, size)
+                found = run_hashes(block, size)
                 places = values.searchsorted(found).clip(max=len(values) - 1)
                 seen[size][places[values[places] == found]] = True
     report = []

@@ -8,15 +8,19 @@ import random
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gptcli.base.errors import GptcliError
 from gptcli.config.generate import GenerateOptions
 from gptcli.data.batches import derived_seed
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.generate.blocking import Blocked
 from gptcli.generate.constrain import Constraint, most_tokens
 from gptcli.generate.kv_cache import QUERY_BLOCK
+from gptcli.generate.masking import Mask
 from gptcli.generate.prefix_cache import common_length
 from gptcli.generate.prompt_lookup import Lookup
 from gptcli.generate.safeguards import NONE, Safeguards
@@ -136,6 +140,8 @@ class ActiveSequence:
         if safeguards.watermark is not None:
             completion.watermarked = 0
             self.marker = Marker(safeguards.watermark) if self.options.temperature else None
+        self.blocked, self.tail = safeguards.blocked, b""
+        self.mask = Mask() if safeguards.mask_pii else None
 
     @property
     def finished(self) -> bool:
@@ -162,6 +168,7 @@ class ActiveSequence:
             and self.constraint is None
             and self.lookup is None
             and self.marker is None
+            and self.blocked is None
             and not options.logprobs
             and not self.never
             and len(self.completion.ids) >= options.min_tokens
@@ -193,15 +200,30 @@ class ActiveSequence:
             logits[self.end_ids] = -math.inf
 
     def draw(self, logits: Tensor) -> int:
-        """Draw the next token from logits (V,), which are changed in place: by the watermark's key where the text has
-        one and a context that is new, else by the seed."""
+        """Draw the next token from logits (V,), which are changed in place, and another in the place of one that is
+        blocked: by the watermark's key where the text has one and a context that is new, else by the seed."""
         self.adjust(logits)
-        if not self.options.temperature:
-            return draw(logits.numpy(), self.options, 0.0)
+        uniforms = None
         if self.marker is not None and (context := self.marker.fresh(self.completion.ids)) is not None:
             self.completion.watermarked = (self.completion.watermarked or 0) + 1
-            return draw_by_key(logits.numpy(), self.options, self.marker.watermark.uniforms(context, len(logits)))
-        return draw(logits.numpy(), self.options, self.random.random())
+            uniforms = self.marker.watermark.uniforms(context, len(logits))
+        token = self._drawn(logits, uniforms)
+        while self.blocked is not None and self._is_blocked(self.blocked, token):
+            logits[token] = -math.inf
+            if not torch.isfinite(logits).any():
+                raise GptcliError("every token that may come next is blocked; shorten --block-list")
+            token = self._drawn(logits, uniforms)
+        return token
+
+    def _drawn(self, logits: Tensor, uniforms: NDArray[np.float64] | None) -> int:
+        if uniforms is not None:
+            return draw_by_key(logits.numpy(), self.options, uniforms)
+        return draw(logits.numpy(), self.options, self.random.random() if self.options.temperature else 0.0)
+
+    def _is_blocked(self, blocked: Blocked, token: int) -> bool:
+        ids, wanted = self.completion.ids, blocked.length - 1
+        before = ids[-wanted:] if len(ids) >= wanted > 0 else [*self.window, *ids]
+        return token not in self.ends and blocked.forbids(before, self.tail, token, self.token_bytes[token])
 
     def guess(self) -> list[int]:
         """Return tokens that may come next, where the options ask for guesses."""
@@ -239,8 +261,10 @@ class ActiveSequence:
         content = self.token_bytes[token]
         if self.prefix and content:
             content, self.prefix = content.removeprefix(self.prefix), b""
+        if self.blocked is not None:
+            self.tail = (self.tail + content)[-self.blocked.tail_bytes - 1 :]
         text, stopped = self.buffer.add(content)
-        completion.text += text
+        completion.text += text if self.mask is None else self.mask.add(text, final=stopped)
         if self.constraint is not None:
             self.state = self.constraint.automaton.after(self.state, self.token_bytes[token])
         if stopped:
@@ -255,7 +279,7 @@ class ActiveSequence:
         if reason != "stop":
             self.buffer.drop_half_a_character()
         text, stopped = self.buffer.add(b"", final=True)
-        self.completion.text += text
+        self.completion.text += text if self.mask is None else self.mask.add(text, final=True)
         self.completion.finish_reason = "stop" if stopped and reason == "length" else reason
 
     def fail(self, error: GptcliError) -> None:

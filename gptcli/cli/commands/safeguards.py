@@ -22,6 +22,12 @@ FLAGS = (
         help="Draw tokens by a key of watermark-key, so that gptcli detect finds the text; default GPTCLI_WATERMARK.",
     ),
     click.option("--require-watermark", is_flag=True, help="Refuse what cannot be marked: temperature 0."),
+    click.option("--mask-pii", is_flag=True, help="Write <EMAIL>, <PHONE>, ... for personal data, but names."),
+    click.option("--block-list", metavar="FILE", help="Never write a phrase of FILE, one a line, in any case."),
+    click.option("--block-training", metavar="PREPARED", help="Never write --block-length of its tokens in a row."),
+    click.option(
+        "--block-length", type=click.IntRange(2, 1024), default=25, show_default=True, help="Tokens in a row."
+    ),
 )
 
 
@@ -37,7 +43,13 @@ def take_safeguards(how: dict[str, Any], chosen: GenerateOptions, report: Report
     taken: SafeguardOptions = {
         "watermark": how.pop("watermark") or None,
         "require_watermark": how.pop("require_watermark"),
+        "mask_pii": how.pop("mask_pii"),
+        "block_list": how.pop("block_list"),
+        "block_training": how.pop("block_training"),
+        "block_length": how.pop("block_length"),
     }
+    if taken["mask_pii"] and (chosen.logprobs or chosen.prompt_logprobs):
+        raise ConfigError("--mask-pii: logprobs show the tokens that it hides; leave out the one or the other")
     if taken["watermark"] is None:
         if taken["require_watermark"]:
             raise ConfigError("--require-watermark: no key; name one with --watermark")
