@@ -86,7 +86,7 @@ class Audit:
         return figures
 
     def lines(self) -> list[tuple[str, str]]:
-        """For a person."""
+        """Return (name, value) pairs for a person."""
         found, lines = self.found, list[tuple[str, str]]()
         for name, each in (found.get("extraction") or {}).items():
             low, high = each["interval"]

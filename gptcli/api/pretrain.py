@@ -150,7 +150,7 @@ def _begin(
 
 
 def _check_shares(config: PretrainConfig, batches: Batches, processes: Processes) -> None:
-    """ConfigError where a process would have nothing to do."""
+    """Raise ConfigError where a process would have nothing to do."""
     size, shares = config.train.batch_size, config.train.batch_size // batches.micro_batch_size
     if shares >= processes.count:
         return

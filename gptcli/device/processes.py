@@ -117,11 +117,7 @@ ALONE = Processes()
 
 @contextmanager
 def joined(config: ParallelConfig, runtime: RuntimeConfig) -> Iterator[Processes]:
-    """Meet the other processes of this run, where there are some; GPUs talk by NCCL, all else by gloo.
-
-    What goes wrong within the block is raised in the process that meets it first; in the others LostProcess, which has
-    nothing to say.
-    """
+    """Join the other processes of this run, where there are some; GPUs talk by NCCL, all else by gloo."""
     place = world()
     if config.replicate not in (None, place.count):
         started = "1 process was" if place.count == 1 else f"{place.count} processes were"

@@ -206,7 +206,7 @@ def auc(members: Floats, others: Floats, seed: int) -> Membership:
 
 
 def _auc(members: Floats, others: Floats) -> float:
-    """Mann and Whitney's statistic over its greatest value; ties count half."""
+    """Return Mann and Whitney's statistic over its greatest value; ties count half."""
     ranked = np.sort(others)
     below = ranked.searchsorted(members, side="left").sum()
     not_above = ranked.searchsorted(members, side="right").sum()

@@ -45,7 +45,7 @@ class Workload:
 
     @property
     def rows(self) -> int:
-        """Sequences in an optimizer step."""
+        """Return the sequences in an optimizer step."""
         return self.micro_batch * self.micro_steps
 
     @property

@@ -20,16 +20,16 @@ from typing import Any
 ORDER = "base config device data model train generate evaluate tasks interop observe api cli".split()
 LONG_FILE, LONG_FUNCTION = 400, 60
 VERBS = frozenset(
-    """accept add adopt advance align allocate allow announce answer append apply ask assemble average begin bind
-    bring build call cap carry cast change check choose classify clean clear clip close collect colour combine commit
-    compare compile complete compose compute concatenate continue convert copy count create cut decide declare decode
-    delete describe discard divide do download draw drop dump embed empty encode end ensure estimate evaluate
-    exchange exclude execute expand expect explain export extract fall feed fetch fill filter find fine-tune finish
-    fit fold follow forget format free freeze generate get give go group grow guess handle hash have hide hold
+    """accept add adopt advance align allocate allow announce answer append apply ask assemble audit average begin
+    bind bring build call cap carry cast change check choose classify clean clear clip close collect colour combine
+    commit compare compile complete compose compute concatenate connect continue convert copy count create cut decide
+    declare decode delete describe discard divide do download draw drop dump embed empty encode end ensure estimate
+    evaluate exchange exclude execute expand expect explain export extract fall feed fetch fill filter find fine-tune
+    finish fit fold follow forget format free freeze generate get give go group grow guess handle hash have hide hold
     identify ignore import increase index initialize insert inspect interpolate iterate join judge keep label lay
-    learn leave let limit list listen load lock log look lower make map mark mask match measure merge move name
-    normalize note offer open orthogonalize pack pad parse partition pass pause perform pick place plan plant plot
-    point predict prefer prepare print probe process prune publish put quantize queue raise read rebuild receive
+    learn leave let limit list listen load lock log look lower make map mark mask match measure meet merge mix move
+    name normalize note offer open orthogonalize pack pad parse partition pass pause perform pick place plan plant
+    plot point predict prefer prepare print probe process prune publish put quantize queue raise read rebuild receive
     record reduce refuse release remember remove rename render reopen repeat replace replay report represent require
     reserve reset resolve restore resume return rotate round run sample save scale scan schedule score search seed
     select send separate serve set shard share shorten show skip sort spell split spread stand start state stop store

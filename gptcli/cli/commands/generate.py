@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,10 @@ from gptcli.cli.commands import options
 from gptcli.cli.commands.safeguards import safeguarded, take_safeguards
 from gptcli.cli.lines import waiting_bytes
 from gptcli.config.generate import GenerateOptions
+
+if TYPE_CHECKING:
+    from gptcli.api.generate import Writer
+    from gptcli.base.report import Report
 
 
 @click.command(no_args_is_help=True)
@@ -108,13 +112,7 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
     chosen = with_makers_defaults(run, given, report)
     writer = runs.Writer(run, most=None if jsonl else chosen.n, **how)
     if jsonl:
-        failed = 0
-        lines = console.stdin_lines(blank=False)
-        for record in writer.records(lines, chosen, report, lines.ready):
-            console.write_json(record)
-            failed += "error" in record
-        if failed:
-            raise DataError(f"{count(failed, 'record')} could not be written; the error field says why")
+        write_records(writer, chosen, report)
         return 0
     if stream or (chosen.n == 1 and not as_json):
         for piece in writer.stream(text, chosen):
@@ -131,6 +129,19 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
     for completion in completions:
         runs.check_match(completion)
     return 0
+
+
+def write_records(writer: Writer, chosen: GenerateOptions, report: Report) -> None:
+    """Write a record for each record of stdin; DataError, at the end, where one could not be written."""
+    from gptcli.cli import console
+
+    failed = 0
+    lines = console.stdin_lines(blank=False)
+    for record in writer.records(lines, chosen, report, lines.ready):
+        console.write_json(record)
+        failed += "error" in record
+    if failed:
+        raise DataError(f"{count(failed, 'record')} could not be written; the error field says why")
 
 
 def check_usage(prompt: str | None, chosen: GenerateOptions, *, jsonl: bool, as_json: bool, stream: bool) -> None:
