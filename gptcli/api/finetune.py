@@ -159,7 +159,8 @@ def prepare_model(model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, meta
                 head.requires_grad_(True)
     frozen = config.train.frozen_blocks
     if frozen:
-        for part in (model.embedding, *model.blocks[:frozen]):
-            part.requires_grad_(False)
+        for part in (model.embedding, model.bigrams, *model.blocks[:frozen]):
+            if part is not None:
+                part.requires_grad_(False)
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ConfigError(f"train.frozen_blocks: {frozen} leave nothing to train; freeze fewer")

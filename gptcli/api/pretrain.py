@@ -144,7 +144,10 @@ def _begin(
     if isinstance(batches, MixedBatches):
         _tell_mixture(batches, config.train.steps, report)
     if not goes_on:
-        config = autoconfig.regularize_repeated_data(config, batches.epochs(config.train.steps))
+        epochs = batches.epochs(config.train.steps)
+        config = autoconfig.regularize_repeated_data(config, epochs)
+        if budget_seconds is not None:
+            config = autoconfig.choose_bigrams(config, epochs, tokenizer.vocab_size)
         config = autoconfig.choose_compile(config, runtime, budget_seconds)
     return _Begun(config, tokenizer, prepared, deadline)
 

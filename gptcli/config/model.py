@@ -144,6 +144,13 @@ class ModelConfig(Section):
     norm_bias: bool | None = value(None, "biases of LayerNorm; null: bias")
     head_bias: bool = value(False, "bias of the output head")
     tie_embeddings: bool = value(False, "share the embedding matrix with the output head")
+    bigram_rows: int = number(
+        0,
+        "rows of a second embedding, of hashed pairs of tokens, such as 5 x the vocabulary; 0: none",
+        ge=0,
+        le=1 << 30,
+        auto=True,
+    )
     parallel_block: bool = value(False, "let attention and MLP read the same input, and add both to it")
     shared_norm: bool = value(False, "share one norm between attention and MLP of a parallel block")
     residual_scale: float = number(1.0, "multiply the output of each sub-layer by this", gt=0, le=1e4)
@@ -167,9 +174,7 @@ class ModelConfig(Section):
     init_std: float | None = number(
         None, "standard deviation of initial weights; null: uniform by 1/sqrt(fan-in)", gt=0, le=10
     )
-    dropout: float = number(
-        0.0, "dropout rate on embeddings, attention weights and sub-layer outputs", ge=0, lt=1, repeated=0.1
-    )
+    dropout: float = number(0.0, "dropout rate on embeddings, attention weights and sub-layer outputs", ge=0, lt=1)
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "modern": {},

@@ -111,7 +111,7 @@ def all_keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Ke
 
 def keys_with(section: type[Section], fact: str) -> dict[str, Any]:
     """Return the dotted keys below a section whose field states a fact, each with what it states."""
-    return {dotted: key.fact(fact) for dotted, key in all_keys(section) if key.fact(fact)}
+    return {dotted: key.fact(fact) for dotted, key in all_keys(section) if key.fact(fact) is not None}
 
 
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}

@@ -28,6 +28,16 @@ class OptimConfig(Section):
     )
     muon_learning_rate: float = number(0.02, "peak learning rate of Muon", gt=0, le=10)
     muon_momentum: float = number(0.95, "Nesterov momentum of Muon", ge=0, lt=1)
+    muon_momentum_ramp: float = number(
+        0.1,
+        "that momentum begins so much lower, and rises over the first fifth of a run, at most 300 steps",
+        ge=0,
+        lt=1,
+        before=0.0,
+    )
+    normuon: bool = value(
+        True, "divide Muon's update by running root mean squares of its rows or columns (Li et al. 2025)", before=False
+    )
     muon_overhead: float = number(
         0.1,
         "most FLOPs that Muon may add to a step, relative to the model's; matrices are split into tiles to keep to it",
@@ -39,13 +49,20 @@ class OptimConfig(Section):
     beta2: float = number(0.99, "AdamW's decay rate of the second moment", ge=0, lt=1)
     eps: float = number(1e-10, "AdamW's epsilon", gt=0, le=1)
     weight_decay: float = number(
-        0.0, "decoupled weight decay of matrices (not of vectors and embeddings)", ge=0, le=10, repeated=0.1
+        0.0, "decoupled weight decay of matrices (not of vectors and embeddings)", ge=0, le=10, repeated=0.8
+    )
+    cautious_decay: bool = value(
+        False, "Muon decays only weights that its update makes smaller, too (Chen et al. 2025)", repeated=True
     )
     grad_clip_norm: float = number(0.0, "clip the global L2 norm of the gradient; 0: off", ge=0, le=1e9)
     schedule: Literal["linear", "cosine", "constant"] = value("linear", "shape of the learning-rate decay")
     warmup_steps: int = number(0, "steps of linear warm-up from zero", ge=0)
     decay_fraction: float = number(0.7, "last part of the run, over which the learning rate decays", ge=0, le=1)
     final_learning_rate_fraction: float = number(0.0, "learning rate at the end, relative to the peak", ge=0, le=1)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.muon_momentum_ramp > self.muon_momentum:
+            yield "muon_momentum_ramp", f"must be at most muon_momentum {self.muon_momentum}; lower it, to 0 for none"
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "modern": {},

@@ -62,14 +62,14 @@ def permute(index: NDArray[np.uint64], size: int, seed: int) -> NDArray[np.uint6
     while pending.any():
         left, right = image[pending] >> shift, image[pending] & mask
         for key in keys:
-            left, right = right, left ^ (_mixed(right ^ key) & mask)
+            left, right = right, left ^ (splitmix64(right ^ key) & mask)
         image[pending] = (left << shift) | right
         pending = image >= np.uint64(size)
     return image
 
 
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Hash 64-bit integers by splitmix64 (Steele et al. 2014); the products wrap around on purpose."""
+def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Hash 64-bit integers (Steele et al. 2014); the products wrap around on purpose."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -21,6 +21,7 @@ from torch import Tensor
 from gptcli.config.model import ModelConfig
 from gptcli.generate.cpu_attention import PAGE, Bags
 from gptcli.model.attention import PLAIN, AttentionRule, ruled_attention
+from gptcli.model.bigrams import NO_TOKEN
 
 QUERY_BLOCK = 32  # also the grain in which a prompt's beginning is shared exactly
 KEY_BLOCK = PAGE  # products with a number of keys that is no multiple of 8 end in other code, which rounds otherwise
@@ -44,6 +45,8 @@ class KVCache:
         keys = torch.zeros(*heads, *((D, N) if on_cpu else (N, D)), dtype=dtype, device=device)
         self.keys = keys.mT if on_cpu else keys
         self.values = torch.zeros(*heads, N, D, dtype=dtype, device=device)
+        # Of a model that reads the token before each, the tokens themselves, (S, N).
+        self.ids = torch.zeros(rows, N, dtype=torch.long, device=device) if config.bigram_rows else None
         self.lengths = [0] * rows
         self.bags: tuple[list[list[int]], Bags] | None = None  # of the last decoding step, and the pages it read
 
@@ -52,6 +55,8 @@ class KVCache:
         if source != target:
             for held in (self.keys, self.values):
                 held[:, target, :, :tokens] = held[:, source, :, :tokens]
+            if self.ids is not None:
+                self.ids[target, :tokens] = self.ids[source, :tokens]
         self.lengths[target] = tokens
 
     def swap(self, one: int, other: int) -> None:
@@ -61,6 +66,8 @@ class KVCache:
             kept = held[:, one, :, :tokens].clone()
             held[:, one, :, :tokens] = held[:, other, :, :tokens]
             held[:, other, :, :tokens] = kept
+        if self.ids is not None:
+            self.ids[[one, other]] = self.ids[[other, one]]
         self.lengths[one], self.lengths[other] = self.lengths[other], self.lengths[one]
 
     def grown(self, config: ModelConfig, capacity: int) -> KVCache:
@@ -71,6 +78,8 @@ class KVCache:
         for row, tokens in enumerate(self.lengths):
             larger.keys[:, row, :, :tokens] = self.keys[:, row, :, :tokens]
             larger.values[:, row, :, :tokens] = self.values[:, row, :, :tokens]
+            if larger.ids is not None and self.ids is not None:
+                larger.ids[row, :tokens] = self.ids[row, :tokens]
             larger.lengths[row] = tokens
         return larger
 
@@ -140,6 +149,13 @@ class CacheLayout:
     def attention(self, layer: int, q: Tensor, rule: AttentionRule) -> Tensor:
         """Compute attention of q (B, H, T, D) to the stored keys and values -> (B, H, T, D)."""
         raise NotImplementedError
+
+    def previous(self, ids: Tensor) -> Tensor:
+        """Return the token before each new one of ids (B, T), NO_TOKEN at the beginning of a row; ids are stored."""
+        held, rows, positions = self.cache.ids, self.places.rows, self.places.positions
+        assert held is not None
+        held[rows, positions] = ids.flatten()
+        return torch.where(positions == 0, NO_TOKEN, held[rows, (positions - 1).clamp_min(0)]).view_as(ids)
 
     def commit(self) -> None:
         """Count the new tokens as held."""

@@ -62,6 +62,7 @@ def _kept(steps: _Steps, record: Record) -> Work:
     begin = slice(steps.drawn.shape[1])
     steps.positions.zero_()
     held = [part[:, :, :, begin] for part in (steps.cache.keys, steps.cache.values)]
+    held += [] if steps.cache.ids is None else [steps.cache.ids[:, begin]]
     contents = [part.clone() for part in held]
     changed = [*held, steps.ids, steps.positions, steps.drawn, steps.finite]
     replay = recorded(steps, changed, record=record)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.device.private_torch import softmax_backward_data, tanh_backward
+from gptcli.model.bigrams import NO_TOKEN
 from gptcli.model.dropout import mask
 
 QUERY_BLOCK = 128  # the fastest of 64 to 512 in trials with windows of 256 to 2,048 tokens
@@ -204,6 +205,10 @@ class Packed:
             y = causal_attention(padded[0], padded[1], padded[2], rule=rule, dropout=self.dropout)
             parts.append(y.transpose(1, 2).flatten(0, 1)[real])  # (n, H, D)
         return torch.cat(parts)[self.unsort].transpose(0, 1)[None]
+
+    def previous(self, ids: Tensor) -> Tensor:
+        """Return the token before each of ids (1, N) in its sequence, NO_TOKEN at the beginning of one."""
+        return torch.where(self.positions == 0, NO_TOKEN, ids.roll(1, 1))
 
     def commit(self) -> None:
         """Do nothing: no keys or values are kept."""

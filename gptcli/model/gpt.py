@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gptcli.config.model import ModelConfig
 from gptcli.model.attention import AttentionRule, causal_attention
+from gptcli.model.bigrams import Bigrams, previous_tokens
 from gptcli.model.dropout import dropout
 from gptcli.model.functional import normalize_and_rotate, relu_squared, rms_normalize, rotate
 from gptcli.model.layers import Embedding, Linear, Norm, Scale, softcap
@@ -40,6 +41,9 @@ class Layout(Protocol):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
         """Compute attention of a layer: q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D)."""
+
+    def previous(self, ids: Tensor) -> Tensor:
+        """Return the token before each of ids (B, T) in its sequence, bigrams.NO_TOKEN at the beginning of one."""
 
     def commit(self) -> None:
         """Note that the tokens have passed all layers."""
@@ -194,6 +198,7 @@ class GPT(nn.Module):
         if config.position == "learned":
             self.position_embedding = Embedding(config.context_length, config.hidden_size)
         self.embedding_norm = Norm(config) if config.embedding_norm else nn.Identity()
+        self.bigrams = Bigrams(config) if config.bigram_rows else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.final_norm = Norm(config)
         self.head = Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
@@ -215,6 +220,8 @@ class GPT(nn.Module):
         if self.config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self._make_rotary_tables()
+        if self.bigrams is not None:
+            self.bigrams.make_signs()
 
     def hidden(self, ids: Tensor, *, dtype: torch.dtype | None = None, layout: Layout | None = None) -> Tensor:
         """Map ids (B, T) -> the head's input (B, T, C) in `dtype` (default: the embedding's)."""
@@ -237,7 +244,13 @@ class GPT(nn.Module):
             x = dropout(x, config.dropout)
         compiled = self.training and layout is None  # else each shape would be compiled anew
         blocks: Iterable[Callable[..., Tensor]] = (compiled and self.compiled_blocks) or self.blocks
+        pairs = None
+        if self.bigrams is not None:
+            before = previous_tokens(ids) if layout is None else layout.previous(ids)
+            pairs = self.bigrams(ids, before, x.dtype)
         for layer, block in enumerate(blocks):
+            if pairs is not None and self.bigrams is not None:
+                x = torch.addcmul(x, pairs, self.bigrams.factors[layer].to(x.dtype))
             x = block(x, rotations[config.rotation(layer)], layout)
         if layout is not None:
             layout.commit()
@@ -269,6 +282,8 @@ class GPT(nn.Module):
         """
         std = self.config.init_std
         for name, weight in self.named_parameters():
+            if name.startswith("bigrams."):
+                continue
             if weight.ndim < 2:
                 weight.fill_(1.0 if name.endswith("norm.weight") else 0.0)
             elif name.endswith("projection.weight") and self.config.zero_init_projections:
@@ -283,6 +298,8 @@ class GPT(nn.Module):
             else:
                 bound = math.sqrt(3.0 / weight.shape[1])
                 weight.uniform_(-bound, bound, generator=generator)
+        if self.bigrams is not None:
+            self.bigrams.initialize()
 
     @torch.no_grad()
     def grow(self, vocab_size: int) -> None:

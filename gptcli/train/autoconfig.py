@@ -3,7 +3,7 @@
 A field counts as open where it has its default and neither the file nor an override gives it. With `train.budget` a
 half-second probe of the machine says how many FLOPs fit into the time; they decide the model's size, the vocabulary and
 the batch. Steps of the model itself then decide the number of steps. Text that is seen more than four times turns on
-dropout, weight decay and stopping by validation.
+weight decay and stopping by validation.
 """
 
 from __future__ import annotations
@@ -74,9 +74,10 @@ MAX_COMPILED_WIDTH = 512
 MIN_COMPILED_SECONDS = 240
 TRAINING_SHARE = 0.5  # of the matrix peak that training reaches, roughly
 
+BIGRAM_ROWS = 5  # times the vocabulary, of the table of token pairs
 MAX_EPOCHS = 4  # repeated text is worth as much as new text up to here (Muennighoff et al. 2023)
 REPEATED = keys_with(PretrainConfig, "repeated")
-CHOSEN = (*keys_with(PretrainConfig, "auto"), *REPEATED)
+CHOSEN = (*keys_with(PretrainConfig, "auto"), *REPEATED, "model.dropout")  # the last by versions before
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,18 @@ class AutoConfig:
             "corrected on the way"
         )
         return config, pause
+
+    def choose_bigrams(self, config: PretrainConfig, epochs: float, vocab_size: int) -> PretrainConfig:
+        """Give the `modern` preset an embedding of token pairs, unless the text is seen so often that it would be
+        learnt by heart."""
+        if epochs > MAX_EPOCHS or config.model.preset != "modern" or not self.is_open(config, "model.bigram_rows"):
+            return config
+        rows = BIGRAM_ROWS * vocab_size
+        self.report.message(
+            f"token pairs: an embedding of {rows:,} rows; for a model that transformers can load, "
+            "-s model.bigram_rows=0"
+        )
+        return self.fill(config, {"model.bigram_rows": rows})
 
     def choose_compile(self, config: PretrainConfig, runtime: Runtime, seconds: float | None) -> PretrainConfig:
         """Choose runtime.compile, where it is open, for a run of `seconds` (None: its steps are given).

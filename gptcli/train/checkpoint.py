@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from gptcli.model.gpt import GPT
 from gptcli.model.lora import WEIGHTS as ADAPTER_WEIGHTS
 from gptcli.model.safetensors_io import check_finite, read_tensors, tensor_shapes, write_tensors
 from gptcli.train.metadata import FORMAT, ORIGIN_FILE, VERSION, ModelMetadata, read_config, read_metadata
+from gptcli.train.muon import SECOND_MOMENT
 from gptcli.train.state import ScheduleRescale, TrainState
 from gptcli.train.weights import MODEL_FILE, Weights, WholeWeights, stored_weights
 
@@ -135,6 +137,14 @@ def verify(directory: Path) -> None:
     if training_path.name in described:
         slots = tensor_shapes(training_path)
         for name, shape in slots.items():
-            if metadata.adapter is None and len(shape) and shape != shapes.get(name.partition(".")[2]):
+            kind, _, weight = name.partition(".")
+            wanted_shape = shapes.get(weight, ())
+            fits = shape == wanted_shape or (kind == SECOND_MOMENT and _is_part(shape, wanted_shape))
+            if metadata.adapter is None and len(shape) and not fits:
                 raise DataError(f"{shown(str(training_path))}: {shown(name)} fits no weight of the model")
         check_finite(read_tensors(training_path, slots), shown(str(training_path)))
+
+
+def _is_part(shape: Sequence[int], whole: Sequence[int]) -> bool:
+    """Return whether a tensor has as many dimensions as another one and none longer."""
+    return len(shape) == len(whole) and all(part <= size for part, size in zip(shape, whole, strict=True))

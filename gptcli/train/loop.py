@@ -20,7 +20,6 @@ from gptcli.device.runtime import Runtime, memory_bytes
 from gptcli.train.loss import next_token_nats
 from gptcli.train.metrics import Record
 from gptcli.train.micro_batches import grouped
-from gptcli.train.schedule import learning_rate_factor
 from gptcli.train.state import TrainState
 from gptcli.train.step import Objective
 from gptcli.train.step_clock import StepClock, batch_flops
@@ -61,8 +60,7 @@ def train(
     clock = StepClock(batch_flops(state.model))
 
     def take_step() -> None:
-        factor = learning_rate_factor(state.position(config.steps), config.steps, optim)
-        state.optimizers.set_factor(factor)
+        factor = state.optimizers.set_schedule(state.position(config.steps), config.steps)
         step = clock.counting(batches(state.step))
         nats, grad_norm = train_step(
             state, step, optim.grad_clip_norm, runtime, seed=seed, objective=objective, stop=hooks.stop

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from gptcli.train.optimizer_base import Optimizer, batch_elements, optimizer_bat
 from gptcli.train.orthogonalize import orthogonalize, orthogonalize_flops
 
 MUON_ITERATIONS = 3  # loses nothing in trials beside 5
+SECOND_MOMENT, NORMUON_DECAY = "second_moment", 0.95
 MIN_TILE = 32  # on the short side: there is little left to save
 
 
@@ -23,6 +24,7 @@ class Muon(Optimizer):
     """Momentum whose update is orthogonalised, over all matrices of one shape at once. A step uses up the gradients.
 
     `tiles` is the shape of the matrices that a weight is made of, of muon_tiles; a weight it lacks is one matrix.
+    `normalized` evens the update out (NorMuon); `cautious` decays only where update and weight agree.
     """
 
     KINDS = ("momentum_buffer",)
@@ -36,44 +38,55 @@ class Muon(Optimizer):
         momentum: float,
         weight_decay: float,
         dtype: torch.dtype,
+        cautious: bool = False,
+        normalized: bool = False,
     ) -> None:
         group = {"params": list(parameters), "lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__([group])
-        self.tiles, self.dtype = tiles, dtype
+        self.tiles, self.dtype, self.cautious, self.normalized = tiles, dtype, cautious, normalized
+
+    def state_of(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        state = super().state_of(weight)
+        if self.normalized and SECOND_MOMENT not in state:
+            state[SECOND_MOMENT] = weight.new_zeros(
+                second_moment_shape(weight.shape, self.tiles.get(weight, weight.shape))
+            )
+        return state
 
     def pieces(self) -> list[Callable[[], None]]:
         found: list[Callable[[], None]] = []
         for group in self.param_groups:
-            # Matrices of one shape and scale (N, R, C), with their gradients and averages.
-            alike: dict[tuple[torch.Size, float], list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+            # Matrices of one shape and scale.
+            alike: dict[tuple[torch.Size, float], list[_Matrices]] = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
                 tile = self.tiles.get(weight, weight.shape)
                 scale = max(1, tile[0] / weight.shape[1]) ** 0.5
-                parts = (
-                    _split(tensor.detach(), tile)
-                    for tensor in (weight, weight.grad, self.state_of(weight)["momentum_buffer"])
-                )
-                for target, gradient, average in zip(*parts, strict=True):
-                    alike[target.shape[1:], scale].append((target, gradient, average))
-            for (_, scale), triples in alike.items():
-                for part in optimizer_batches([target for target, _, _ in triples]):
-                    found.append(functools.partial(self._apply, triples[part], scale, group))
+                for matrices in _matrices(weight.detach(), weight.grad, self.state_of(weight), tile):
+                    alike[matrices.weight.shape[1:], scale].append(matrices)
+            for (_, scale), several in alike.items():
+                for part in optimizer_batches([matrices.weight for matrices in several]):
+                    found.append(functools.partial(self._apply, several[part], scale, group))
         return found
 
     @torch.no_grad()
-    def _apply(self, triples: list[tuple[Tensor, Tensor, Tensor]], scale: float, group: dict[str, Any]) -> None:
+    def _apply(self, several: list[_Matrices], scale: float, group: dict[str, Any]) -> None:
         """Update matrices of one shape."""
-        targets, gradients, averages = (list(tensors) for tensors in zip(*triples, strict=True))
+        targets = [matrices.weight for matrices in several]
         counts = [len(target) for target in targets]
         changes = targets[0].new_empty(sum(counts), *targets[0].shape[1:], dtype=self.dtype)
-        for gradient, average, change in zip(gradients, averages, torch.split(changes, counts), strict=True):
-            average.lerp_(gradient, 1 - group["momentum"])
-            change.copy_(gradient.lerp_(average, group["momentum"]))  # Nesterov
+        for matrices, change in zip(several, torch.split(changes, counts), strict=True):
+            matrices.average.lerp_(matrices.gradient, 1 - group["momentum"])
+            change.copy_(matrices.gradient.lerp_(matrices.average, group["momentum"]))  # Nesterov
         changes = orthogonalize(changes, MUON_ITERATIONS).float()
+        if self.normalized:
+            _even_out(changes, [matrices.second_moment for matrices in several])
         rate = group["lr"]
-        if group["weight_decay"]:
+        if group["weight_decay"] and self.cautious:
+            for target, change in zip(targets, torch.split(changes, counts), strict=True):
+                target.sub_(target * (target * change > 0) * (rate * group["weight_decay"]))
+        elif group["weight_decay"]:
             foreach_mul_(targets, 1 - rate * group["weight_decay"])
         if isinstance(rate, Tensor):
             changes.mul_(rate)
@@ -81,15 +94,58 @@ class Muon(Optimizer):
         foreach_add_(targets, list(torch.split(changes, counts)), alpha=-rate * scale)
 
 
-def _split(weight: Tensor, tile: tuple[int, ...]) -> Iterator[Tensor]:
-    """Yield the matrices of a weight (R, C) as views (N, *tile) of at most a batch, and of what is left at the ends."""
+class _Matrices(NamedTuple):
+    """Matrices of a weight, with what belongs to them, as views (N, R, C)."""
+
+    weight: Tensor
+    gradient: Tensor
+    average: Tensor
+    second_moment: Tensor  # (N, R, 1), or (N, 1, C) where they are wide; without NorMuon not there, (0,)
+
+
+def second_moment_shape(shape: Sequence[int], tile: Sequence[int]) -> tuple[int, int]:
+    """Return the shape of NorMuon's state of a weight: for each of its matrices a number a row, or a column where they
+    are wide."""
+    down, across = math.ceil(shape[0] / tile[0]), math.ceil(shape[1] / tile[1])
+    return (shape[0], across) if tile[0] >= tile[1] else (down, shape[1])
+
+
+def _even_out(changes: Tensor, second_moments: list[Tensor]) -> None:
+    """Divide the rows of changes (N, R, C), or where they are wide the columns, by running root mean squares, and give
+    each matrix its norm back: NorMuon (Li et al. 2025). What is orthogonal has rows alike on its short side only."""
+    short = -1 if second_moments[0].shape[-1] == 1 else -2
+    squares = changes.square().mean(short, keepdim=True)
+    running = torch.cat(second_moments).lerp_(squares, 1 - NORMUON_DECAY)
+    for kept, now in zip(second_moments, torch.split(running, [len(each) for each in second_moments]), strict=True):
+        kept.copy_(now)
+    scales = running.clamp_min_(1e-10).rsqrt_()
+    before, after = squares.sum((-2, -1), keepdim=True), (squares * scales.square()).sum((-2, -1), keepdim=True)
+    changes.mul_(scales.mul_((before / after.clamp_min(1e-20)).sqrt()))
+
+
+def _matrices(
+    weight: Tensor, gradient: Tensor, state: Mapping[str, Tensor], tile: tuple[int, ...]
+) -> Iterator[_Matrices]:
+    """Yield the matrices that a weight (R, C) is made of, at most a batch at a time, and what is left at the ends."""
     most = max(1, batch_elements(on_cpu=weight.device.type == "cpu") // math.prod(tile))
-    for columns in torch.split(weight, tile[1], 1):
-        whole = len(columns) // tile[0] * tile[0]
-        if whole:
-            yield from torch.split(columns[:whole].view(-1, tile[0], columns.shape[1]), most)
-        if whole < len(columns):
-            yield columns[None, whole:]
+    average, moment = state["momentum_buffer"], state.get(SECOND_MOMENT)
+    whole = len(weight) // tile[0] * tile[0]
+    starts = [*range(0, whole, most * tile[0]), *([whole] if whole < len(weight) else [])]
+    for left in range(0, weight.shape[1], tile[1]):
+        for top, end in zip(starts, [*starts[1:], len(weight)], strict=True):
+            bottom = min(end, whole) if top < whole else end
+            count = max(1, (bottom - top) // tile[0])
+            places = slice(top, bottom), slice(left, left + tile[1])
+            views = (tensor[places] for tensor in (weight, gradient, average))
+            w, g, a = (view.view(count, -1, view.shape[1]) for view in views)
+            if moment is None:
+                yield _Matrices(w, g, a, weight.new_empty(0))
+            elif tile[0] >= tile[1]:
+                column = left // tile[1]
+                yield _Matrices(w, g, a, moment[top:bottom, column : column + 1].view(count, -1, 1))
+            else:
+                row = top // tile[0]
+                yield _Matrices(w, g, a, moment[row : row + count, places[1]].unsqueeze(1))
 
 
 def muon_tiles(

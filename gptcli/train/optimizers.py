@@ -7,6 +7,7 @@ everything, decay on matrices only (Brown et al. 2020).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from gptcli.model.gpt import GPT
 from gptcli.train.adamw import AdamW
 from gptcli.train.muon import Muon, muon_tiles
 from gptcli.train.optimizer_base import Optimizer
+from gptcli.train.schedule import learning_rate_factor, muon_momentum
+
+BIGRAM_RATE = 0.1  # of the embedding's, for the table of pairs, whose rows are seen less often
 
 
 class Optimizers:
@@ -41,13 +45,19 @@ class Optimizers:
         muon = inner if config.name == "muon" else []
         embeddings = [name for name in named if name.split(".")[-2].endswith("embedding") and name not in muon]
         decayed = [name for name in (*inner, "head.weight") if name in named and name not in muon]
-        plain = [name for name in named if name not in {*muon, *embeddings, *decayed}]
+        pairs = [name for name in named if name == "bigrams.table"]
+        plain = [name for name in named if name not in {*muon, *embeddings, *decayed, *pairs}]
         rate = config.learning_rate
         shared = {"betas": (config.beta1, config.beta2), "eps": config.eps}
         adamw_groups = [
             {
                 "params": [named[name] for name in embeddings],
                 "lr": config.embedding_learning_rate or rate,
+                "weight_decay": 0.0,
+            },
+            {
+                "params": [named[name] for name in pairs],
+                "lr": BIGRAM_RATE * (config.embedding_learning_rate or rate),
                 "weight_decay": 0.0,
             },
             {"params": [named[name] for name in decayed], "lr": rate, "weight_decay": config.weight_decay},
@@ -64,26 +74,36 @@ class Optimizers:
                     lr=config.muon_learning_rate,
                     momentum=config.muon_momentum,
                     weight_decay=config.weight_decay,
+                    cautious=config.cautious_decay,
+                    normalized=config.normuon,
                     dtype=dtype,
                 )
             )
         self.groups = [group for part in self.parts for group in part.param_groups]
         self.peaks = [group["lr"] for group in self.groups]
         self.peak = self.learning_rate = rate  # optim.learning_rate, and what it is now
+        self.config = config
+
+    def set_schedule(self, step: float, steps: int) -> float:
+        """Set rates and momentum to those of a step, from 0, of a run of `steps`; return the rates' factor."""
+        factor = learning_rate_factor(step, steps, self.config)
+        self.set_factor(factor)
+        for group in self.groups:
+            if "momentum" in group:
+                _set(group, "momentum", muon_momentum(step, steps, self.config))
+        return factor
 
     def set_factor(self, factor: float) -> None:
         """Set every rate to its peak times `factor`."""
         self.learning_rate = self.peak * factor
         for group, peak in zip(self.groups, self.peaks, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(peak * factor)
-            else:
-                group["lr"] = peak * factor
+            _set(group, "lr", peak * factor)
 
     def use_tensor_rates(self) -> None:
-        """Keep the rates in tensors from now on, for steps that are recorded (device.cuda_graphs)."""
+        """Keep rates and momentum in tensors from now on, for steps that are recorded (device.cuda_graphs)."""
         for group in self.groups:
-            group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
+            for name in {"lr", "momentum"} & group.keys():
+                group[name] = torch.tensor(group[name], device=group["params"][0].device)
 
     def pieces(self) -> list[Callable[[], None]]:
         """Return a step in pieces that can be done in any order, or at the same time."""
@@ -119,6 +139,14 @@ class Optimizers:
         kept = set(weights)
         for part in self.parts:
             part.state = {weight: state for weight, state in part.state.items() if weight in kept}
+
+
+def _set(group: dict[str, Any], name: str, number: float) -> None:
+    """Give a setting of a group another value, in the tensor that holds it where there is one."""
+    if isinstance(group[name], Tensor):
+        group[name].fill_(number)
+    else:
+        group[name] = number
 
 
 def make_optimizers(model: GPT, config: OptimConfig, *, step_tokens: int, dtype: torch.dtype) -> Optimizers:

@@ -1,10 +1,12 @@
-"""The learning rate over a run."""
+"""The learning rate and Muon's momentum over a run."""
 
 from __future__ import annotations
 
 import math
 
 from gptcli.config.train import OptimConfig
+
+RAMP_SHARE, LONGEST_RAMP_STEPS = 0.2, 300  # of a run, over which Muon's momentum rises
 
 
 def learning_rate_factor(step: float, steps: int, config: OptimConfig) -> float:
@@ -17,3 +19,9 @@ def learning_rate_factor(step: float, steps: int, config: OptimConfig) -> float:
         return 1.0
     shape = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return config.final_learning_rate_fraction + (1 - config.final_learning_rate_fraction) * shape
+
+
+def muon_momentum(step: float, steps: int, config: OptimConfig) -> float:
+    """Return Muon's momentum in a step, from 0: lower at first, when the gradient's direction changes quickly."""
+    ramp_steps = min(RAMP_SHARE * steps, LONGEST_RAMP_STEPS)
+    return config.muon_momentum - config.muon_momentum_ramp * max(0.0, 1 - step / ramp_steps)

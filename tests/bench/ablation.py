@@ -127,9 +127,8 @@ def begin(run_file: Path, overrides: list[str], seed: int) -> tuple:
 
 def advance(config, state, batches, runtime, steps: int, step: int) -> None:
     from gptcli.train.loop import train_step
-    from gptcli.train.schedule import learning_rate_factor
 
-    state.optimizers.set_factor(learning_rate_factor(step, steps, config.optim))
+    state.optimizers.set_schedule(step, steps)
     train_step(state, batches(step), config.optim.grad_clip_norm, runtime, seed=config.runtime.seed)
     state.step += 1
 

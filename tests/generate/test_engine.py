@@ -33,10 +33,17 @@ def tokenizer() -> Tokenizer:
     return learn_merges([WORDS] * 3, vocab_size=300)
 
 
-@pytest.fixture(scope="module")
-def model(tokenizer: Tokenizer) -> GPT:
+@pytest.fixture(scope="module", params=[0, 700], ids=["modern", "bigrams"])
+def model(tokenizer: Tokenizer, request: pytest.FixtureRequest) -> GPT:
     """Random weights so large that the next token depends on all before it; 6 more rows than tokens."""
-    shape = {"num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "hidden_size": 32, "context_length": 48}
+    shape = {
+        "bigram_rows": request.param,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "hidden_size": 32,
+        "context_length": 48,
+    }
     model = GPT(ModelConfig(**shape, vocab_size=tokenizer.vocab_size + 6))
     return randomized(model, 0.4)
 

@@ -33,7 +33,10 @@ def tokenizer() -> Tokenizer:
 def make_model(preset: str, tokenizer: Tokenizer) -> GPT:
     """Weights so large that no two tokens are about as likely."""
     shape = {"num_layers": 2, "num_heads": 4, "hidden_size": 32, "context_length": 64}
-    model = GPT(ModelConfig.from_preset(preset, **shape, vocab_size=tokenizer.vocab_size + 6))
+    shape |= {"bigram_rows": 700} if preset == "bigrams" else {}
+    model = GPT(
+        ModelConfig.from_preset(preset.replace("bigrams", "modern"), **shape, vocab_size=tokenizer.vocab_size + 6)
+    )
     return randomized(model, 0.4)
 
 
@@ -50,7 +53,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("preset", ["modern", "gpt2", "llama"])
+@pytest.mark.parametrize("preset", ["modern", "gpt2", "llama", "bigrams"])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_steps_in_one_go_write_the_same_text(preset: str, options: dict[str, Any], tokenizer: Tokenizer) -> None:
     """Prompts that begin alike, ends by stop string, by length and by the context, more texts than rows."""

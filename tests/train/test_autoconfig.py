@@ -100,15 +100,26 @@ def test_a_process_began_before_now_and_not_long_ago() -> None:
 def test_text_seen_more_than_four_times_turns_on_the_guard(epochs: float, guarded: bool) -> None:
     config = PretrainConfig(run_dir="x", data=DataConfig(train=("x",)))
     settled = AutoConfig({}, Report()).regularize_repeated_data(config, epochs)
-    found = (settled.model.dropout, settled.optim.weight_decay, settled.train.patience)
-    assert found == (tuple(REPEATED.values()) if guarded else (0.0, 0.0, None))
+    found = (settled.optim.weight_decay, settled.optim.cautious_decay, settled.train.patience)
+    assert found == (tuple(REPEATED.values()) if guarded else (0.0, False, None))
+
+
+def test_pairs_are_embedded_unless_they_would_be_learnt_by_heart() -> None:
+    config = PretrainConfig(run_dir="x", data=DataConfig(train=("x",)))
+    choose = AutoConfig({}, Report()).choose_bigrams
+    assert choose(config, MAX_EPOCHS, 1000).model.bigram_rows == 5000
+    assert choose(config, MAX_EPOCHS + 0.1, 1000).model.bigram_rows == 0
+    portable = dataclasses.replace(config, model=ModelConfig.from_preset("llama"))
+    assert choose(portable, 1.0, 1000).model.bigram_rows == 0
+    given_by_hand = AutoConfig({"model.bigram_rows": "run.yaml:3"}, Report())
+    assert given_by_hand.choose_bigrams(config, 1.0, 1000).model.bigram_rows == 0
 
 
 def test_values_that_are_given_win_over_the_guard() -> None:
     config = PretrainConfig(run_dir="x", data=DataConfig(train=("x",)))
-    origins = {"model.dropout": "run.yaml:3", "optim.weight_decay": "default", "train.patience": "default"}
+    origins = {"optim.cautious_decay": "run.yaml:3", "optim.weight_decay": "default", "train.patience": "default"}
     settled = AutoConfig(origins, Report()).regularize_repeated_data(config, 100.0)
-    assert settled.model.dropout == 0.0
+    assert not settled.optim.cautious_decay
     assert settled.optim.weight_decay > 0
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,15 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from gptcli.config.data import DataConfig
 from gptcli.config.model import ModelConfig
-from gptcli.config.train import OptimConfig
+from gptcli.config.train import OptimConfig, PretrainConfig
 from gptcli.model.gpt import GPT
 from gptcli.train.adamw import AdamW
 from gptcli.train.loss import head_cross_entropy
 from gptcli.train.muon import MIN_TILE, MUON_ITERATIONS, Muon, muon_tiles
 from gptcli.train.optimizers import Optimizers, make_optimizers
 from gptcli.train.orthogonalize import POLAR_EXPRESS, orthogonalize
-from gptcli.train.schedule import learning_rate_factor
+from gptcli.train.resume import as_it_began
+from gptcli.train.schedule import learning_rate_factor, muon_momentum
 
 torch.set_num_threads(1)  # shapes so small that threads only wait for each other
 
@@ -236,6 +239,76 @@ def test_embeddings_have_their_own_rate_and_the_factor_scales_all() -> None:
     assert names_where(optimizers, lambda group: group["lr"] == 0.1 * 0.5) == {"embedding.weight"}
     assert names_where(optimizers, lambda group: group["lr"] == 3e-3 * 0.5) == {"head.weight"}
     assert names_where(optimizers, lambda group: group["lr"] == 0.02 * 0.5) == MATRICES
+
+
+# -------------------------------------------------------------------------------------- NorMuon, decay, momentum
+
+
+@pytest.mark.parametrize(("shape", "tile"), [((24, 8), (24, 4)), ((8, 24), (3, 24)), ((16, 16), (16, 16))], ids=str)
+def test_normuon_divides_by_running_root_mean_squares_and_keeps_the_norm(
+    shape: tuple[int, int], tile: tuple[int, int]
+) -> None:
+    """Beside the written formula in float64, matrix by matrix; (8, 24) has one left at the end that is smaller."""
+    weight = nn.Parameter(torch.zeros(shape))
+    muon = Muon(
+        [weight], tiles={weight: tile}, lr=1.0, momentum=0.0, weight_decay=0.0, dtype=torch.float32, normalized=True
+    )
+    places = [
+        (slice(top, min(top + tile[0], shape[0])), slice(left, left + tile[1]))
+        for top in range(0, shape[0], tile[0])
+        for left in range(0, shape[1], tile[1])
+    ]
+    tall = tile[0] >= tile[1]
+    moments = [torch.zeros(()).double() for _ in places]
+    wanted = torch.zeros(shape).double()
+    for step in range(3):
+        gradient = random_matrices(*shape, seed=step)
+        for number, place in enumerate(places):
+            update = orthogonalize(gradient[place][None].clone(), MUON_ITERATIONS)[0].double()
+            squares = update.square().mean(1 if tall else 0, keepdim=True)
+            moments[number] = 0.95 * moments[number] + 0.05 * squares
+            evened = update / moments[number].sqrt()
+            evened *= update.norm() / evened.norm()
+            wanted[place] -= max(1, len(update) / shape[1]) ** 0.5 * evened if tile[0] == len(update) else (
+                max(1, tile[0] / shape[1]) ** 0.5 * evened
+            )  # fmt: skip
+        weight.grad = gradient
+        muon.step()
+    torch.testing.assert_close(weight.detach().double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_cautious_decay_takes_only_from_weights_that_the_update_makes_smaller() -> None:
+    def stepped(weight_decay: float, *, cautious: bool) -> Tensor:
+        weight = nn.Parameter(random_matrices(8, 8))
+        muon = Muon(
+            [weight], tiles={}, lr=0.1, momentum=0.0, weight_decay=weight_decay, dtype=torch.float32, cautious=cautious
+        )
+        weight.grad = random_matrices(8, 8, seed=2)
+        muon.step()
+        return weight.detach()
+
+    before, plain = random_matrices(8, 8), stepped(0.0, cautious=True)
+    smaller = (before - plain) * before > 0
+    assert 0 < int(smaller.sum()) < 64
+    torch.testing.assert_close(stepped(0.5, cautious=True), torch.where(smaller, plain - 0.05 * before, plain))
+    torch.testing.assert_close(stepped(0.5, cautious=False), plain - 0.05 * before)
+
+
+def test_momentum_rises_over_the_first_fifth_of_a_run() -> None:
+    config = OptimConfig()
+    assert [round(muon_momentum(step, 100, config), 4) for step in (0, 10, 20, 99)] == [0.85, 0.9, 0.95, 0.95]
+    assert round(muon_momentum(150, 1_000_000, config), 4) == 0.9
+    assert muon_momentum(0, 100, OptimConfig(muon_momentum_ramp=0.0)) == 0.95
+    optimizers = optimizers_of(make_model(), "modern")
+    assert optimizers.set_schedule(10, 100) == 1.0
+    assert [group["momentum"] for group in optimizers.groups if "momentum" in group] == [pytest.approx(0.9)]
+
+
+def test_a_run_of_before_goes_on_without_what_was_not_there(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("run_dir: run\ndata: {train: [a.txt]}\noptim: {muon_momentum: 0.9}\n")
+    config = PretrainConfig(run_dir="run", data=DataConfig(train=("a.txt",)), optim=OptimConfig(muon_momentum=0.9))
+    then = as_it_began(config, tmp_path / "run.yaml").optim
+    assert (then.muon_momentum_ramp, then.normuon, then.cautious_decay) == (0.0, False, False)
 
 
 # --------------------------------------------------------------------------------------------------------- state
