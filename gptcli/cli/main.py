@@ -45,6 +45,7 @@ COMMANDS = {
     "plan": "plan.plan",
     "pretrain": "pretrain.pretrain",
     "import": "import_model.import_model",
+    "sweep": "sweep.sweep",
     "runs": "runs.runs",
     "plot": "plot.plot",
     "checkpoint": "checkpoint.checkpoint",

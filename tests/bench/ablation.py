@@ -34,6 +34,9 @@ import harness
 VARIANTS: dict[str, tuple[str, ...]] = {
     "modern": (),
     "AdamW for the matrices": ("optim.name=adamw",),
+    "no ramp of the momentum": ("optim.muon_momentum_ramp=0",),
+    "no NorMuon": ("optim.normuon=false",),
+    "no token pairs": ("model.bigram_rows=0",),
     "cosine decay": ("optim.schedule=cosine", "optim.decay_fraction=1"),
     "decay over the last 40 %": ("optim.decay_fraction=0.4",),
     "decay over all of it": ("optim.decay_fraction=1",),
@@ -49,7 +52,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "logit soft-cap 30": ("model.logit_softcap=30",),
     "half the batch": ("train.batch_size=8",),
     "twice the batch": ("train.batch_size=32",),
-    "classic": ("model.preset=gpt2", "optim.preset=classic", "optim.learning_rate=1e-3", "optim.warmup_steps=20"),
+    "classic": (
+        "model.preset=gpt2",
+        "model.bigram_rows=0",
+        "optim.preset=classic",
+        "optim.learning_rate=1e-3",
+        "optim.warmup_steps=20",
+    ),
 }
 TIMED_STEPS = 15
 

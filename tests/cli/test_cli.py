@@ -22,6 +22,7 @@ COMMANDS = [
     "plan",
     "pretrain",
     "import",
+    "sweep",
     "runs",
     "plot",
     "checkpoint",

@@ -36,6 +36,7 @@ USES: dict[str, tuple[str, bytes]] = {
     "plan": ("{yaml} --on h100", b""),
     "pretrain": ("{yaml} -s run_dir={out} -s train.steps=3 --json", b""),
     "import": ("{hf} -o {out}", b""),
+    "sweep": ("{yaml}", b""),  # refused: this is a run file
     "export": ("{run} -o {out} --to hf", b""),
     "checkpoint list": ("{run}", b""),
     "checkpoint verify": ("{run}", b""),

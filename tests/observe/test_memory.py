@@ -93,7 +93,8 @@ def test_the_fused_attention_of_an_accelerator_keeps_no_scores() -> None:
 @pytest.mark.parametrize("optim", ["modern", "classic"])
 def test_optimizer_state_is_what_the_optimizers_make(optim: str) -> None:
     work = workload("modern", optim=optim)
-    optimizers = make_optimizers(work.model, work.optim, step_tokens=1024, dtype=torch.float32)
+    step_tokens = work.rows * work.model.config.context_length
+    optimizers = make_optimizers(work.model, work.optim, step_tokens=step_tokens, dtype=torch.float32)
     made = optimizers.tensors(create=True).values()
     assert update_bytes(work)[0] == sum(tensor.nbytes for tensor in made)
 
