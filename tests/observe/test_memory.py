@@ -47,6 +47,7 @@ def kept_bytes(work: Workload, dtype: torch.dtype) -> int:
     ("preset", "changes"),
     [
         ("modern", {}),
+        ("modern", {"bigram_rows": 1500}),
         ("gpt2", {}),
         ("llama", {}),
         ("gpt2", {"dropout": 0.1}),
