@@ -145,7 +145,7 @@ def _trials(config: SweepConfig, round_number: int, steps: int | None) -> list[T
         more = [] if steps is None else [f"train.steps={steps}"]
         overrides = [*settings, *more, f"run_dir={where / f'trial-{number:03d}'}"]
         try:
-            loaded = load_run_file(None, config.run_file, overrides)
+            loaded: Loaded[Section] = load_run_file(None, config.run_file, overrides)
         except ConfigError as error:
             problems += error.problems
             continue
