@@ -82,7 +82,7 @@ class Pass:
 def training_memory(work: Workload) -> Memory:
     """Plan the peak of a run: on a CPU of its process with the slack of its heap, on an accelerator of its tensors."""
     weights = 4 * work.model.num_parameters()
-    state, update, validation = _fixed_bytes(dataclasses.replace(work, micro_batch=work.rows, micro_steps=1, at_once=1))
+    state, update, validation = fixed_bytes(whole_step(work))
     found, at_once = pass_bytes(work), work.at_once
     added_up = work.micro_steps > at_once  # to gradients that are there already
     largest = max(weight.numel() for weight in work.model.parameters()) * 4
@@ -101,7 +101,16 @@ def training_memory(work: Workload) -> Memory:
         Memory("update", held | {"gradients": weights, "optimizer's own work": update * at_once}),
         Memory("validation", held | {"validation": validation}),
     )  # fmt: skip
-    peak = max(moments, key=lambda moment: moment.total_bytes)
+    return finished(max(moments, key=lambda moment: moment.total_bytes), work)
+
+
+def whole_step(work: Workload) -> Workload:
+    """Return the step as one micro-batch: what the optimizers take does not depend on how it is cut."""
+    return dataclasses.replace(work, micro_batch=work.rows, micro_steps=1, at_once=1)
+
+
+def finished(peak: Memory, work: Workload) -> Memory:
+    """Return the peak with, on a CPU, the process and the slack of its heap."""
     if not work.on_cpu:
         return peak
     coming_and_going = sum(size for part, size in peak.parts.items() if part not in STAYING)
@@ -169,7 +178,7 @@ def measured_pass(work: Workload, layers: int) -> Pass:
 
 
 @functools.lru_cache(maxsize=4)
-def _fixed_bytes(work: Workload) -> tuple[int, int, int]:
+def fixed_bytes(work: Workload) -> tuple[int, int, int]:
     """Return what no size of micro-batch changes: the optimizers' state, their work, and a validation."""
     return *update_bytes(work), validation_bytes(work)
 

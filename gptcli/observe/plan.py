@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 
 import torch
@@ -16,14 +17,23 @@ from gptcli.device.runtime import make_runtime
 from gptcli.generate.kv_cache import cache_bytes
 from gptcli.model.gpt import GPT
 from gptcli.observe.memory import Memory, Workload, training_memory
-from gptcli.observe.plan_report import Plan, Rates, Target
+from gptcli.observe.plan_processes import plan_processes, shared_memory
+from gptcli.observe.plan_report import USABLE_MEMORY, Plan, Rates, Target
 from gptcli.observe.step_times import step_times
 from gptcli.train.micro_batches import micro_batch_rows
 from gptcli.train.step_paired import can_pair
 
 
-def make_plan(config: PretrainConfig, target: Target, rates: Rates, *, measured_step_seconds: float | None) -> Plan:
-    """Return the plan of a run on `target`."""
+def make_plan(
+    config: PretrainConfig,
+    target: Target,
+    rates: Rates,
+    *,
+    measured_step_seconds: float | None,
+    processes: int = 1,
+    bytes_per_second: float | None = None,
+) -> Plan:
+    """Return the plan of a run on `target`, or on so many of them, which exchange `bytes_per_second` each."""
     tokenizer, vocab_size = find_vocabulary(config)
     model_config = dataclasses.replace(config.model, vocab_size=vocab_size)
     with torch.device("meta"):
@@ -34,10 +44,10 @@ def make_plan(config: PretrainConfig, target: Target, rates: Rates, *, measured_
     tokens = train.steps * train.batch_size * T
     sizes = sorted(size for size in range(1, train.batch_size + 1) if train.batch_size % size == 0)
 
-    def memory(micro_batch: int) -> Memory:
+    def workload(micro_batch: int) -> Workload:
         steps = train.batch_size // micro_batch
-        at_once = 2 if steps > 1 and target.on_cpu and can_pair(model, target.threads) else 1
-        work = Workload(
+        at_once = 2 if steps > 1 and processes == 1 and target.on_cpu and can_pair(model, target.threads) else 1
+        return Workload(
             model,
             config.optim,
             micro_batch,
@@ -47,9 +57,19 @@ def make_plan(config: PretrainConfig, target: Target, rates: Rates, *, measured_
             at_once,
             compiled=bool(config.runtime.compile),
         )
-        return training_memory(work)
 
+    def memory(micro_batch: int) -> Memory:
+        work = workload(micro_batch)
+        return training_memory(work) if processes == 1 else shared_memory(work, processes, exchange, saves=True)
+
+    rows, exchange = micro_batch_rows(train, T, on_cpu=target.on_cpu, processes=processes), config.parallel.exchange
+    sizes = [size for size in sizes if train.batch_size // size >= processes] or [1]
+    shared = None
+    if processes > 1:
+        room = USABLE_MEMORY * target.memory_bytes if target.memory_bytes else math.inf
+        _, shared = plan_processes(workload(rows), processes, exchange, bytes_per_second, room)
     return Plan(
+        shared=shared,
         target=target,
         rates=rates,
         parameters=parameters_by_part(model),
@@ -59,7 +79,7 @@ def make_plan(config: PretrainConfig, target: Target, rates: Rates, *, measured_
         data=training_tokens(config.data, tokenizer, vocab_size),
         weight_flops=(per_token - attention) * tokens,
         attention_flops=attention * tokens,
-        memory=memory(micro_batch_rows(train, T, on_cpu=target.on_cpu)),
+        memory=memory(rows),
         cache_bytes=cache_bytes(model_config, 1, T, activation_size=target.activation_size),
         micro_batches={size: memory(size).total_bytes for size in sizes},
         measured_step_seconds=measured_step_seconds,
@@ -126,10 +146,25 @@ def _activation_size(runtime: RuntimeConfig) -> int:
     return 4 if runtime.dtype == "float32" else 2
 
 
-def plan(config: PretrainConfig, target: Target, rates: Rates, *, measure: bool = False) -> Plan:
-    """Return the plan; with `measure`, time from a few real steps on this machine. GptcliError where they do not
-    fit."""
-    found = make_plan(config, target, rates, measured_step_seconds=None)
+def plan(
+    config: PretrainConfig,
+    target: Target,
+    rates: Rates,
+    *,
+    measure: bool = False,
+    processes: int = 1,
+    bytes_per_second: float | None = None,
+) -> Plan:
+    """Return the plan; with `measure`, time from a few real steps on this machine. GptcliError where they do not fit,
+    ConfigError where a process would have nothing to do."""
+    if config.train.batch_size < processes:
+        raise ConfigError(
+            f"--processes: {processes} is more than the {count(config.train.batch_size, 'sequence')} of a step; plan "
+            "fewer, or raise train.batch_size"
+        )
+    found = make_plan(
+        config, target, rates, measured_step_seconds=None, processes=processes, bytes_per_second=bytes_per_second
+    )
     if not measure:
         return found
     if not found.fits:

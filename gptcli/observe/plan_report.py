@@ -10,6 +10,7 @@ from typing import Any
 from gptcli.base.units import amount, duration
 from gptcli.data.size import TokenCount
 from gptcli.observe.memory import Memory
+from gptcli.observe.plan_processes import SharedPlan
 
 USABLE_MEMORY = 0.92  # of a device: the rest is its driver's, its allocator's and other processes'
 UPDATE_BYTES = 28  # moved a weight by an update: weight, gradient and two averages read, three written
@@ -67,6 +68,11 @@ class Plan:
     cache_bytes: int  # keys and values of one text of a whole context
     micro_batches: dict[int, int]  # sequences in a forward pass -> bytes, for every divisor of the batch
     measured_step_seconds: float | None
+    shared: SharedPlan | None = None  # of several processes, each on a target of its own
+
+    @property
+    def processes(self) -> int:
+        return self.shared.processes if self.shared else 1
 
     @property
     def total_parameters(self) -> int:
@@ -93,16 +99,23 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        return self.flops / (self.target.flops_per_second * self.mfu)
+        computing = self.flops / (self.target.flops_per_second * self.mfu)
+        if self.shared is None:
+            return computing
+        return computing / (self.processes * self.shared.busy) + self.steps * self.shared.exchange_seconds
 
     @property
     def kilowatt_hours(self) -> float | None:
         watts = self.rates.watts or self.target.watts
-        return None if watts is None else watts * self.seconds / 3.6e6
+        return None if watts is None else self.processes * watts * self.seconds / 3.6e6
 
     @property
     def price(self) -> float | None:
-        return None if self.rates.price_per_hour is None else self.rates.price_per_hour * self.seconds / 3600
+        return (
+            None
+            if self.rates.price_per_hour is None
+            else self.processes * self.rates.price_per_hour * self.seconds / 3600
+        )
 
     @property
     def usable_bytes(self) -> float:
@@ -151,6 +164,7 @@ class Plan:
             "target": dataclasses.asdict(self.target),
             "mfu": self.mfu,
             "measured_step_seconds": self.measured_step_seconds,
+            "shared": self.shared.as_dict() if self.shared else None,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens / self.seconds,
             "kilowatt_hours": self.kilowatt_hours,
@@ -194,6 +208,7 @@ class Plan:
     def _memory_lines(self) -> list[tuple[str, str]]:
         lines = [("memory", f"{amount(self.memory.total_bytes, 'B')}, most in the {self.memory.moment}")]
         lines += [(f"  {part}", amount(size, "B")) for part, size in self.memory.parts.items() if size]
+        lines += self.shared.lines() if self.shared else []
         lines.append(("memory of writing", f"{amount(self.cache_bytes, 'B')} of keys and values a text of full length"))
         if self.target.memory_bytes is None:
             return lines

@@ -182,3 +182,48 @@ def test_sizes_that_a_budget_leaves_open_are_not_guessed(run_cli: RunCli) -> Non
     result = run_cli("plan", EXAMPLES / "budget.yaml", "--on", "h100")
     result.error(2, "plan", "budget.yaml:", "train.budget leaves steps and sizes to the start of the run")
     assert run_cli("plan", EXAMPLES / "budget.yaml", "--on", "h100", "-s", "train.steps=9").code == 0
+
+
+def test_several_processes_share_optimizer_state_and_time(tiny: Tiny, run_cli: RunCli) -> None:
+    common = (tiny.run_file, "-s", "train.batch_size=16", "--on", "h100", "--price", 2)
+    one, four = planned(run_cli, *common), planned(run_cli, *common, "--processes", 4, "--bandwidth", "100Gbit")
+    shared = four["shared"]
+    assert shared["micro_batches"] == 4 * shared["rounds"]
+    assert shared["exchange_seconds"] == pytest.approx(shared["sent_bytes"] / 12.5e9)
+    steps = four["tokens"]["steps"]
+    assert four["seconds"] == pytest.approx(one["seconds"] / 4 + steps * shared["exchange_seconds"])
+    assert four["price"] == pytest.approx(4 * 2 * four["seconds"] / 3600)
+    # Of a part, each process sends three quarters of all gradients in each round, and its own weights to three others.
+    weights = 4 * one["parameters"]["total"]
+    assert shared["sent_bytes"] >= (shared["rounds"] + 1) * 0.75 * weights
+    assert shared["sent_bytes"] <= (shared["rounds"] + 1) * 0.75 * weights * 2
+    assert four["memory_bytes"]["optimizer state"] < 0.6 * one["memory_bytes"]["optimizer state"]
+    assert one["shared"] is None
+
+
+def test_gpt3_in_a_thousand_processes_is_planned_in_seconds(run_cli: RunCli) -> None:
+    found = planned(run_cli, EXAMPLES / "gpt3-175b.yaml", "--on", "h100", "--processes", 1024)
+    assert (found["fits"], found["shared"]["fewest"]) == (False, None)
+    assert found["memory_bytes"]["total"] > 4 * found["parameters"]["total"]
+
+
+def test_more_processes_than_sequences_have_nothing_to_do(run_cli: RunCli) -> None:
+    result = run_cli("plan", EXAMPLES / "gpt2-124m.yaml", "--on", "h100", "--processes", 60000)
+    result.error(2, "plan", "--processes", "sequences of a step")
+
+
+@pytest.mark.skipif(not Path("/proc/net/dev").exists(), reason="counts bytes as Linux does")
+@pytest.mark.parametrize("exchange", ["micro_batch", "step"])
+def test_a_step_sends_as_many_bytes_as_planned(exchange: str) -> None:
+    """In a network namespace of its own, in which nobody else sends."""
+    import shutil
+    import subprocess
+
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespaces here")
+    program = Path(__file__).parents[1] / "sent_bytes.py"
+    script = f"ip link set lo up 2>/dev/null || ifconfig lo up; exec {sys.executable} {program} {exchange}"
+    done = subprocess.run([unshare, "-rn", "sh", "-c", script], capture_output=True, text=True, timeout=300, check=True)
+    sent, expected = map(int, done.stdout.split())
+    assert sent == pytest.approx(expected, rel=0.05)

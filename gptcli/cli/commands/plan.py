@@ -23,6 +23,18 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic only from cli
         return round(float(match[1]) * (1024 if match[3] else 1000) ** PREFIXES[match[2]])
 
 
+class BitsPerSecond(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.5
+    """10Gbit, 400G or a number of bits -> bytes a second."""
+
+    name = "bits"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(bit)?(/s)?", str(value).strip().lower())
+        if not match or float(match[1]) <= 0:
+            self.fail(f"{value!r} is not a bandwidth; write 10Gbit, 400Gbit or a number of bits a second", param, ctx)
+        return float(match[1]) * 1000.0 ** PREFIXES[match[2]] / 8
+
+
 @click.command(no_args_is_help=True)
 @click.argument("run_file")
 @options.overrides
@@ -38,6 +50,9 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic only from cli
 @click.option(
     "--watts", type=options.FiniteRange(min=0, min_open=True), help="Power of the machine.  [default: the data sheet's]"
 )
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 1 << 16),
+              help="Processes that share the steps, each on a device of its own.")  # fmt: skip
+@click.option("--bandwidth", type=BitsPerSecond(), help="Of the network between them, one way: 10Gbit, 400Gbit.")
 @options.as_json
 def plan(
     run_file: str,
@@ -49,6 +64,8 @@ def plan(
     measure: bool,
     price: float | None,
     watts: float | None,
+    processes: int,
+    bandwidth: float | None,
     as_json: bool,
 ) -> None:
     """Plan a run: parameters, tokens, FLOPs, memory, time, energy and price.
@@ -60,6 +77,7 @@ def plan(
     Examples:
       gptcli plan run.yaml --measure
       gptcli plan examples/gpt3-175b.yaml --on h100 --mfu 0.45 --price 2.5
+      gptcli plan examples/gpt2-124m.yaml --on h100 --processes 8 --bandwidth 400Gbit
       gptcli plan run.yaml --peak-flops 312e12 --memory 40GB --json | jq .seconds
     """
     from gptcli.cli import console
@@ -70,6 +88,10 @@ def plan(
         raise click.UsageError("--on names a device, --peak-flops and --memory describe another; give one of them")
     if memory and not peak_flops:
         raise click.UsageError("--memory goes with --peak-flops")
+    if measure and processes > 1:
+        raise click.UsageError("--measure is of one process; leave out --processes")
+    if bandwidth and processes == 1:
+        raise click.UsageError("--bandwidth goes with --processes")
     config = options.load_sized(run_file, overrides)
     from gptcli.observe import plan as planning
     from gptcli.observe.plan_report import Rates
@@ -80,7 +102,9 @@ def plan(
         target = planning.other_accelerator(peak_flops, memory, config.runtime)
     else:
         target = planning.this_machine(config)
-    found = planning.plan(config, target, Rates(mfu, price, watts), measure=measure)
+    found = planning.plan(
+        config, target, Rates(mfu, price, watts), measure=measure, processes=processes, bytes_per_second=bandwidth
+    )
     if as_json:
         console.write_json(found.as_dict())
     else:

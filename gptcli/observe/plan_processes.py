@@ -1,0 +1,140 @@
+"""What a run takes in several processes, each with the whole model: memory by process, bytes sent, devices needed.
+
+The weights are divided among owners as train.step_replicated divides them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gptcli.base.units import amount, duration
+from gptcli.config.train import OptimConfig
+from gptcli.model.gpt import GPT
+from gptcli.observe.memory import Memory, Workload, finished, fixed_bytes, pass_bytes, whole_step
+from gptcli.train.owners import CHUNK_BYTES, Owners, divide, update_costs
+
+
+@dataclass(frozen=True)
+class SharedPlan:
+    """A plan's part about its processes."""
+
+    processes: int
+    micro_batches: int  # of a step, in all processes
+    rounds: int  # micro-batches that one process computes after each other
+    sent_bytes: int  # by each process to the others, a step
+    bytes_per_second: float | None  # of the network, one way
+    other_memory: Memory  # of every process but the first, which saves
+    fewest: int | None  # processes that fit on the devices; None: not even as many as there are micro-batches
+
+    @property
+    def busy(self) -> float:
+        """Return the share of the time in which a process has a micro-batch to compute."""
+        return self.micro_batches / (self.rounds * self.processes)
+
+    @property
+    def exchange_seconds(self) -> float:
+        """Return the time of the bytes of a step; nothing is computed meanwhile."""
+        return self.sent_bytes / self.bytes_per_second if self.bytes_per_second else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            **{name: value for name, value in asdict(self).items() if name != "other_memory"},
+            "exchange_seconds": self.exchange_seconds,
+            "other_memory_bytes": {**self.other_memory.parts, "total": self.other_memory.total_bytes},
+        }
+
+    def lines(self) -> list[tuple[str, str]]:
+        """For a person."""
+        sent = f"{amount(self.sent_bytes, 'B')} a step from each"
+        if self.bytes_per_second:
+            sent += f", {duration(self.exchange_seconds)} at {amount(8 * self.bytes_per_second, 'bit/s')}"
+        fewest = "no number: each holds the whole model" if self.fewest is None else f"{self.fewest}"
+        shares = f"{self.micro_batches:,} micro-batches a step, {self.rounds:,} after each other: {self.busy:.0%} busy"
+        return [
+            ("processes", f"{self.processes:,}; {shares}"),
+            ("  memory of the others", amount(self.other_memory.total_bytes, "B")),
+            ("  sent", sent),
+            ("  fewest that fit", fewest),
+        ]
+
+
+@functools.lru_cache(maxsize=64)
+def divided(model: GPT, optim: OptimConfig, processes: int) -> Owners:
+    """Return which of several processes updates which weights."""
+    muon = set(model.matrix_shapes()) if optim.name == "muon" else set()
+    named = list(model.named_parameters())
+    sizes = [weight.numel() for _, weight in named]
+    return divide(sizes, update_costs(sizes, [name in muon for name, _ in named]), processes)
+
+
+@functools.lru_cache(maxsize=64)
+def largest_state(model: GPT, optim: OptimConfig, processes: int) -> int:
+    """Return the bytes of optimizer state of the process that has most: Muon keeps one number a weight, AdamW two."""
+    muon = set(model.matrix_shapes()) if optim.name == "muon" else set()
+    own = [0] * processes
+    for (name, weight), owner in zip(model.named_parameters(), divided(model, optim, processes).owners, strict=True):
+        own[owner] += weight.numel() * (4 if name in muon else 8)
+    return max(own)
+
+
+def shared_memory(work: Workload, processes: int, exchange: str, *, saves: bool) -> Memory:
+    """Plan the peak of one process. The first `saves`, and has all optimizer state while it does."""
+    owners = divided(work.model, work.optim, processes)
+    weights, sums = 4 * work.model.num_parameters(), 4 * max(owners.lengths)
+    state, update, validation = fixed_bytes(whole_step(work))
+    held = {"weights": weights, "optimizer state": largest_state(work.model, work.optim, processes)}
+    found, rounds = pass_bytes(work), -(-work.micro_steps // processes)
+    kept = (sums if exchange == "micro_batch" else weights) if rounds > 1 else 0  # of gradients, between micro-batches
+    largest = 4 * max(weight.numel() for weight in work.model.parameters())
+    moments = [
+        Memory("loss", held | {"gradients": kept, "activations": found.activations,
+                               "logits and head": found.loss - found.activations}),
+        Memory("backward pass", held | {"gradients": kept + largest, "activations": found.activations,
+                                        "backward of a block": max(0, found.first_block - found.activations)}),
+        Memory("end of the backward pass", held | {"gradients": weights + kept, "activations": found.last_block}),
+        Memory("exchange", held | {"gradients": weights + sums, "buffers": 2 * min(CHUNK_BYTES, processes * sums)}),
+        Memory("update", held | {"gradients": sums, "optimizer's own work": update}),
+    ]  # fmt: skip
+    if saves:
+        moments.append(Memory("validation", held | {"validation": validation}))
+        moments.append(Memory("saving", held | {"optimizer state": state}))
+    return finished(max(moments, key=lambda moment: moment.total_bytes), work)
+
+
+def sent_bytes(work: Workload, processes: int, exchange: str) -> int:
+    """Return what each process sends to the others in a step: gradients to their owners, and weights to all."""
+    owners, rounds = divided(work.model, work.optim, processes), -(-work.micro_steps // processes)
+    exchanges = rounds if exchange == "micro_batch" else 1
+    parts = (exchanges + 1) * 4 * max(owners.lengths)
+    return (processes - 1) * (parts + 8 * (rounds + (exchanges + 1) * len(owners.owners)))
+
+
+def fewest_processes(memory: Callable[[int], Memory], most: int, usable_bytes: float) -> int | None:
+    """Return the smallest power of two of processes that fits, up to `most`; each holds weights and gradients whole."""
+    numbers = (1 << power for power in range(most.bit_length()) if 1 << power <= most)
+    return next((number for number in numbers if memory(number).total_bytes <= usable_bytes), None)
+
+
+def plan_processes(
+    work: Workload, processes: int, exchange: str, bytes_per_second: float | None, usable_bytes: float
+) -> tuple[Memory, SharedPlan]:
+    """Return the memory of the first process, and the rest of the plan."""
+    first = shared_memory(work, processes, exchange, saves=True)
+
+    def memory(number: int) -> Memory:
+        return shared_memory(work, number, exchange, saves=True)
+
+    most = max(1, min(work.micro_steps, 1 << 16))
+    return first, SharedPlan(
+        processes=processes,
+        micro_batches=work.micro_steps,
+        rounds=math.ceil(work.micro_steps / processes),
+        sent_bytes=sent_bytes(work, processes, exchange),
+        bytes_per_second=bytes_per_second,
+        other_memory=shared_memory(work, processes, exchange, saves=False),
+        fewest=fewest_processes(memory, most, usable_bytes) if usable_bytes < math.inf else None,
+    )
