@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import socket
 import subprocess
@@ -118,3 +120,101 @@ def test_it_is_there_before_torch_is() -> None:
     code = "import sys; import gptcli.api.serve.server; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
     assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n", b"400"),
+        (b"GET /health HTTP/1.0\r\n\r\n", b"403"),
+        (b"GET /health HTTP/1.1\r\nHost: localhost:80@evil.example\r\n\r\n", b"403"),
+        (b"GET /health HTTP/1.1\r\nHost: localhost.evil.example\r\n\r\n", b"403"),
+        (b"GET http://evil.example/v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n", b"404"),
+        (b"GET /v1/models/../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n", b"404"),
+        (b"GET /%ff%fe%zz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"404"),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
+         b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n", b"400"),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", b"400"),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999999999\r\n\r\n", b"413"),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"X: 1\r\n" * 100 + b"\r\n", b"431"),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n", b"400"),
+        (b"A" * 5000 + b" /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"405"),
+        (b"\x16\x03\x01\x00\xf8\x01\x00\x00\xf4\x03\x03\r\n\r\n", b"400"),
+    ],
+    ids=range(15),
+)  # fmt: skip
+def test_40_what_a_hostile_client_sends(server: Running, content: bytes, status: bytes) -> None:
+    assert server.raw(content).split(b" ")[1] == status
+    assert max(map(len, server.said().splitlines()), default=0) < 200
+
+
+def test_40_requests_one_behind_another_and_a_head_in_pieces(server: Running) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        one = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        connection.sendall(one * 20)
+        found = b""
+        while found.count(b'{"status":"ok"}') < 20:
+            found += connection.recv(65536)
+        for byte in one:
+            connection.sendall(bytes([byte]))
+        assert b'{"status":"ok"}' in connection.recv(65536) + connection.recv(65536)
+
+
+@pytest.mark.parametrize("before", ["", "{}"])
+def test_21_bodies_that_could_take_long(server: Running, before: str) -> None:
+    names = ",".join(f'"k{number}":null' for number in range(100_000))
+    for content in (f'{{"{"a" * (1 << 20)}":1,"prompt":"a"}}', f'{{{names},"k99999":null}}', before + "[" * (1 << 20)):
+        assert server.ask("POST", COMPLETIONS, content.encode())[0] == 400
+
+
+SOON = """
+import gptcli.api.serve.app as app, gptcli.api.serve.http as http
+app.BODY_SECONDS = http.HEAD_SECONDS = http.REST_SECONDS = 0.7
+"""
+
+
+def test_33_heads_and_bodies_that_do_not_come(tiny: Tiny, tmp_path: Path) -> None:
+    post = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n"
+    )
+    with serving(tiny.run, tmp_path, before=SOON) as running:
+        assert running.raw(b"", seconds=30) == b""
+        assert running.raw(b"GET /health HT", seconds=30).startswith(b"HTTP/1.1 408 ")
+        assert running.raw(post + b"\r\n{", seconds=30).startswith(b"HTTP/1.1 408 ")
+        late = post.replace(b"localhost", b"evil.example")  # refused before its body is there, which never comes
+        with socket.create_connection(("127.0.0.1", running.port), timeout=30) as connection:
+            connection.sendall(late + b"\r\n")
+            found = b""
+            while part := connection.recv(65536):
+                found += part
+            assert found.startswith(b"HTTP/1.1 403 ")
+        with socket.create_connection(("127.0.0.1", running.port), timeout=30) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+            time.sleep(1)  # longer than a head may take: it is idle, and is kept
+            connection.sendall(b"\r\n")
+            connection.settimeout(30)
+            while connection.recv(65536):
+                pass
+
+
+@pytest.mark.slow
+def test_32_a_connection_is_kept_and_its_end_is_told(tiny: Tiny, tmp_path: Path) -> None:
+    running = Running(tiny.run, tmp_path).wait()
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
+    for wait in (0.0, 6.0):  # 5 s is what servers commonly give
+        time.sleep(wait)
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (200, b'{"status":"ok"}')
+        assert answer.getheader("connection") is None
+    body = json.dumps({**TEXT, "n": 100, "max_tokens": 25}).encode()
+    connection.request("POST", COMPLETIONS, body, {"Content-Type": "application/json"})
+    time.sleep(0.2)
+    running.process.terminate()
+    answer = connection.getresponse()
+    assert answer.status in (200, 503)
+    assert answer.getheader("connection") == "close"
+    answer.read()
+    assert running.process.wait(30) == 0

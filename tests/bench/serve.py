@@ -30,6 +30,7 @@ import argparse
 import asyncio
 import json
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -220,6 +221,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--prefill", type=int, help=argparse.SUPPRESS)  # a child of G4
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started
     with tempfile.TemporaryDirectory() as name:
         models = arguments.models or Path(name)
         how = How(models, arguments.rounds, arguments.threads, arguments.small)

@@ -59,11 +59,13 @@ class Routes:
     # ------------------------------------------------------------------------------------------------------- writing
 
     async def completions(self, request: Request) -> Any:
-        ask = read_completion(await self._object(request), self.settings.defaults)
+        document = await self._object(request)
+        ask = await _in_pool(request.state.facts["bytes"], read_completion, document, self.settings.defaults)
         return await self._answer(request, ask, chat=False)
 
     async def chat(self, request: Request) -> Any:
-        ask = read_chat(await self._object(request), self.settings.defaults)
+        document = await self._object(request)
+        ask = await _in_pool(request.state.facts["bytes"], read_chat, document, self.settings.defaults)
         if self.worker.available().task != "chat":
             raise invalid(None, "this model was not tuned to converse; ask /v1/completions", "unsupported_route")
         return await self._answer(request, ask, chat=True)
@@ -140,26 +142,24 @@ class Routes:
         fields.rest()
         service, size = self.worker.available(), request.state.facts["bytes"]
         if messages is not None:
-            ids = await _in_pool(size, service.chat_tokens, read_messages(messages))
+            ids = await _in_pool(size, service.chat_tokens, await _in_pool(size, read_messages, messages))
         elif prompt is not None:
             ids = await _in_pool(size, service.tokens, prompt)
         else:
             raise invalid("prompt", "missing; give text, or messages")
         ids = [*service.tokenizer.first, *ids] if special else ids
         found = {"tokens": ids, "count": len(ids), "max_model_len": service.context_length}
-        return found | ({"token_strs": [service.tokenizer.decode([index]) for index in ids]} if words else {})
+        if words:
+            found["token_strs"] = await _in_pool(size, service.token_texts, ids)
+        return found
 
     async def detokenize(self, request: Request) -> Any:
         fields = Fields(await self._object(request))
         self._check_model(fields.text("model"))
         ids = fields.take("tokens")
         fields.rest()
-        service = self.worker.available()
-        size = service.tokenizer.vocab_size
-        whole = isinstance(ids, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
-        if not whole or not all(0 <= index < size for index in ids):
-            raise invalid("tokens", f"must be a list of token ids below {size}")
-        return {"prompt": service.tokenizer.decode(ids), "content": service.tokenizer.decode(ids)}
+        text = await _in_pool(request.state.facts["bytes"], self.worker.available().text_of, ids)
+        return {"prompt": text, "content": text}
 
     async def tokenizer_info(self, _request: Request) -> Any:
         service = self.worker.available()

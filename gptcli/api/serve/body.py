@@ -43,11 +43,11 @@ def read_object(content: bytes) -> dict[str, Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice[:80]!r} is given twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name[:80]!r} is given twice")
+        found[name] = value
     return found
 
 
@@ -136,6 +136,6 @@ class Fields:
                 if value in NEUTRAL[name]:
                     continue
                 raise Problem(400, "unsupported_parameter", f"{name}: is not supported; leave it out", param=name)
-            near = difflib.get_close_matches(name, self.known | HARMLESS | NEUTRAL.keys(), 1)
+            near = difflib.get_close_matches(name[:80], self.known | HARMLESS | NEUTRAL.keys(), 1)
             mend = f"; did you mean {near[0]}?" if near else ""
             raise Problem(400, "unknown_parameter", f"{name[:80]!r}: no such field{mend}", param=name[:80])

@@ -149,6 +149,18 @@ class Service:
         """Return the ids of a text."""
         return self._encode(text, "prompt")
 
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each id."""
+        return [self.tokenizer.decode([index]) for index in ids]
+
+    def text_of(self, ids: Any) -> str:
+        """Return the text of a list of ids; Problem for anything else."""
+        size = self.tokenizer.vocab_size
+        whole = isinstance(ids, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
+        if not whole or not all(0 <= index < size for index in ids):
+            raise invalid("tokens", f"must be a list of token ids below {size}")
+        return self.tokenizer.decode(ids)
+
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of a conversation up to the answer to its last message."""
         return self._fit_chat(list(messages), dataclasses.replace(self.defaults, max_tokens=1)).ids
@@ -173,7 +185,9 @@ class Service:
                 whole += part
                 yield
             bits = whole.bits_per_byte if whole.bytes else None
-            found.append({"logprob": -whole.nats, "tokens": whole.tokens, "bytes": whole.bytes, "bits_per_byte": bits})
+            found.append(
+                {"logprob": 0.0 - whole.nats, "tokens": whole.tokens, "bytes": whole.bytes, "bits_per_byte": bits}
+            )
         return found
 
 
