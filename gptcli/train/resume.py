@@ -48,6 +48,7 @@ def check_same_run(run_dir: Path, config: Section, run_file: Mapping[str, Any], 
     for dotted, key in all_keys(type(config)):
         if dotted in new and dotted not in old:
             default = key.default(None)
+            default = list(default) if isinstance(default, tuple) else default  # as JSON has it
             old[dotted] = key.fact("before") if key.fact("before") is not None else default
             if default is MISSING:
                 del old[dotted]

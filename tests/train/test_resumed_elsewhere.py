@@ -52,6 +52,7 @@ def test_a_key_that_an_older_run_lacks_means_what_was_done_then(moved: Path, run
     for name in key.split(".")[:-1]:
         del training["run"][name][key.rsplit(".", 1)[1]]
     del training["run"]["train"]["patience"]  # a key whose default is what was done then
+    del training["run"]["model"]["attention_pattern"]  # another, a list
     content = json.dumps(training).encode()
     newest.write_bytes(content)
     manifest = newest.with_name("manifest.json")
