@@ -12,6 +12,7 @@ from gptcli.base import fsio
 from gptcli.base.errors import DataError
 from gptcli.base.escape import shown
 from gptcli.train import checkpoint
+from gptcli.train.lineage import read_lineage
 from gptcli.train.metadata import read_metadata
 from gptcli.train.run_directory import find_checkpoint
 
@@ -28,4 +29,6 @@ def merge(run: str | Path, output: Path, *, force: bool = False) -> int:
     with fsio.new_directory(output) as made:
         whole = dataclasses.replace(metadata, adapter=None)
         checkpoint.save_model(model, tokenizer, made, step=0, metadata=whole)
+        if (found := read_lineage(directory)) is not None:
+            fsio.write_new_json(made / checkpoint.LINEAGE_FILE, found)
     return model.num_parameters()

@@ -220,8 +220,8 @@ def _job(
 ) -> Job:
     """Describe pretraining as a job."""
     steps = config.train.steps
-    inputs = [fact["sha256"] for directory in prepared for fact in read_index(directory)["inputs"]]
-    content = {"tokenizer": tokenizer.sha256, "inputs": inputs}
+    sources = [fact for directory in prepared for fact in read_index(directory)["inputs"]]
+    content = {"tokenizer": tokenizer.sha256, "inputs": [fact["sha256"] for fact in sources]}
     held_out = _validation_ids(prepared, config, report)
     names = [""] if isinstance(batches, TokenBatches) else batches.names
     texts = {name: ids for name, ids in zip(names, held_out, strict=False) if ids}
@@ -244,6 +244,7 @@ def _job(
             f"{config.train.batch_size * config.model.context_length:,} tokens ({batches.epochs(steps):.2g} epochs)"
         ),
         patience=config.train.patience,
+        sources=sources,
         facts=None if isinstance(batches, TokenBatches) else lambda step: {"epochs": batches.epochs_of(step)},
     )
 

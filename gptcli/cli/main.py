@@ -49,6 +49,7 @@ COMMANDS = {
     "runs": "runs.runs",
     "plot": "plot.plot",
     "checkpoint": "checkpoint.checkpoint",
+    "lineage": "lineage.lineage",
     "preview": "preview.preview",
     "finetune": "finetune.finetune",
     "merge": "merge.merge",

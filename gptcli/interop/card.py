@@ -11,6 +11,7 @@ from gptcli.base.escape import shown
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.model.gpt import GPT
 from gptcli.train.audits import read_audit
+from gptcli.train.lineage import read_lineage
 from gptcli.train.metadata import ModelMetadata
 from gptcli.train.metrics import read_metrics
 
@@ -98,6 +99,26 @@ def model_card(name: str, checkpoint: Path, model: GPT, tokenizer: Tokenizer, me
         + example.replace("BEGIN", "tokenizer.bos_token + " if mark else "")
         + (f"\n{_begins(mark, use)}\n" if mark else "")
         + audit_section(checkpoint)
+        + lineage_section(checkpoint)
+    )
+
+
+def lineage_section(checkpoint: Path) -> str:
+    """Return what the checkpoint comes from as a section; empty for one that does not say."""
+    found = read_lineage(checkpoint)
+    if found is None:
+        return ""
+    rows = {
+        "recipe": found["recipe_sha256"],
+        "tokenizer": found["tokenizer_sha256"],
+        "code": f"{found['code_sha256']}, gptcli {found['gptcli']}",
+        **({"base": ", ".join(found["base"]["sha256"])} if "base" in found else {}),
+    }
+    inputs = "".join(f"| input | {source['sha256']} |\n" for source in found["inputs"])
+    return (
+        "\n## Lineage\n\nHashes (sha256) of what the model was made of.\n\n| | |\n|---|---|\n"
+        + "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+        + inputs
     )
 
 

@@ -4,6 +4,7 @@ config.json           {format, version, step, model}, and `labels` and `pooling`
                       chat model
 model.safetensors     weights by their names in model.gpt.GPT
 tokenizer.json
+lineage.json          hashes of what the run comes from: see train/lineage.py
 origin.json           of an imported model: the files beside its weights, for the way back
 training.safetensors  optimizer state: `KIND.PARAMETER`
 training.json         step, tokens seen, the run file, the best validation so far
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from gptcli.train.muon import SECOND_MOMENT
 from gptcli.train.state import ScheduleRescale, TrainState
 from gptcli.train.weights import MODEL_FILE, Weights, WholeWeights, stored_weights
 
+LINEAGE_FILE = "lineage.json"
 STEP_NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -53,6 +55,7 @@ def save(
     tokenizer: Tokenizer,
     run_file: dict[str, Any],
     metadata: ModelMetadata | None = None,
+    lineage: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the checkpoint of state.step; it appears whole or not at all. NumericalError for what is not finite."""
     path = step_directory(run_dir, state.step)
@@ -73,6 +76,8 @@ def save(
             "run": run_file,
         }
         fsio.write_new_json(directory / "training.json", training)
+        if lineage is not None:
+            fsio.write_new_json(directory / LINEAGE_FILE, dict(lineage))
     return path
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,7 @@ from gptcli.device.runtime import Runtime, matmul_flops_per_second
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.train import checkpoint
 from gptcli.train.deadline import Deadline
+from gptcli.train.lineage import make_lineage
 from gptcli.train.loop import Hooks, train
 from gptcli.train.metadata import ModelMetadata
 from gptcli.train.metrics import Record
@@ -79,6 +80,7 @@ class Job:
     description: str  # of the data and the steps, for the first message
     metadata: ModelMetadata = field(default_factory=ModelMetadata)
     patience: int | None = None  # stop after so many validations without a better one
+    sources: Sequence[Mapping[str, Any]] = ()  # the inputs, with name and sha256, for the lineage
     facts: Callable[[int], Record] | None = None  # of a step, for its line in metrics.jsonl
     less_memory: str = ""  # what to set where memory runs out; empty: as in pretraining
 
@@ -303,7 +305,9 @@ class Training:
             state.best_score, state.best_step = found.score, state.step  # the best of those that are saved
         if state.step != self.resumed_step:  # else it was saved when the validation of this step was given up
             fsio.sync_file(self.metrics_path)
-            checkpoint.save(state, self.run_dir, self.job.tokenizer, self.job.run_file, self.job.metadata)
+            job = self.job
+            lineage = make_lineage(job.run_file, job.tokenizer.sha256, job.sources)
+            checkpoint.save(state, self.run_dir, job.tokenizer, job.run_file, job.metadata, lineage)
         keep(self.run_dir, state, self.job.train.keep_checkpoints)
         self._check_patience(state)
 

@@ -26,6 +26,7 @@ COMMANDS = [
     "runs",
     "plot",
     "checkpoint",
+    "lineage",
     "preview",
     "finetune",
     "merge",

@@ -53,6 +53,7 @@ USES: dict[str, tuple[str, bytes]] = {
     "plot": ("{run}", b""),
     "serve": ("{run} --host 0.0.0.0", b""),  # refused, since there is no key: it would not end by itself
     "audit": ("{run} --samples 2 --prefixes 2", b""),
+    "lineage": ("{run}", b""),
     "watermark-key": ("{run} -o {out}", b""),
     "detect": ("{run} --key {yaml}", b"The river.\n"),  # refused: this is no key
     "corpus report": ("{corpus}", b""),
