@@ -78,7 +78,8 @@ class Speaker:
 
     def fit(self, messages: Sequence[Message], options: GenerateOptions) -> Fitted:
         """Return the ids after which the answer to the last message is written, by the rule above; DataError where not
-        even system message and question fit."""
+        even system message and question fit, or where the options cannot be used."""
+        self.engine.check(options)
         return fit(self.conversation, self.tokenizer, messages, options, self.engine.context_length)
 
     def request(self, ids: list[int], options: GenerateOptions, sample: int = 0) -> Request:

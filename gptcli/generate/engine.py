@@ -51,8 +51,7 @@ def _default_rows(config: ModelConfig, runtime: Runtime) -> int:
 class Engine:
     """A model ready to write, `count` texts at once, which bounds memory. To be used by one thread at a time.
 
-    What the rows of the cache hold stays from one run to the next: a prompt that goes on from an earlier text, as a
-    conversation does, costs its new tokens only.
+    The cache outlives a run: a prompt that goes on from an earlier text, as in a conversation, costs its new tokens.
     """
 
     def __init__(
@@ -75,16 +74,18 @@ class Engine:
         self.constraints = Constraints(tokenizer)
         self.begin_run()
 
+    def check(self, options: GenerateOptions) -> None:
+        """Raise DataError where options cannot be used here: by the safeguards, or with a token that is none."""
+        self.safeguards.check(options)
+        if lost := [index for index, _ in options.logit_bias if index >= self.tokenizer.vocab_size]:
+            raise DataError(f"logit_bias: no token {lost[0]:.0f}; the vocabulary has {self.tokenizer.vocab_size}")
+
     def fit(self, prompt: list[int], options: GenerateOptions) -> list[int]:
         """Return the prompt as far as it fits beside one new token.
 
-        DataError where it does not fit unless options.truncate allows a cut, where there is nothing to begin with, or
-        where options name a token that the vocabulary does not have.
+        DataError as of `check`, where it does not fit and options.truncate allows no cut, or where nothing begins it.
         """
-        self.safeguards.check(options)
-        for index, _ in options.logit_bias:
-            if index >= self.tokenizer.vocab_size:
-                raise DataError(f"logit_bias: no token {index:.0f}; the vocabulary has {self.tokenizer.vocab_size}")
+        self.check(options)
         room = self.context_length - len(self.first)
         if options.choices:  # which come whole; the last token of a text is never fed
             room -= most_tokens(options) - 1

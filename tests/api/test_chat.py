@@ -451,3 +451,13 @@ def test_a_terminated_chat_ends_with_its_code(endless: Path, session_cache: Path
     terminal.child.expect(pexpect.EOF)
     terminal.child.close()
     assert terminal.child.exitstatus == 143
+
+
+def test_a_bias_turns_an_answer(tmp_path: Path, run_cli: RunCli) -> None:
+    model = table_model(tmp_path / "model", ["Yes", "no"])
+    flags = ("--temperature", "0", "-q", *ONE_THREAD)
+    for answer in ("Yes", "no"):
+        (first,) = learn_merges(["-"], vocab_size=257).encode(answer[0])
+        result = run_cli("chat", model, "--logit-bias", f"{first}=5", *flags, input="Hello\n")
+        assert (result.code, result.text) == (0, f"{answer}\n"), result.err
+    run_cli("chat", model, "--logit-bias", "99999=1", *flags, input="Hello\n").error(3, "chat", "no token 99999")

@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write JSON that is valid under this JSON Schema (- reads it from stdin; {} allows any JSON).",
 )
-@click.option(
-    "--logit-bias", "logit_bias", multiple=True, metavar="ID=BIAS", help="Add BIAS to a token's logit; repeatable."
-)
 @options.draw_option("lookup")
 @click.option(
     "--logprobs",
@@ -93,7 +90,6 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
         raise ConfigError("--json-schema - reads stdin; give PROMPT, or name a file")
     if how["choices"] is not None:
         how["choices"] = tuple(how["choices"].split(","))
-    how["logit_bias"] = tuple(map(token_bias, how["logit_bias"]))
     if how["json_schema"] is not None:
         how["json_schema"] = read_schema(how["json_schema"])
     given = options.take_given(how)
@@ -160,17 +156,6 @@ def check_usage(prompt: str | None, chosen: GenerateOptions, *, jsonl: bool, as_
         from gptcli.generate.json_schema import parse_schema
 
         parse_schema(chosen.json_schema)
-
-
-def token_bias(given: str) -> tuple[float, float]:
-    """Return the id and bias of ID=BIAS."""
-    index, equals, bias = given.partition("=")
-    try:
-        if not equals:
-            raise ValueError
-        return float(int(index)), float(bias)
-    except (ValueError, OverflowError):
-        raise ConfigError(f"--logit-bias {shown(given)}: want ID=BIAS, as 50256=-100") from None
 
 
 def read_schema(name: str) -> str:
