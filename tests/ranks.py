@@ -64,7 +64,7 @@ class Ranks:
                 return
             time.sleep(0.01)
 
-    def end(self, seconds: float = 60) -> list[Ended]:
+    def end(self, seconds: float = 300) -> list[Ended]:
         return [trial.end(seconds) for trial in self.trials]
 
     def errors(self, ended: list[Ended]) -> list[str]:
