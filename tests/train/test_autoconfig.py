@@ -104,6 +104,13 @@ def test_text_seen_more_than_four_times_turns_on_the_guard(epochs: float, guarde
     assert found == (tuple(REPEATED.values()) if guarded else (0.0, False, None))
 
 
+def test_text_seen_more_than_ten_times_turns_on_dropout() -> None:
+    config = PretrainConfig(run_dir="x", data=DataConfig(train=("x",)))
+    settled = AutoConfig({}, Report()).regularize_repeated_data(config, 10.1)
+    found = (settled.model.dropout, settled.optim.weight_decay, settled.optim.cautious_decay, settled.train.patience)
+    assert found == (0.1, 0.1, False, 3)
+
+
 def test_pairs_are_embedded_unless_they_would_be_learnt_by_heart() -> None:
     config = PretrainConfig(run_dir="x", data=DataConfig(train=("x",)))
     choose = AutoConfig({}, Report()).choose_bigrams
