@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gptcli.base.errors import DataError
-from gptcli.data.jsonl import MAX_LINE_BYTES, WHITE_SPACE, check_object, parse_object, text_of
+from gptcli.data import parquet
+from gptcli.data.decode import decoded_blocks
+from gptcli.data.jsonl import MAX_LINE_BYTES, WHITE_SPACE, array_elements, check_object, parse_object, text_of
 from gptcli.data.text import Source, TextOptions, find_sources, read_lines, read_pieces
 
 BLOCK_CHARACTERS = 1 << 20  # of the texts of documents that are worked on at once
@@ -45,8 +48,8 @@ class Document(NamedTuple):
 def read_documents(inputs: Sequence[str], options: TextOptions) -> Iterator[Document]:
     """Yield the documents of files, directories, globs or `-`, in order.
 
-    A JSONL record is a document, and keeps its other fields. A text file is one, or as many as its separator makes.
-    Raises ConfigError for an input, DataError for a line that is no record with a text.
+    A record of JSONL, of a JSON array or of Parquet is a document, and keeps its other fields. A text file is one, or
+    as many as its separator makes. Raises ConfigError for an input, DataError for a line that is no record with a text.
     """
     for source in find_sources(inputs, options):
         yield from source_documents(source, options)
@@ -54,21 +57,56 @@ def read_documents(inputs: Sequence[str], options: TextOptions) -> Iterator[Docu
 
 def source_documents(source: Source, options: TextOptions) -> Iterator[Document]:
     """Yield the documents of one source, in order; see read_documents."""
-    return _records(source, options) if source.kind == "jsonl" else _whole(source, options)
+    match source.kind:
+        case "jsonl":
+            lines = enumerate(read_lines(source, options), 1)
+            places = ((f"{source.name}:{number}", line) for number, line in lines if line.strip(WHITE_SPACE))
+            return _records(places, parse_object, options)
+        case "json":
+            texts = (text for text, _ in decoded_blocks(source, options))
+            elements = enumerate(array_elements(texts, source.name, MAX_LINE_BYTES), 1)
+            values = (
+                (f"{source.name}:{line}: item {number}", value)
+                for number, (line, text, value) in elements
+                if value is not None or text.strip() not in ("", "]", "[]")
+            )
+            return _records(
+                values, lambda value, _: {options.field: value} if isinstance(value, str) else value, options
+            )
+        case "parquet" if source.path is not None:
+            return _records(parquet.rows(source.path, source.name), lambda row, _: _plain(row), options)
+    return _whole(source, options)
 
 
-def _records(source: Source, options: TextOptions) -> Iterator[Document]:
-    for number, line in enumerate(read_lines(source, options), 1):
-        if line.strip(WHITE_SPACE):
-            place = f"{source.name}:{number}"
-            try:
-                record = check_object(parse_object(line, place), place, options.field)
-                text = text_of(record, options.field, place, errors=options.errors, advice="; pass --field NAME")
-            except DataError:
-                if options.on_bad_row == "skip":
-                    continue
-                raise
-            yield Document(place, options.field, {**record, options.field: text})
+def _records(
+    values: Iterable[tuple[str, Any]], read: Callable[[Any, str], Any], options: TextOptions
+) -> Iterator[Document]:
+    """Yield a document for each record, which keeps its other fields."""
+    for place, value in values:
+        try:
+            record = check_object(read(value, place), place, options.field)
+            text = text_of(record, options.field, place, errors=options.errors, advice="; pass --field NAME")
+        except DataError:
+            if options.on_bad_row == "skip":
+                continue
+            raise
+        yield Document(place, options.field, {**record, options.field: text})
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a Parquet row as JSON has it: times in ISO form, numbers that JSON has not as text."""
+    match value:
+        case dict():
+            return {str(name): _plain(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case float() if not math.isfinite(value):
+            return str(value)
+        case bytes():
+            return value.hex()
+        case None | bool() | int() | float() | str():
+            return value
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def _whole(source: Source, options: TextOptions) -> Iterator[Document]:
