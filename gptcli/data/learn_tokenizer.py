@@ -98,16 +98,14 @@ def learn_tokenizer(
         pattern=pattern,
         specials=specials,
     )
-    tokens = sum(map(len, tokenizer.encode_batch(held_out)))
     measured_bytes = sum(len(text.encode()) for text in held_out)
-    if report is not None:
-        _tell_leaks(tokenizer, report)
+    _tell_leaks(tokenizer, report or Report())
     return tokenizer, TokenizerReport(
         vocab_size=tokenizer.vocab_size,
         wanted_vocab_size=vocab_size,
         read_bytes=read_bytes,
         trained_bytes=trained_bytes,
-        bytes_per_token=measured_bytes / tokens,
+        bytes_per_token=measured_bytes / sum(map(len, tokenizer.encode_batch(held_out))),
         held_out_bytes=held_out_bytes,
     )
 
