@@ -6,6 +6,7 @@ import pytest
 
 from gptcli.config import yaml_file, yaml_write
 from gptcli.config.run_file import kind_of_run_file
+from gptcli.config.sweep import SweepConfig
 from gptcli.config.train import PretrainConfig
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
@@ -25,7 +26,7 @@ GPT3_TABLE = {
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_loads_and_its_effective_file_loads_again(path: Path) -> None:
-    kind = kind_of_run_file(path.read_text())
+    kind = SweepConfig if path.stem == "sweep" else kind_of_run_file(path.read_text())
     loaded = yaml_file.load(kind, path)
     assert yaml_file.parse(kind, yaml_write.dump(loaded.value), name="dump").value == loaded.value
     assert yaml_file.parse(kind, yaml_write.show(loaded), name="show").value == loaded.value

@@ -364,10 +364,8 @@ def check_vocabulary(vocab_size: int, specials: Sequence[str]) -> list[str]:
         raise ConfigError("--special: special tokens must be distinct and not empty")
     smallest, largest = 256 + len(names), 1 << 20
     if not smallest <= vocab_size <= largest:
-        raise ConfigError(
-            f"--vocab-size: must be from {smallest} (256 bytes and {len(names)} special tokens) to {largest}, "
-            f"got {vocab_size}"
-        )
+        least = f"{smallest} (256 bytes and {len(names)} special tokens)"
+        raise ConfigError(f"--vocab-size: must be from {least} to {largest}, got {vocab_size}")
     return names
 
 
@@ -380,8 +378,7 @@ def _pre_tokenizer(pattern: str) -> Any:
 
 
 def _pieces(text: str) -> list[str]:
-    """Return the text, in pieces that are encoded apart: of PIECE_LENGTH, and no word of them longer than
-    LONGEST_RUN."""
+    """Return the text in pieces that are encoded apart: of PIECE_LENGTH, no word longer than LONGEST_RUN."""
     return [piece for part in split_text(text, PIECE_LENGTH, anywhere=False) for piece in _cut_runs(part)]
 
 

@@ -94,7 +94,7 @@ def test_2_chunks_are_whole_characters(chat: Running) -> None:
     chunks = [chunk["choices"][0] for chunk in chat.chunks(CHAT, question())]
     pieces = [chunk["delta"]["content"] for chunk in chunks if chunk["delta"].get("content")]
     assert "".join(pieces) == EMOJI
-    assert "\U0001f600" in pieces
+    assert not any("\ufffd" in piece for piece in pieces)
     empty = [chunk for chunk in chunks if not chunk["delta"].get("content")]
     assert [(chunk["delta"].get("role"), chunk["finish_reason"]) for chunk in empty] == [
         ("assistant", None),

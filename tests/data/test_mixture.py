@@ -137,7 +137,8 @@ def mixed_run(tiny: Tiny, texts: Path, run_dir: Path, steps: int, run_cli: RunCl
     parts = f"[{{path: {texts}/large.txt, weight: 1}}, {{path: {texts}/small.txt, weight: 1, max_epochs: 2}}]"
     done = run_cli(
         "pretrain", tiny.run_file, "-s", f"run_dir={run_dir}", "-s", f"data.train={parts}", "-s",
-        f"train.steps={steps}", "-s", "train.log_every_steps=1", "-s", "optim.schedule=constant", *more,
+        f"train.steps={steps}", "-s", "train.log_every_steps=1", "-s", "optim.schedule=constant", "-s",
+        "optim.muon_momentum_ramp=0", *more,
     )  # fmt: skip
     assert done.code == 0, done.err
     if not more:

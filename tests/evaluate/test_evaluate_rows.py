@@ -179,7 +179,7 @@ def test_wrong_rows_are_one_line_with_their_place(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--shots", "2"], "--shots: is of labelled rows; add --task classify, choice or generate"),
+        (["--shots", "2"], "--shots: is of labelled rows; add --task classify, choice, generate or pairs"),
         (["--task", "choice", "--shots", "2"], "--shots and --shots-file go together; pass both"),
         (["--task", "choice", "--stride", "2"], "--stride: is of the task text; leave it out"),
         (["--task", "classify", "--label-word", "a"], "--label-word: 'a' has no words; want LABEL=WORDS"),

@@ -51,8 +51,8 @@ def mutate(directory: Path, older: Path, kind: str, draw: random.Random) -> str:
         other.write_bytes(before)
         file.write_bytes(content)
     elif kind == "older file":
-        # tokenizer.json is the same in both; every other file is not.
-        file = draw.choice([each for each in files if each.name != "tokenizer.json"])
+        # tokenizer.json and lineage.json are the same in both; every other file is not.
+        file = draw.choice([each for each in files if each.name not in ("tokenizer.json", "lineage.json")])
         before = file.read_bytes()
         shutil.copy(older / file.name, file)
     else:

@@ -19,7 +19,7 @@ import pytest
 from faults import Home, Trial
 from test_streams import DOCUMENTED, RECORD, USES, leaves
 
-from gptcli.api.generate import text_prompt
+from gptcli.api.generate import text_or_messages
 from gptcli.api.records import read_items
 from gptcli.api.score import read_records
 from gptcli.api.tokens import read_ids
@@ -105,7 +105,7 @@ def loaders(home: Home) -> dict[str, Loader]:
         return path.read_bytes().splitlines(keepends=True)
 
     def prompts(path: Path) -> object:
-        return list(read_items(lines(path), GenerateOptions(), text_prompt, Report()))
+        return list(read_items(lines(path), GenerateOptions(), text_or_messages, Report()))
 
     readers: dict[str, tuple[str, bytes, Callable[[Path], object]]] = {
         "run file": ("run.yaml", read(home.path / "run.yaml"), lambda path: yaml_file.load(PretrainConfig, path)),
