@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from gptcli.base.errors import ConfigError
 from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.units import count
+from gptcli.interop.special_tokens import begins_with, token_names
+from gptcli.train.loaded_model import LoadedModel
 from gptcli.train.run_directory import find_checkpoint
 
 
@@ -48,10 +51,13 @@ def eval_harness(
     include_path: str | None = None,
     num_fewshot: int | None = None,
     limit: int | None = None,
+    as_hf: bool = False,
     report: Report,
     **how: Unpack[DeviceOptions],
 ) -> HarnessResult:
     """Run lm-eval's tasks, its own by name or those of YAML files below `include_path`, on a model.
+
+    `as_hf`: contexts begin as those of lm-eval's own hf model, so that its numbers can be repeated.
 
     ConfigError where lm-eval is missing or knows no such task. Only tasks whose data lie elsewhere use the network.
     """
@@ -61,7 +67,7 @@ def eval_harness(
         import lm_eval
         from lm_eval.tasks import TaskManager
 
-        from gptcli.evaluate.lm_eval import HarnessModel
+        from gptcli.evaluate.lm_eval import Beginning, HarnessModel
     except ImportError as error:
         raise ConfigError(f"lm-eval cannot be imported ({shown(str(error))}); pip install 'gptcli[eval]'") from None
     if include_path is not None and not Path(include_path).is_dir():
@@ -75,7 +81,8 @@ def eval_harness(
                 f"--tasks: lm-eval knows no task '{shown(name)}'; see lm-eval ls tasks, or --include-path"
             )
     opened = open_model(directory, **how)
-    model = HarnessModel(opened.model, opened.tokenizer, opened.runtime)
+    beginning = Beginning(*hf_beginning(opened)) if as_hf else None
+    model = HarnessModel(opened.model, opened.tokenizer, opened.runtime, beginning)
     found = lm_eval.simple_evaluate(
         model=model, tasks=list(tasks), num_fewshot=num_fewshot, limit=limit, task_manager=manager, log_samples=False
     )
@@ -83,6 +90,24 @@ def eval_harness(
         report.warning(f"{model.truncated} requests did not fit the context and lost their beginning")
     results = {name: _task(name, found) for name in found["results"]}
     return HarnessResult(str(directory), lm_eval.__version__, results)
+
+
+def hf_beginning(opened: LoadedModel) -> tuple[int | None, int]:
+    """Return the ids that transformers puts before every text (None: nothing), and that lm-eval takes for a text
+    without a context: bos_token, else eos_token. ConfigError where the model has neither."""
+    tokenizer, origin = opened.tokenizer, opened.metadata.origin
+    ids = tokenizer.specials
+    if not origin:
+        if tokenizer.begin is None:
+            raise ConfigError("--as-hf: the tokenizer has no token that begins a text; leave it out")
+        return None, tokenizer.begin
+    settings = json.loads(origin.get("tokenizer_config.json", "{}"))
+    names = token_names(settings, json.loads(origin.get("special_tokens_map.json", "{}")))
+    added = begins_with(tokenizer.plain_content, settings, names)
+    prefix = next((ids[names[name]] for name in ("bos_token", "eos_token") if names.get(name) in ids), None)
+    if prefix is None:
+        raise ConfigError("--as-hf: the model names neither bos_token nor eos_token; leave it out")
+    return ids.get(added or ""), prefix
 
 
 def _task(name: str, found: dict[str, Any]) -> dict[str, Any]:

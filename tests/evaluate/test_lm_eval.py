@@ -13,10 +13,13 @@ import torch
 from conftest import RunCli, Tiny
 from lm_eval.api.instance import Instance
 
-from gptcli.api.open_model import load
+from gptcli.api.eval_harness import hf_beginning
+from gptcli.api.import_model import import_model
+from gptcli.api.open_model import load, open_model
+from gptcli.base.report import Report
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime
-from gptcli.evaluate.lm_eval import HarnessModel, draw_options
+from gptcli.evaluate.lm_eval import Beginning, HarnessModel, draw_options
 from gptcli.evaluate.perplexity import score_documents
 from gptcli.model.gpt import GPT
 
@@ -132,3 +135,47 @@ def test_an_unknown_task_is_one_line(tiny: Tiny, run_cli: RunCli) -> None:
     result = run_cli("eval-harness", tiny.run, "--tasks", "no_such_task", env=OFFLINE)
     assert len(result.error(2, "eval-harness", "lm-eval knows no task 'no_such_task'")) == 1
     run_cli("eval-harness", tiny.run, "--tasks", ",").error(2, "eval-harness", "--tasks: names no task")
+
+
+MARKED = ["", "bos"]  # whether the tokenizer of transformers puts its token before every text
+
+
+@pytest.mark.parametrize("marked", MARKED)
+def test_as_hf_gives_the_numbers_of_lm_evals_own_model(marked: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from hugging_face import CONFIGS, hf_directory
+    from lm_eval.models.huggingface import HFLM
+
+    hf_directory(tmp_path / "hf", CONFIGS["llama"])
+    if marked:
+        path = tmp_path / "hf" / "tokenizer.json"
+        mark = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+        text = {"Sequence": {"id": "A", "type_id": 0}}
+        processor = {"type": "TemplateProcessing", "single": [mark, text], "pair": [mark, text, text], "special_tokens":
+                     {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}}  # fmt: skip
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": processor}))
+    import_model(tmp_path / "hf", tmp_path / "ours", report=Report())
+    opened = open_model(tmp_path / "ours", dtype="float32")
+    ours = HarnessModel(opened.model, opened.tokenizer, opened.runtime, Beginning(*hf_beginning(opened)))
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu")
+    assert (ours.tok_encode("Ann saw"), ours.prefix_token_id) == (theirs.tok_encode("Ann saw"), theirs.prefix_token_id)
+    pairs = [asked.loglikelihood(instances("loglikelihood", PAIRS[:4]), disable_tqdm=True) for asked in (ours, theirs)]
+    for (mine, my_greedy), (yours, your_greedy) in zip(*pairs, strict=True):
+        assert (mine, my_greedy) == (pytest.approx(yours, rel=1e-5), your_greedy)
+    texts = [("Ann saw a boat before dawn, and the dog ran home in the rain. " * 5,), ("a",)]
+    rolled = [
+        asked.loglikelihood_rolling(instances("loglikelihood_rolling", texts), disable_tqdm=True)
+        for asked in (ours, theirs)
+    ]
+    assert rolled[0] == pytest.approx(rolled[1], rel=1e-5)
+    asked_for = [
+        ("Ann saw", {"until": ["zzz"], "max_gen_toks": 12}),
+        ("x " * 99, {"until": ["zzz"], "max_gen_toks": 8}),
+    ]
+    written = [
+        asked.generate_until(instances("generate_until", asked_for), disable_tqdm=True) for asked in (ours, theirs)
+    ]
+    # gptcli writes whole characters only
+    assert written[0] == [text.rstrip("\ufffd") for text in written[1]]

@@ -18,6 +18,7 @@ from gptcli.cli.commands import options
 @click.option("--include-path", metavar="DIR", help="A directory of further task files (YAML).")
 @click.option("--num-fewshot", type=click.IntRange(min=0), help="Examples before each prompt.  [default: the task's]")
 @click.option("--limit", type=click.IntRange(min=1), help="Use only the first rows of each task.")
+@click.option("--as-hf", is_flag=True, help="Begin contexts as lm-eval's own hf model does, for the same numbers.")
 @options.on_device
 @options.as_json
 @options.quiet
