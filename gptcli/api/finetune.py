@@ -150,6 +150,7 @@ def prepare_model(model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, meta
         if config.lora is None and not config.train.frozen_blocks:
             model.level_embedding()
         model.add_label_head(labels, torch.Generator().manual_seed(derived_seed(config.runtime.seed, "labels")))
+    model.activation_checkpointing = config.runtime.activation_checkpointing
     if config.train.dropout is not None:
         model.set_dropout(config.train.dropout)
     if config.lora is not None:

@@ -168,6 +168,11 @@ class RuntimeConfig(Section):
         may_change=True,
         auto=True,
     )
+    activation_checkpointing: bool = value(
+        False,
+        "keep the input of each block alone and compute it again in the backward pass: less memory, a third more work",
+        may_change=True,
+    )
     seed: int = number(1, "random seed of initial weights, batches, dropout and samples", ge=0, lt=1 << 63)
 
 

@@ -7,6 +7,9 @@ generator of its own, so that two can be computed at a time and what is dropped 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +35,37 @@ def seed(number: int, *, numpy: bool, compiled: bool = False) -> None:
     if compiled or not numpy:
         torch.manual_seed(number)
     _of_thread.generator = np.random.Generator(np.random.SFC64(number)) if numpy else None
+
+
+def state(x: Tensor) -> Any:
+    """Return what decides what this thread drops next of tensors on the device of x."""
+    generator = _generator(x)
+    if generator is not None:
+        return generator.bit_generator.state
+    if x.is_meta or torch.compiler.is_compiling():
+        return None
+    return torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
+
+
+@contextmanager
+def restored(found: Any, x: Tensor) -> Iterator[None]:
+    """Drop as after `state` gave this, and afterwards go on as before."""
+    now = state(x)
+    _restore(found, x)
+    try:
+        yield
+    finally:
+        _restore(now, x)
+
+
+def _restore(found: Any, x: Tensor) -> None:
+    generator = _generator(x)
+    if generator is not None:
+        generator.bit_generator.state = found
+    elif found is not None and x.is_cuda:
+        torch.cuda.set_rng_state(found, x.device)
+    elif found is not None:
+        torch.set_rng_state(found)
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:

@@ -26,6 +26,7 @@ from gptcli.model.bigrams import Bigrams, previous_tokens
 from gptcli.model.dropout import dropout
 from gptcli.model.functional import normalize_and_rotate, relu_squared, rms_normalize, rotate
 from gptcli.model.layers import Embedding, Linear, Norm, Scale, softcap
+from gptcli.model.recompute import recomputed
 from gptcli.model.rotary import rotary_tables
 
 Rotation = tuple[Tensor, Tensor] | None  # cos and signed sin, (T, D) or (B, T, D): the same for every head
@@ -186,6 +187,7 @@ class GPT(nn.Module):
     rotary_sin: Tensor
     local_cos: Tensor  # of layers of sliding attention, where rope_local_theta is set
     local_sin: Tensor
+    activation_checkpointing = False  # whether training keeps the input of each block alone
     compiled_blocks: Sequence[Callable[..., Tensor]] = ()  # for training on whole windows (train.compile)
 
     def __init__(self, config: ModelConfig, *, labels: int = 0) -> None:
@@ -251,7 +253,12 @@ class GPT(nn.Module):
         for layer, block in enumerate(blocks):
             if pairs is not None and self.bigrams is not None:
                 x = torch.addcmul(x, pairs, self.bigrams.factors[layer].to(x.dtype))
-            x = block(x, rotations[config.rotation(layer)], layout)
+            rotation = rotations[config.rotation(layer)]
+            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+                weights = list(self.blocks[layer].parameters())
+                x = recomputed(block, x, (rotation, layout), weights, drops=config.dropout > 0)
+            else:
+                x = block(x, rotation, layout)
         if layout is not None:
             layout.commit()
         x = self.final_norm(x)

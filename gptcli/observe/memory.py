@@ -42,6 +42,7 @@ class Workload:
     on_cpu: bool
     at_once: int = 1  # micro-batches that are computed beside each other
     compiled: bool = False
+    activation_checkpointing: bool = False
 
     @property
     def rows(self) -> int:
@@ -226,7 +227,9 @@ def meta_model(work: Workload, layers: int) -> GPT:
 
 
 def _model(work: Workload, layers: int) -> GPT:
-    return GPT(dataclasses.replace(work.model.config, num_layers=layers))
+    model = GPT(dataclasses.replace(work.model.config, num_layers=layers))
+    model.activation_checkpointing = work.activation_checkpointing
+    return model
 
 
 def _ids(work: Workload, rows: int) -> torch.Tensor:

@@ -56,6 +56,7 @@ def make_plan(
             target.on_cpu,
             at_once,
             compiled=bool(config.runtime.compile),
+            activation_checkpointing=config.runtime.activation_checkpointing,
         )
 
     def memory(micro_batch: int) -> Memory:

@@ -26,6 +26,7 @@ def new_state(model_config: ModelConfig, config: PretrainConfig, runtime: Runtim
         rows = micro_batch_rows(config.train, model_config.context_length, on_cpu=False)
         shape = (rows, model_config.num_heads, model_config.context_length, model_config.head_size)
         use_fastest(shape, model_config.kv_heads, runtime.dtype, runtime.device)
+    model.activation_checkpointing = config.runtime.activation_checkpointing
     if config.runtime.compile:
         compile_blocks(model)
     step_tokens = config.train.batch_size * model_config.context_length

@@ -23,6 +23,7 @@ def make_gradient_step(model: GPT, optimizers: Optimizers, processes: Processes 
     device = model.embedding.weight.device.type
     if device == "cpu":
         return PairedStep(model, optimizers)
-    if device == "cuda" and model.num_parameters() <= MAX_GRAPH_PARAMETERS:
+    small = model.num_parameters() <= MAX_GRAPH_PARAMETERS
+    if device == "cuda" and small and not model.activation_checkpointing:
         return CudaGraphStep(model, optimizers, record=functools.partial(record, pool=torch.cuda.graph_pool_handle()))
     return GradientStep(model, optimizers)
