@@ -22,7 +22,7 @@ from gptcli.config.model import ModelConfig
 from gptcli.interop.configs import write_config
 from gptcli.interop.gguf_names import ARCHITECTURES, Architecture
 from gptcli.interop.gguf_shape import FREQUENCIES, read_shape
-from gptcli.interop.gguf_vocabulary import read_vocabulary
+from gptcli.interop.gguf_vocabulary import adds_begin, read_vocabulary
 from gptcli.interop.names import incoming
 from gptcli.interop.pretrained import Pretrained
 from gptcli.interop.special_tokens import mark, token_names
@@ -109,9 +109,7 @@ def _settings(facts: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]
         index = facts.get(f"tokenizer.ggml.{key}_token_id")
         if type(index) is int and 0 <= index < len(tokens):
             settings[name] = tokens[index]
-    settings["add_bos_token"] = bool(
-        facts.get("tokenizer.ggml.add_bos_token", facts.get("tokenizer.ggml.model") == "llama")
-    )
+    settings["add_bos_token"] = adds_begin(facts)
     return token_names(settings), settings
 
 

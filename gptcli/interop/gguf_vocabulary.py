@@ -35,21 +35,30 @@ def read_vocabulary(facts: Mapping[str, Any], place: str) -> Tokenizer:
     types = facts.get("tokenizer.ggml.token_type") or [Kind.NORMAL] * len(tokens)
     if len(types) != len(tokens):
         raise DataError(f"{place}: {len(types)} types of {len(tokens)} tokens; the file is damaged")
+    begin = facts.get("tokenizer.ggml.bos_token_id") if adds_begin(facts) else None
+    begin = begin if type(begin) is int and 0 <= begin < len(tokens) else None
     match kind:
         case "gpt2":
-            content = _byte_level(facts, tokens, types, place)
+            content = _byte_level(facts, tokens, types, place, begin)
         case "llama":
             scores = facts.get("tokenizer.ggml.scores") or [0.0] * len(tokens)
             pieces = [Piece(*piece) for piece in zip(tokens, map(float, scores), types, strict=True)]
             prefix = facts.get("tokenizer.ggml.add_space_prefix", True)
-            content = sentencepiece.tokenizer_json(Model(pieces=pieces, prefix=bool(prefix)))
+            content = sentencepiece.tokenizer_json(Model(pieces=pieces, prefix=bool(prefix)), begin)
         case _:
             raise DataError(f"{place}: a tokenizer of the kind {shown(str(kind))}; gptcli reads gpt2 and llama from a "
                             "GGUF file; import the model's Hugging Face directory")  # fmt: skip
     return Tokenizer(content, name=place)
 
 
-def _byte_level(facts: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], place: str) -> bytes:
+def adds_begin(facts: Mapping[str, Any]) -> bool:
+    """Return whether llama.cpp puts bos_token before every text."""
+    return bool(facts.get("tokenizer.ggml.add_bos_token", facts.get("tokenizer.ggml.model") == "llama"))
+
+
+def _byte_level(
+    facts: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], place: str, begin: int | None
+) -> bytes:
     pre = facts.get("tokenizer.ggml.pre", "default")
     if pre not in SPLITS:
         raise DataError(f"{place}: text is split as {shown(str(pre))}; gptcli knows {', '.join(SPLITS)} "
@@ -67,7 +76,8 @@ def _byte_level(facts: Mapping[str, Any], tokens: Sequence[str], types: Sequence
     document = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
         "normalizer": {"type": "NFC"} if pre in COMPOSED else None,
-        "pre_tokenizer": split(SPLITS[pre]), "post_processor": None,
+        "pre_tokenizer": split(SPLITS[pre]),
+        "post_processor": None if begin is None else sentencepiece.begins_text(tokens[begin], begin),
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,

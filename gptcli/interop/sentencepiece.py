@@ -44,9 +44,9 @@ class Model:
     charsmap: bytes = b""  # how characters are rewritten
 
 
-def tokenizer_json(model: Model) -> bytes:
-    """Return the tokenizer.json that gives the ids of the model. Text that it does not know falls back to bytes where
-    it has them."""
+def tokenizer_json(model: Model, begin: int | None = None) -> bytes:
+    """Return the tokenizer.json that gives the ids of the model, `begin` before them. Text that it does not know falls
+    back to bytes where it has them."""
     by_name = {piece.text: index for index, piece in reversed(list(enumerate(model.pieces)))}
     falls_back = any(piece.kind == Kind.BYTE for piece in model.pieces)
     unknown = next((index for index, piece in enumerate(model.pieces) if piece.kind == Kind.UNKNOWN), None)
@@ -68,11 +68,20 @@ def tokenizer_json(model: Model) -> bytes:
     document = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
         "normalizer": {"type": "Sequence", "normalizers": list(_normalizers(model))},
-        "pre_tokenizer": None, "post_processor": None,
+        "pre_tokenizer": None,
+        "post_processor": None if begin is None else begins_text(model.pieces[begin].text, begin),
         "decoder": {"type": "Sequence", "decoders": _decoders(prefix=model.prefix)},
         "model": cut,
     }  # fmt: skip
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def begins_text(token: str, index: int) -> dict[str, Any]:
+    """Return the post_processor of a tokenizer.json that puts a token before every text, as `begins_with` reads it."""
+    mark: dict[str, Any] = {"SpecialToken": {"id": token, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB"))
+    return {"type": "TemplateProcessing", "single": [mark, first], "pair": [mark, first, second],
+            "special_tokens": {token: {"id": token, "ids": [index], "tokens": [token]}}}  # fmt: skip
 
 
 def merges(pieces: list[Piece], by_name: dict[str, int]) -> list[list[str]]:

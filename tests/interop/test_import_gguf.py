@@ -124,6 +124,19 @@ def test_what_it_came_with_goes_out_again(tmp_path: Path) -> None:
     assert {key for key in changed if not key.startswith("GGUF.")} <= {"tokenizer.ggml.padding_token_id"}
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_transformers_puts_the_token_before_a_text_that_llama_cpp_does(kind: str) -> None:
+    pieces = ["<s>", "<unk>", *[f"<0x{byte:02X}>" for byte in range(256)], "a"]
+    tokens, types = (pieces, [3, 2, *[6] * 256, 1]) if kind == "llama" else (["<s>", *gguf_alphabet()], [3] + [1] * 256)
+    facts = {"tokenizer.ggml.model": kind, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types,
+             "tokenizer.ggml.add_space_prefix": False, "tokenizer.ggml.bos_token_id": 0}  # fmt: skip
+    for adds in (True, False):
+        ours = read_vocabulary(facts | {"tokenizer.ggml.add_bos_token": adds}, "file")
+        theirs = tokenizers.Tokenizer.from_str(ours.plain_content.decode())
+        a = tokens.index("a")
+        assert (ours.encode("a"), theirs.encode("a").ids) == ([a], [0, a] if adds else [a])
+
+
 def test_control_tokens_keep_their_ids_wherever_they_are() -> None:
     tokens = ["<|endoftext|>", "<|im_end|>", *gguf_alphabet()]
     facts = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": tokens,
