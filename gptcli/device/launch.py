@@ -69,7 +69,7 @@ def _environment(count: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": HOST,
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        BY_GPTCLI: "1",
+        BY_GPTCLI: str(os.getpid()),
     }
 
 

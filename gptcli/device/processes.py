@@ -6,11 +6,11 @@ here gives back what it was given, and torch.distributed is not imported.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
-import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PATIENT = timedelta(days=30)  # for what the first process does alone, as preparing the text; a dead one ends it at once
 MEETING = timedelta(minutes=15)  # for all processes to start, on machines that may be slow
+PARENT_SECONDS = 0.2  # between looks whether the process that started this one is there
 CLAIM = "gptcli/error"  # in the store: the process that says what went wrong
 
 
@@ -208,14 +209,19 @@ def _claim(store: Any, rank: int) -> bool:
 
 
 def end_with_parent() -> None:
-    """Have the kernel end this process by SIGTERM, with a checkpoint, where the launcher is killed. Linux only."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
-    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM), 0, 0, 0)
-    if os.getppid() != parent:  # gone before
+    """End this process as by SIGTERM, with a checkpoint, where the process that started it is killed.
+
+    The kernel's own way (PR_SET_PDEATHSIG) sends the signal once for each thread of the parent, and the second of two
+    signals ends a run at once.
+    """
+    parent = int(os.environ.get(BY_GPTCLI, os.getppid()))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def exchange_parts(parts: Tensor, found: Tensor) -> None:

@@ -96,7 +96,7 @@ def test_a_run_stopped_in_the_middle_of_a_validation_or_a_sample_goes_on_bit_for
     home: Home, place: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, calls = f"{place}-{number}", 0
-    inner = {"validate": "validate_text", "sample": "write_sample"}[place]
+    inner = {"validate": "validate_texts", "sample": "write_sample"}[place]
     original = getattr(pretrain_module, inner)
 
     def signalled(*arguments: object, **named: object) -> object:
