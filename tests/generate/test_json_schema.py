@@ -128,8 +128,13 @@ def test_every_text_of_the_automaton_is_valid(schema: Any, seed: int) -> None:
     chance = random.Random(seed)
     validator = jsonschema.Draft202012Validator(whole(schema))
     validator.check_schema(whole(schema))
-    for _ in range(4):
-        validator.validate(strict(written(whole(schema), chance)))
+    try:
+        texts = [written(whole(schema), chance) for _ in range(4)]
+    except ConfigError as error:  # refused, as it must be: the draw was of a schema beyond the bounds
+        assert "the pattern is too large" in str(error)
+        return
+    for text in texts:
+        validator.validate(strict(text))
 
 
 @pytest.fixture(scope="module")
