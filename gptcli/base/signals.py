@@ -60,6 +60,18 @@ class Stop:
 
 
 @contextmanager
+def handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have `handle` hear SIGNALS within the block, but for those that are ignored, as nohup ignores some."""
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def stop_on_signals(announce: Callable[[], None]) -> Iterator[Stop]:
     """Make signals set a flag within the block; `announce` is called when the flag is first seen.
 
@@ -78,13 +90,8 @@ def stop_on_signals(announce: Callable[[], None]) -> Iterator[Stop]:
             stop.raises = False
             raise Stopped
 
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores some
-    before = {number: signal.signal(number, handle) for number in heard}
-    try:
+    with handled(handle):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def interruptible(work: Callable[[], T]) -> T:

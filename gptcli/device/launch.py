@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from gptcli.base.errors import GptcliError, LostProcess
-from gptcli.base.signals import SIGNALS
+from gptcli.base.signals import handled
 from gptcli.device.cpus import available_cpus
 from gptcli.device.world import BY_GPTCLI
 
@@ -92,13 +92,8 @@ def _forwarding_signals() -> Iterator[Callable[[PContext], None]]:
         for number in early:
             forward(number, None)
 
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, forward) for number in heard}
-    try:
+    with handled(forward):
         yield forward_to
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _exit_code(failed: dict[int, int], count: int) -> int:
