@@ -112,7 +112,7 @@ class Speaker:
 
 
 def not_conversational(directory: Path) -> str:
-    """Say why a checkpoint cannot be talked to, and the way out."""
+    """Tell why a checkpoint cannot be talked to, and the way out."""
     return (
         f"{shown(str(directory))}: was not trained on conversations; fine-tune it with gptcli finetune and "
         "task: chat, or continue a text with gptcli generate"

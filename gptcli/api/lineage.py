@@ -30,7 +30,7 @@ class Lineage:
         return {**vars(self), "audit": figures}
 
     def lines(self) -> list[tuple[str, str]]:
-        """For a person."""
+        """Format the lineage for a person."""
         facts = [("checkpoint", self.checkpoint), ("weights", self.weights_sha256)]
         if self.lineage is None:
             facts += [("tokenizer", self.tokenizer_sha256), ("lineage", "none: imported, or made by an older gptcli")]

@@ -34,7 +34,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     `truncated` counts such requests."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, runtime: Runtime, as_hf: Beginning | None = None) -> None:
-        """`as_hf`: what lm-eval's hf model begins contexts with, for the same numbers; else gptcli's own beginning."""
+        """Begin contexts as lm-eval's hf model does where `as_hf`, for the same numbers; else as gptcli does."""
         super().__init__()
         self.model, self.gpt_tokenizer, self.runtime, self.as_hf = model, tokenizer, runtime, as_hf
         self.first = tokenizer.first if as_hf is None else []

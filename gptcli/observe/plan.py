@@ -42,7 +42,8 @@ def make_plan(
     per_token = model.train_flops_per_token(T)
     attention = per_token - model.train_flops_per_token(0)
     tokens = train.steps * train.batch_size * T
-    sizes = sorted(size for size in range(1, train.batch_size + 1) if train.batch_size % size == 0)
+    divisors = (size for size in range(1, train.batch_size + 1) if train.batch_size % size == 0)
+    sizes = [size for size in divisors if train.batch_size // size >= processes] or [1]
 
     def workload(micro_batch: int) -> Workload:
         steps = train.batch_size // micro_batch
@@ -64,11 +65,9 @@ def make_plan(
         return training_memory(work) if processes == 1 else shared_memory(work, processes, exchange, saves=True)
 
     rows, exchange = micro_batch_rows(train, T, on_cpu=target.on_cpu, processes=processes), config.parallel.exchange
-    sizes = [size for size in sizes if train.batch_size // size >= processes] or [1]
-    shared = None
-    if processes > 1:
-        room = USABLE_MEMORY * target.memory_bytes if target.memory_bytes else math.inf
-        _, shared = plan_processes(workload(rows), processes, exchange, bytes_per_second, room)
+    room = USABLE_MEMORY * target.memory_bytes if target.memory_bytes else math.inf
+    split = (workload(rows), processes, exchange, bytes_per_second, room)
+    shared = plan_processes(*split)[1] if processes > 1 else None
     return Plan(
         shared=shared,
         target=target,

@@ -48,7 +48,7 @@ class SharedPlan:
         }
 
     def lines(self) -> list[tuple[str, str]]:
-        """For a person."""
+        """Format the plan for a person."""
         sent = f"{amount(self.sent_bytes, 'B')} a step from each"
         if self.bytes_per_second:
             sent += f", {duration(self.exchange_seconds)} at {amount(8 * self.bytes_per_second, 'bit/s')}"

@@ -230,14 +230,22 @@ def test_greedy_text_is_said_to_have_no_mark(tiny: Tiny, key_file: Path, run_cli
     assert "temperature 0" in json.loads(records.text)["error"]
 
 
-def test_calibration_counts_the_windows_of_human_text(tiny: Tiny, key_file: Path, run_cli: RunCli) -> None:
-    found = run_cli("detect", tiny.run, "--key", key_file, "--calibrate", tiny.corpus, "--window", 50, "--json")
+def test_calibration_counts_the_windows_of_human_text(
+    tiny: Tiny, key_file: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    # one key and a text that does not repeat itself: the interval is that of independent windows
+    fixed = Watermark(bytes(range(32)), 4, read_key(key_file).tokenizer_sha256)
+    write_key(tmp_path / "key.json", fixed)
+    letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz "), 20_000)
+    (tmp_path / "human.txt").write_text("".join(letters))
+    asked = ("detect", tiny.run, "--key", tmp_path / "key.json", "--calibrate", tmp_path / "human.txt")
+    found = run_cli(*asked, "--window", 50, "--json")
     assert found.code == 0, found.err
     document = json.loads(found.text)
     assert document["windows"] > 100
     assert document["rates"][0]["false_positives"] == 0.05
     assert document["rates"][0]["interval"][0] <= 0.05
-    shown = run_cli("detect", tiny.run, "--key", key_file, "--calibrate", tiny.corpus)
+    shown = run_cli(*asked)
     assert "p < 1e-05\t0" in shown.text
 
 

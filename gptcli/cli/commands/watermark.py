@@ -76,7 +76,7 @@ def detect(
     of a key counts once, and several keys multiply p by their number. Text of temperature 0 has no mark; text that is
     bound (--choices, --regex), nearly certain, short, translated or rewritten has little of one, so that "no mark
     found" does not mean that a person wrote it. --calibrate measures, on your own human text, how often the key finds
-    itself where it is not.
+    itself where it is not; its interval takes windows for independent, so repeated passages make it too narrow.
 
     \b
     Examples:
