@@ -155,6 +155,16 @@ def serving(run: Path, where: Path, *flags: str, before: str = "") -> Iterator[R
         running.process.wait()
 
 
+def received(connection: socket.socket, what: bytes, times: int = 1) -> bytes:
+    """What comes until it holds `what` so often, however the network cuts it."""
+    found = b""
+    while found.count(what) < times:
+        part = connection.recv(65536)
+        assert part, found
+        found += part
+    return found
+
+
 def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:
     """The text of a choice, joined."""
     found = ""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import RunCli, Tiny
-from serving import CHAT, COMPLETIONS, TEXT, Running, serving, text_of
+from serving import CHAT, COMPLETIONS, TEXT, Running, received, serving, text_of
 from table_models import table_model
 
 
@@ -156,22 +156,15 @@ def test_6_and_7_a_stream_that_waits_gets_its_head_and_comments(tmp_path: Path) 
     endless = table_model(tmp_path / "model", [["ab"]], context_length=8192)
     with serving(endless, tmp_path, "--batch-size", "1", "--ping", "0.2", before=SOON) as running:
         first = running.send(CHAT, question(stream=True))
-        assert first.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert received(first, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
         began = time.monotonic()
         second = running.send(CHAT, question(stream=True))
-        assert second.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert received(second, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
         assert time.monotonic() - began > 0.25
-        waited = b""
-        while waited.count(b": waiting\n\n") < 2:
-            waited += second.recv(65536)
-        assert b"data:" not in waited
-        content = b""  # and no comment while tokens flow
-        while content.count(b"data:") < 5:
-            content += first.recv(65536)
-        assert b": waiting" not in content
+        assert b"data:" not in received(second, b": waiting\n\n", 2)
+        assert b": waiting" not in received(first, b"data:", 5)  # no comment while tokens flow
         first.close()
-        while b"data:" not in waited:
-            waited += second.recv(65536)
+        received(second, b"data:")
         second.close()
         assert running.is_free()
 
@@ -183,10 +176,7 @@ def test_7_a_refusal_keeps_its_status_until_the_head_is_sent(server: Running) ->
 
 def test_8_each_event_is_a_write_of_its_own(chat: Running) -> None:
     connection = chat.send(CHAT, question(stream=True))
-    content = b""
-    while b"0\r\n\r\n" not in content:
-        content += connection.recv(65536)
-    body = content.partition(b"\r\n\r\n")[2]
+    body = received(connection, b"\r\n0\r\n\r\n").partition(b"\r\n\r\n")[2]
     sizes = []  # of the chunks of HTTP
     while body:
         size, _, body = body.partition(b"\r\n")
