@@ -24,6 +24,8 @@ from gptcli.data.shards import SPLITS, TokenArray, is_prepared, read_index
 from gptcli.data.tokenizer import Tokenizer
 
 ABANDONED_SECONDS = 7 * 24 * 3600  # what a killed preparation left is kept so long, to go on with
+KEY = "[0-9a-f]" * 24  # of a corpus; the cache may be a directory that holds other things, too
+SPOOL = "spool-" + "[a-z0-9_]" * 8  # as tempfile names it
 
 
 def prepare_data(data: DataConfig, wanted: TokenizerConfig, report: Report) -> tuple[Tokenizer, Path]:
@@ -64,9 +66,11 @@ def _spool_directory(cache: Path) -> Iterator[Path]:
     """Make a directory for copies of streams, removed afterwards; remove what killed runs left in the cache as well."""
     work = cache / "work"
     work.mkdir(parents=True, exist_ok=True)
-    fsio.sweep_abandoned(work, "spool-*", seconds=60)
-    for directory, pattern in ((work, "*"), (cache / "prepared", ".*"), (cache / "tokenizers", ".*")):
-        fsio.sweep_abandoned(directory, pattern, seconds=ABANDONED_SECONDS)
+    fsio.sweep_abandoned(work.glob(SPOOL), seconds=60)
+    fsio.sweep_abandoned(work.glob(KEY), seconds=ABANDONED_SECONDS)
+    for directory, names in ((cache / "prepared", KEY), (cache / "tokenizers", rf"{KEY}\.json")):
+        left = chain.from_iterable(fsio.leftovers(directory, kind, names) for kind in fsio.KINDS)
+        fsio.sweep_abandoned(left, seconds=ABANDONED_SECONDS)
     spool = Path(tempfile.mkdtemp(prefix="spool-", dir=work))
     try:
         with fsio.locked(spool):

@@ -27,7 +27,6 @@ from gptcli.base.escape import shown
 from gptcli.base.report import Report
 from gptcli.base.signals import Stop, stop_on_signals
 from gptcli.base.units import count
-from gptcli.config import yaml_write
 from gptcli.config.schema import Section
 from gptcli.config.train import OptimConfig, TrainConfig
 from gptcli.data.batches import Step
@@ -44,7 +43,7 @@ from gptcli.train.metrics import Record
 from gptcli.train.micro_batches import micro_batch_rows
 from gptcli.train.resume import check_same_run
 from gptcli.train.retention import keep, newest_verified, tidy
-from gptcli.train.run_directory import trim_metrics
+from gptcli.train.run_directory import trim_metrics, write_run_file
 from gptcli.train.state import ScheduleRescale, TrainState
 from gptcli.train.step import Objective
 
@@ -168,7 +167,7 @@ class Training:
     def _begin(self, state: TrainState, *, done: bool, resumed: bool) -> None:
         """Bring the directory to where the run goes on."""
         trim_metrics(self.metrics_path, state)
-        fsio.write_file(self.run_dir / "run.yaml", yaml_write.dump(self.job.config))
+        write_run_file(self.run_dir / "run.yaml", self.job.config)
         if done:
             with fsio.appending(self.metrics_path) as metrics:
                 self._writer(metrics, lambda _: None, state)({"kind": "end", "step": state.step})

@@ -239,13 +239,34 @@ def test_a_published_directory_does_not_keep_its_lock(tmp_path: Path) -> None:
 def test_sweeping_removes_what_was_being_written_or_deleted_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "kept").touch()
     (tmp_path / ".hidden").touch()
-    (tmp_path / ".tmp-file").touch()
-    (tmp_path / ".tmp-directory" / "below").mkdir(parents=True)
-    (tmp_path / ".trash-1-2" / "below").mkdir(parents=True)
-    (tmp_path / ".tmp-link").symlink_to(tmp_path / "kept")
-    (tmp_path / ".tmp-dangling").symlink_to("nowhere")
+    (tmp_path / ".tmp-file-0a1b2c3d").touch()
+    (tmp_path / ".tmp-directory-0a1b2c3d" / "below").mkdir(parents=True)
+    (tmp_path / ".trash-file-1-2" / "below").mkdir(parents=True)
+    (tmp_path / ".tmp-link-123").symlink_to(tmp_path / "kept")
+    (tmp_path / ".tmp-dangling-123").symlink_to("nowhere")
+    (tmp_path / ".old-given-123").mkdir()
+    others = {"kept", ".hidden", ".tmp-file", ".tmp-0a1b2c3d", ".trash-1-2", ".old-1"}
+    for name in others - {"kept", ".hidden"}:
+        (tmp_path / name).touch()
+    fsio.sweep(tmp_path, "directory|link")
+    assert not names(tmp_path) & {".tmp-directory-0a1b2c3d", ".tmp-link-123"}
+    assert names(tmp_path) > others
     fsio.sweep(tmp_path)
-    assert names(tmp_path) == {"kept", ".hidden"}
+    assert names(tmp_path) == others | {"given"}
+
+
+def test_writing_an_output_removes_nothing_that_only_begins_as_what_its_dead_writers_leave(tmp_path: Path) -> None:
+    mine = {".tmp-out-notes", ".tmp-out.bak-0a1b2c3d", ".trash-out-notes", ".old-out-notes"}
+    left = {".tmp-out-0a1b2c3d", ".trash-out-1-2"}
+    for name in mine | left:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1e9, 1e9))
+    fsio.write_file(tmp_path / "out", "file")
+    assert names(tmp_path) == mine | {"out", ".trash-out-1-2"}
+    fsio.delete(tmp_path / "out")
+    with fsio.new_directory(tmp_path / "out") as directory:
+        (directory / "file").touch()
+    assert names(tmp_path) == mine | {"out"}
 
 
 def test_deleting_a_link_leaves_what_it_names(tmp_path: Path) -> None:
@@ -266,10 +287,10 @@ def test_only_what_is_old_and_not_held_is_abandoned(tmp_path: Path) -> None:
     for name in ("old", "held", "other", "old-file"):
         os.utime(tmp_path / name, (1e9, 1e9))
     for pattern in ("[!o]*", "old*"):
-        fsio.sweep_abandoned(tmp_path, pattern, seconds=60)
+        fsio.sweep_abandoned(tmp_path.glob(pattern), seconds=60)
     process.communicate()
     assert names(tmp_path) == {"young", "held", "other"}
-    fsio.sweep_abandoned(tmp_path / "missing", "*", seconds=0)
+    fsio.sweep_abandoned([tmp_path / "missing"], seconds=0)
 
 
 def test_a_link_changes_its_target_without_a_moment_of_absence(tmp_path: Path) -> None:

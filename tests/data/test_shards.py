@@ -354,7 +354,7 @@ def test_a_preparation_killed_again_and_again_ends_with_the_bytes_of_an_unbroken
         process.send_signal(signal.SIGKILL)
         process.wait()
         reached.append(json.loads(journal.read_text())["batches"])
-        (journal.parent / ".tmp-leftover").touch()
+        (journal.parent / ".tmp-journal.json-0a1b2c3d").touch()
     assert reached == sorted(set(reached))  # each went on from where the one before was killed
     assert slow_prepare(tmp_path, "broken", 0).wait() == 0
     assert content(tmp_path / "broken") == content(tmp_path / "whole")

@@ -99,16 +99,21 @@ def test_a_run_waits_while_another_process_prepares_the_same_text(home: Home) ->
 
 def test_what_killed_runs_left_in_the_cache_is_removed_in_the_end(home: Home) -> None:
     cache = home.path / "cache" / "gptcli"
-    old = [cache / "work" / "spool-dead", cache / "work" / "0123", cache / "prepared" / ".trash-1-1"]
-    for path in old:
+    key = "0123456789abcdef01234567"
+    old = [cache / "work" / "spool-0a_b1c2d", cache / "work" / key, cache / "prepared" / f".trash-{key}-1-1"]
+    mine = [cache / "work" / "notes", cache / "work" / "spool-of-thread", cache / "prepared" / ".git"]
+    for path in old + mine:
         path.mkdir()
         (path / "content").touch()
         os.utime(path, (1e9, 1e9))
-    young = cache / "work" / "4567"
+    young = cache / "work" / key[::-1]
     young.mkdir()
     home.run("sweeper", "-s", "train.steps=1")
     assert not [path for path in old if path.exists()]
+    assert all((path / "content").exists() for path in mine)
     assert young.exists()
+    for path in mine:
+        shutil.rmtree(path)
     young.rmdir()
 
 

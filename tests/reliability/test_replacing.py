@@ -148,7 +148,7 @@ def test_a_run_that_begins_again_deletes_its_own_checkpoints_alone(tmp_path: Pat
     assert (tmp_path / "run" / "checkpoints" / "step-000003" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ["latest", "best", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["latest", "best", "metrics.jsonl", "run.yaml"])
 def test_a_run_does_not_take_the_place_of_a_file_that_gptcli_did_not_make(name: str, tmp_path: Path) -> None:
     home = Home(tmp_path, steps=1)
     write(tmp_path / "run", {name: '{"epoch": 1}\n'})
@@ -158,6 +158,46 @@ def test_a_run_does_not_take_the_place_of_a_file_that_gptcli_did_not_make(name: 
         assert (tmp_path / "run" / name).read_text() == '{"epoch": 1}\n' or ended.code == 0
         if ended.code == 5:
             assert f"run: holds {name}, which gptcli did not make" in ended.err
+
+
+def test_a_run_file_that_a_user_keeps_in_the_directory_of_the_run_stays_as_he_wrote_it(tmp_path: Path) -> None:
+    home = Home(tmp_path, steps=1)
+    own = tmp_path / "run" / "run.yaml"
+    write(tmp_path / "run", {"run.yaml": f"# mine\n{(tmp_path / 'run.yaml').read_text()}"})
+    mine = own.read_bytes()
+    ended = Trial(["pretrain", "run/run.yaml"], home.path, home.env).end()
+    assert ended.code == 5
+    assert "run: holds run.yaml, which gptcli did not make" in ended.err
+    assert own.read_bytes() == mine
+    own.unlink()
+    home.run("run")
+    complete = own.read_bytes()
+    own.write_bytes(b"# mine\n" + complete)
+    home.run("run", "--force", code=5)
+    Trial(["pretrain", "run/run.yaml", "--resume"], home.path, home.env).end()
+    assert own.read_bytes() == b"# mine\n" + complete
+    own.write_bytes(complete)
+    home.run("run", "--force", "-s", "train.steps=2")
+    assert own.read_bytes() == complete.replace(b"steps: 1\n", b"steps: 2\n", 1)
+
+
+def test_a_run_sweeps_what_runs_left_and_only_once_the_directory_is_known_to_be_its_own(tmp_path: Path) -> None:
+    home = Home(tmp_path, steps=1)
+    run = tmp_path / "run"
+    mine = {
+        ".tmp-notes": "mine",
+        ".tmp-notes-20260101": "mine",
+        ".trash-notes-1-1/notes": "mine",
+        "checkpoints/.old-notes-1/notes": "mine",
+    }
+    left = {".tmp-run.yaml-0a1b2c3d": "left", "checkpoints/.tmp-step-000001-0a1b2c3d/config.json": "left"}
+    write(run, {**mine, **left, "metrics.jsonl": "1"})
+    home.run("run", code=5)
+    assert all((run / name).is_file() for name in (*mine, *left))
+    (run / "metrics.jsonl").unlink()
+    home.run("run")
+    assert {name: (run / name).read_text() for name in mine} == mine
+    assert not any((run / name).exists() for name in left)
 
 
 # ------------------------------------------------------------------------------------------ old or new, never neither

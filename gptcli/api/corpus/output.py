@@ -63,6 +63,5 @@ def check_outputs(inputs: Iterable[str], outputs: Iterable[Path | BinaryIO | Non
 
 def holds_others(directory: Path) -> bool:
     """Return whether a directory holds more than what a killed writer may have left in it."""
-    return any(
-        path.name != fsio.LOCK and not path.name.startswith((".tmp-", ".trash-")) for path in directory.iterdir()
-    )
+    left = {*fsio.leftovers(directory, "tmp"), *fsio.leftovers(directory, "trash"), directory / fsio.LOCK}
+    return any(path not in left for path in directory.iterdir())

@@ -4,6 +4,7 @@ What is being written has a name that begins with `.tmp-`, what is being deleted
 being replaced, for a moment, one that begins with `.old-`. The next writer of the same output, or the next one that
 holds the directory's lock, sweeps the first two and gives the third its name back.
 
+    leftovers    the names of what is being written, deleted or replaced
     operations   what changes the file system, an operation a function: where tests crash, fail and record
     files        a file that appears whole or not at all; a file that grows by whole lines
     directories  a directory that appears whole, with a manifest that finds any damage
@@ -40,10 +41,12 @@ from gptcli.base.fsio.files import (
     write_new_file,
     write_new_json,
 )
+from gptcli.base.fsio.leftovers import KINDS, leftovers
 from gptcli.base.fsio.locks import LOCK, is_held, locked
 from gptcli.base.fsio.operations import make_directory, take_warnings
 
 __all__ = [
+    "KINDS",
     "LOCK",
     "MANIFEST",
     "appending",
@@ -54,6 +57,7 @@ __all__ = [
     "follow",
     "foreign",
     "is_held",
+    "leftovers",
     "locked",
     "make_directory",
     "new_directory",

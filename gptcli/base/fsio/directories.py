@@ -7,10 +7,10 @@ where the process ended in between the next writer gives it back.
 
 from __future__ import annotations
 
-import glob
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from gptcli.base.errors import DataError, RefusedError
 from gptcli.base.escape import shown
 from gptcli.base.fsio import operations
 from gptcli.base.fsio.files import check_writable, read_json, sha256, write_json
+from gptcli.base.fsio.leftovers import leftovers
 from gptcli.base.fsio.locks import LOCK, locked, locked_if_left
 
 MANIFEST = "manifest.json"
@@ -37,9 +38,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     """
     operations.make_directory(path.parent)
     restore(path)
-    prefix = f".tmp-{path.name}-"
-    sweep_abandoned(path.parent, f"{glob.escape(prefix)}*", seconds=0)
-    temporary = operations.make_temporary_directory(path.parent, prefix)
+    sweep_abandoned(leftovers(path.parent, "tmp", re.escape(path.name)), seconds=0)
+    temporary = operations.make_temporary_directory(path.parent, f".tmp-{path.name}-")
     try:
         with locked(temporary):  # says that its writer lives
             yield temporary
@@ -145,10 +145,8 @@ def _put(temporary: Path, path: Path) -> Path | None:
 def restore(path: Path) -> None:
     """Give back to `path` what a writer that was killed had renamed to replace it; remove that where the new one was
     put in place."""
-    prefix = f".old-{path.name}-"
-    for old in path.parent.glob(f"{glob.escape(prefix)}*"):
-        if old.name.removeprefix(prefix).isdigit():
-            _settle(old, path)
+    for old in leftovers(path.parent, "old", re.escape(path.name)):
+        _settle(old, path)
 
 
 def _settle(old: Path, path: Path) -> None:
@@ -213,25 +211,22 @@ def _hide(path: Path, owner: Path) -> Path:
 
 def _empty_trash(path: Path) -> None:
     """Remove what a killed process left of an earlier `path`."""
-    for left in path.parent.glob(f".trash-{glob.escape(path.name)}-*"):
+    for left in leftovers(path.parent, "trash", re.escape(path.name)):
         operations.remove_tree(left)
 
 
-def sweep(directory: Path) -> None:
-    """Remove what a killed writer left in `directory`, and restore what it had moved away. The caller holds the
-    lock."""
-    for path in list(directory.iterdir()):
-        if path.name.startswith((".tmp-", ".trash-")):
-            operations.remove_tree(path)
-        elif path.name.startswith(".old-"):
-            name, _, number = path.name.removeprefix(".old-").rpartition("-")
-            if name and number.isdigit():
-                _settle(path, directory / name)
+def sweep(directory: Path, names: str = ".+") -> None:
+    """Remove what a killed writer of outputs left in `directory`, and restore what it had moved away. The caller holds
+    the lock. `names`: a regular expression of the outputs, where others write there, too."""
+    for path in leftovers(directory, "tmp", names) + leftovers(directory, "trash", names):
+        operations.remove_tree(path)
+    for path in leftovers(directory, "old", names):
+        _settle(path, directory / path.name.removeprefix(".old-").rpartition("-")[0])
 
 
-def sweep_abandoned(directory: Path, pattern: str, *, seconds: float) -> None:
-    """Remove what matches `pattern`, has not changed for `seconds`, and is not a directory that a process holds."""
-    for path in directory.glob(pattern):
+def sweep_abandoned(paths: Iterable[Path], *, seconds: float) -> None:
+    """Remove those of `paths` that have not changed for `seconds`, and are no directory that a process holds."""
+    for path in paths:
         with suppress(OSError):
             if time.time() - path.lstat().st_mtime < seconds:
                 continue

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 from gptcli.base.errors import ConfigError, DataError, RefusedError
 from gptcli.base.escape import shown
 from gptcli.base.fsio import operations
+from gptcli.base.fsio.leftovers import leftovers
 
 POINTER_BYTES = 4096  # the longest path
 
@@ -24,9 +26,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file to write that takes the place of `path` when the block ends well, and leaves no trace when it does
     not. Where `path` is a link, the file that it names is replaced. What killed writers of `path` left is removed."""
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
-    prefix = f".tmp-{path.name}-"
-    _sweep_unlocked(path.parent, prefix)
-    file, temporary = _create_locked(path.parent, prefix)
+    _sweep_unlocked(leftovers(path.parent, "tmp", re.escape(path.name)))
+    file, temporary = _create_locked(path.parent, f".tmp-{path.name}-")
     try:
         with file:
             yield file
@@ -51,14 +52,12 @@ def _create_locked(directory: Path, prefix: str) -> tuple[BinaryIO, Path]:
         file.close()  # swept between its creation and its lock
 
 
-def _sweep_unlocked(directory: Path, prefix: str) -> None:
+def _sweep_unlocked(temporaries: Iterable[Path]) -> None:
     """Remove the temporary files whose writers are dead."""
-    with os.scandir(directory) as entries:
-        left = [entry.path for entry in entries if entry.name.startswith(prefix) and entry.is_file()]
-    for name in left:
-        with suppress(OSError), open(name, "r+b") as file:  # NFS locks only what may be written
-            operations.lock(Path(name), file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            operations.unlink(Path(name))
+    for path in temporaries:
+        with suppress(OSError), path.open("r+b") as file:  # NFS locks only what may be written
+            operations.lock(path, file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            operations.unlink(path)
 
 
 def write_file(path: Path, content: bytes | str) -> None:
