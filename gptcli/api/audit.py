@@ -15,7 +15,7 @@ from typing import Any, Unpack
 from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.config import yaml_file
 from gptcli.config.data import TokenizerConfig
@@ -108,7 +108,7 @@ class Audit:
             kinds = ", ".join(f"{count} {kind}" for kind, count in found["pii"]["found"].items()) or "none"
             lines.append((f"personal data in {found['pii']['samples']} samples", kinds))
         leaks = found["vocabulary"]
-        some = f": {', '.join(map(shown, leaks['tokens'][:5]))}" if leaks["tokens"] else ""
+        some = f": {', '.join(map(escape, leaks['tokens'][:5]))}" if leaks["tokens"] else ""
         lines.append(("tokens with a long number or an @", f"{leaks['leaking_tokens']}{some}"))
         lines += [(f"skipped: {name}", why) for name, why in found["skipped"].items()]
         return [*lines, ("checkpoint", self.checkpoint)]
@@ -133,7 +133,7 @@ def audit(
     skipped: dict[str, str] = {}
     found: dict[str, Any] = {"weights_sha256": _identity(loaded), "options": vars(options), "skipped": skipped}
     if loaded.metadata.labels:
-        raise DataError(f"{shown(str(loaded.directory))}: a classifier, which writes nothing; audit its base")
+        raise DataError(f"{escape(str(loaded.directory))}: a classifier, which writes nothing; audit its base")
     splits = _splits(loaded, data, skipped, report)
     samples = _samples(loaded, options, report)
     if splits is not None:
@@ -181,7 +181,7 @@ def _splits(
     splits = [(TokenArray(path, "train"), TokenArray(path, "validation")) for path in directories]
     size = loaded.tokenizer.vocab_size
     if any(tokens.index.max_id >= size for pair in splits for tokens in pair):
-        raise DataError(f"{shown(str(directories[0]))}: prepared with another tokenizer than the model's")
+        raise DataError(f"{escape(str(directories[0]))}: prepared with another tokenizer than the model's")
     return splits
 
 
@@ -190,7 +190,7 @@ def _samples(loaded: LoadedModel, options: AuditOptions, report: Report) -> list
     engine = Engine(loaded.model, loaded.tokenizer, loaded.runtime)
     length = min(options.sample_tokens, loaded.room)
     drawing = GenerateOptions(max_tokens=length, temperature=options.temperature, seed=options.seed, stop_at_eos=False)
-    prompt = [] if engine.first else loaded.tokenizer.encode("\n")
+    prompt = [] if engine.bos_ids else loaded.tokenizer.encode("\n")
     samples = []
     for completion in engine.run(Request(prompt, drawing, number) for number in range(options.samples)):
         completion.check()
@@ -253,4 +253,4 @@ def read_canaries(path: str) -> list[Canary]:
         fields = Canary.__annotations__
         return [Canary(**{name: each[name] for name in fields}) for each in document["canaries"]]
     except (KeyError, TypeError, ValueError):
-        raise DataError(f"{shown(path)}: no key file of gptcli corpus canaries; name its key.json") from None
+        raise DataError(f"{escape(path)}: no key file of gptcli corpus canaries; name its key.json") from None

@@ -163,7 +163,7 @@ def _round(engine: Engine, prompt_tokens: int, new_tokens: int, seed: int) -> tu
     specials = set(engine.tokenizer.specials.values())
     ordinary = [index for index in range(engine.tokenizer.vocab_size) if index not in specials]
     options = GenerateOptions(max_tokens=new_tokens, top_k=50, stop_at_eos=False, seed=seed)
-    count = prompt_tokens - len(engine.first)
+    count = prompt_tokens - len(engine.bos_ids)
     requests = [Request(chance.choices(ordinary, k=count), options, sample) for sample in range(engine.count)]
     start = last = time.perf_counter()
     first: list[float] = []

@@ -20,7 +20,7 @@ from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.api.records import Item, Warnings, answered, completion_record, in_order, read_items
 from gptcli.api.safeguards import SafeguardOptions, make_safeguards
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.ready import Ready, always
 from gptcli.base.report import Report
 from gptcli.config.generate import GenerateOptions
@@ -72,7 +72,7 @@ class Speaker:
     def description(self) -> str:
         """Describe the model to a person who begins to talk."""
         return (
-            f"{shown(str(self.directory))}: {self.num_parameters:,} parameters, "
+            f"{escape(str(self.directory))}: {self.num_parameters:,} parameters, "
             f"context of {self.engine.context_length} tokens"
         )
 
@@ -114,7 +114,7 @@ class Speaker:
 def not_conversational(directory: Path) -> str:
     """Tell why a checkpoint cannot be talked to, and the way out."""
     return (
-        f"{shown(str(directory))}: was not trained on conversations; fine-tune it with gptcli finetune and "
+        f"{escape(str(directory))}: was not trained on conversations; fine-tune it with gptcli finetune and "
         "task: chat, or continue a text with gptcli generate"
     )
 
@@ -126,7 +126,7 @@ def conversation_form(directory: Path, metadata: ModelMetadata, tokenizer: Token
         raise DataError(not_conversational(directory))
     if missing := form.missing(tokenizer):
         raise DataError(
-            f"{shown(str(directory / 'tokenizer.json'))}: no token {shown(missing[0])}, which conversations need; "
+            f"{escape(str(directory / 'tokenizer.json'))}: no token {escape(missing[0])}, which conversations need; "
             "the checkpoint is damaged"
         )
     return form
@@ -263,7 +263,7 @@ class Chat:
                 raise row
             last = row
         if last is None:
-            raise DataError(f"{shown(path)}: no conversation in it")
+            raise DataError(f"{escape(path)}: no conversation in it")
         messages = read_messages(last.fields.get("messages"), last.place)
         if messages[-1].role == USER:
             raise DataError(

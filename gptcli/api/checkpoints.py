@@ -9,7 +9,7 @@ from typing import Any
 
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError, GptcliError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.train import checkpoint
 
@@ -50,7 +50,7 @@ def verify_checkpoints(directory: str | Path, report: Report) -> Iterator[Listed
         except GptcliError as error:
             problem = str(error)
         except OSError as error:
-            problem = f"{shown(str(error.filename or path))}: {error.strerror}"
+            problem = f"{escape(str(error.filename or path))}: {error.strerror}"
         yield _listed(path, problem)
     report.progress("verify", len(found), len(found))
 
@@ -58,11 +58,11 @@ def verify_checkpoints(directory: str | Path, report: Report) -> Iterator[Listed
 def _found(directory: str | Path) -> list[Path]:
     path = fsio.follow(Path(directory))
     if not path.is_dir():
-        raise ConfigError(f"{shown(str(path))}: no such directory; want a run or a checkpoint")
+        raise ConfigError(f"{escape(str(path))}: no such directory; want a run or a checkpoint")
     if any((path / name).is_file() for name in ("config.json", "model.safetensors", fsio.MANIFEST)):
         return [path]
     if not (found := checkpoint.checkpoints(path)):
-        raise DataError(f"{shown(str(path))}: holds no checkpoint; want the directory of a run or of a checkpoint")
+        raise DataError(f"{escape(str(path))}: holds no checkpoint; want the directory of a run or of a checkpoint")
     return found[::-1]
 
 

@@ -11,7 +11,7 @@ from typing import Any, Unpack
 
 from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.base.errors import ConfigError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.interop.special_tokens import begins_with, token_names
@@ -69,16 +69,16 @@ def eval_harness(
 
         from gptcli.evaluate.lm_eval import Beginning, HarnessModel
     except ImportError as error:
-        raise ConfigError(f"lm-eval cannot be imported ({shown(str(error))}); pip install 'gptcli[eval]'") from None
+        raise ConfigError(f"lm-eval cannot be imported ({escape(str(error))}); pip install 'gptcli[eval]'") from None
     if include_path is not None and not Path(include_path).is_dir():
-        raise ConfigError(f"--include-path: {shown(include_path)}: no such directory")
+        raise ConfigError(f"--include-path: {escape(include_path)}: no such directory")
     directory = find_checkpoint(run)
     manager = TaskManager(include_path=include_path)
     known = set(manager.all_tasks)
     for name in tasks:
         if name not in known:
             raise ConfigError(
-                f"--tasks: lm-eval knows no task '{shown(name)}'; see lm-eval ls tasks, or --include-path"
+                f"--tasks: lm-eval knows no task '{escape(name)}'; see lm-eval ls tasks, or --include-path"
             )
     opened = open_model(directory, **how)
     beginning = Beginning(*hf_beginning(opened)) if as_hf else None

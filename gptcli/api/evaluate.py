@@ -11,7 +11,7 @@ from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.api.tokens import documents_of, encode
 from gptcli.api.trained_on import Kept, warn_of_training_text
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.data.text import Findings, Piece, TextOptions, decompressed_bytes, find_sources, read_pieces
 from gptcli.evaluate.perplexity import TextScore, score_documents
@@ -96,9 +96,9 @@ def evaluate(
         count += 1
     report.progress("evaluate", done_bytes, done_bytes, unit="B")
     if not tokens:
-        raise DataError(f"{shown(', '.join(inputs))}: no text to evaluate")
+        raise DataError(f"{escape(', '.join(inputs))}: no text to evaluate")
     found.tell(report, options)
-    warn_of_training_text(opened.directory, pieces.pieces, shown(", ".join(inputs)), report)
+    warn_of_training_text(opened.directory, pieces.pieces, escape(", ".join(inputs)), report)
     return Evaluation(str(opened.directory), TextScore(nats, tokens, text_bytes), count, context_length, stride)
 
 

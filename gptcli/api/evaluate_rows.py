@@ -12,7 +12,7 @@ from typing import Any, Unpack
 from gptcli.api.open_model import DeviceOptions, open_model
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.data.rows import load_rows
@@ -149,9 +149,10 @@ def evaluate_rows(
         return RowEvaluation(options, len(items), resampling, measured[0], None, None)
     first, second = outcomes
     if first.details.get("labels") != second.details.get("labels"):
+        theirs, ours = (escape(", ".join(outcome.details["labels"])) for outcome in (second, first))
         raise DataError(
-            f"{shown(str(compare))}: its labels are {shown(', '.join(second.details['labels']))}, "
-            f"those of {shown(str(run))} {shown(', '.join(first.details['labels']))}; compare models of the same labels"
+            f"{escape(str(compare))}: its labels are {theirs}, those of {escape(str(run))} {ours}; "
+            "compare models of the same labels"
         )
     scores = {name: (column, second.scores[name]) for name, column in first.scores.items()}
     found = differences(first.tally, second.tally, first.metrics, resampling, scores)
@@ -220,13 +221,13 @@ def _label_words(items: list[Item], options: RowOptions, shots: Shots | None) ->
         labels = sorted({item.answers[0] for item in there})
         if len(labels) < 2:
             raise DataError(
-                f"{items[0].place}: every row has the label '{shown(labels[0])}'; name all with --label-word"
+                f"{items[0].place}: every row has the label '{escape(labels[0])}'; name all with --label-word"
             )
         return {label: label for label in labels}
     for item in there:
         if item.answers[0] not in given:
             raise DataError(
-                f"{item.place}: label '{shown(item.answers[0])}' has no words; add --label-word LABEL=WORDS"
+                f"{item.place}: label '{escape(item.answers[0])}' has no words; add --label-word LABEL=WORDS"
             )
     return given
 

@@ -12,11 +12,10 @@ import torch
 from gptcli.api.open_model import load
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.interop.card import model_card
 from gptcli.interop.configs import family_for, problems
 from gptcli.interop.families import FAMILIES
 from gptcli.interop.family import Document
@@ -24,6 +23,7 @@ from gptcli.interop.gguf_names import ARCHITECTURES, Architecture
 from gptcli.interop.gguf_shape import unwritten
 from gptcli.interop.gguf_write import gguf_package, unsupported_tokenizer_feature, write_gguf
 from gptcli.interop.hf_write import write_directory
+from gptcli.interop.model_card import model_card
 from gptcli.model.gpt import GPT
 from gptcli.train.metadata import ModelMetadata, read_metadata
 from gptcli.train.run_directory import find_checkpoint
@@ -65,7 +65,7 @@ def export_hf(
     family = family_for(model.config, list(FAMILIES.values()), form, came=came)
     if metadata.labels and not family.classifier:
         raise DataError(
-            f"{shown(str(directory))}: a classifier, and transformers has no class for one of the shape of "
+            f"{escape(str(directory))}: a classifier, and transformers has no class for one of the shape of "
             f"{family.architecture}; fine-tune a model of the preset llama or gpt2 for export"
         )
     if model.config.dropout and "dropout" not in family.keys:
@@ -91,7 +91,7 @@ def export_gguf(
     fsio.check_replaceable(output, force=force)
     directory, model, tokenizer, metadata = _load(run, output)
     if metadata.labels:
-        raise DataError(f"{shown(str(directory))}: a classifier, which llama.cpp cannot run; export with --to hf")
+        raise DataError(f"{escape(str(directory))}: a classifier, which llama.cpp cannot run; export with --to hf")
     architecture = _architecture_for(model.config, json.loads(metadata.origin.get("config.json", "{}")))
     if feature := unsupported_tokenizer_feature(tokenizer):
         report.warning(feature)

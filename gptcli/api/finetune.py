@@ -11,7 +11,7 @@ import torch
 from gptcli.api.open_model import load
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.config import yaml_file, yaml_write
@@ -133,7 +133,7 @@ def _adapter(config: FinetuneConfig, base: Path) -> Adapter | None:
     if config.lora is None:
         return None
     if read_metadata(base).adapter is not None:
-        raise DataError(f"{shown(str(base))}: is an adapter; make a whole model of it first, gptcli merge")
+        raise DataError(f"{escape(str(base))}: is an adapter; make a whole model of it first, gptcli merge")
     directory = checkpoint.step_directory(Path(config.run_dir), 0)
     return Adapter(os.path.relpath(base.resolve(), directory.resolve()), weights_sha256(base))
 

@@ -11,7 +11,7 @@ from typing import Any
 from gptcli.api.open_model import load
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.data.template import Form, Template, check_template
 from gptcli.data.tokenizer import Tokenizer
@@ -19,9 +19,9 @@ from gptcli.interop.chat_template import conversation_of
 from gptcli.interop.configs import architecture_of, labels_of
 from gptcli.interop.gguf_read import read_gguf
 from gptcli.interop.hf_pretrained import read_hf
+from gptcli.interop.hf_tokenizer import read_tokenizer
 from gptcli.interop.peft_read import is_adapter, merge_foreign
 from gptcli.interop.pretrained import Pretrained
-from gptcli.interop.vocabulary import read_tokenizer
 from gptcli.model.gpt import GPT
 from gptcli.train import checkpoint
 from gptcli.train.metadata import ModelMetadata, read_metadata
@@ -62,7 +62,7 @@ def import_model(
     if is_adapter(source):
         return _import_adapter(source, base, output, report)
     if base is not None:
-        raise ConfigError(f"--base: {shown(str(source))} is a whole model; leave it out")
+        raise ConfigError(f"--base: {escape(str(source))} is a whole model; leave it out")
     found = read_gguf(source) if source.is_file() else read_hf(source)
     for left in found.left_behind:
         report.warning(left)
@@ -71,13 +71,13 @@ def import_model(
     assert config.vocab_size is not None
     if tokenizer.vocab_size > config.vocab_size:
         raise DataError(
-            f"{shown(str(source))}: the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}; "
-            "it is another model's tokenizer"
+            f"{escape(str(source))}: the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size};"
+            " it is another model's tokenizer"
         )
     for said in _notes(tokenizer):
         report.warning(said)
     metadata = ModelMetadata(
-        labels_of(found.config, shown(str(source))), _conversation(found, report), origin=found.origin
+        labels_of(found.config, escape(str(source))), _conversation(found, report), origin=found.origin
     )
     with fsio.new_directory(output) as directory:
         checkpoint.save_model(model, tokenizer, directory, step=0, metadata=metadata)
@@ -114,7 +114,7 @@ def _conversation(found: Pretrained, report: Report) -> Form | None:
 def _import_adapter(source: Path, base: str | Path | None, output: Path, report: Report) -> Imported:
     """Merge a PEFT adapter into a checkpoint."""
     if base is None:
-        raise ConfigError(f"{shown(str(source))}: a PEFT adapter, which changes a model; name the checkpoint of that "
+        raise ConfigError(f"{escape(str(source))}: a PEFT adapter, which changes a model; name the checkpoint of that "
                           "model: --base RUN")  # fmt: skip
     directory = find_checkpoint(base)
     model, tokenizer = load(directory)

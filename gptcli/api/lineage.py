@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.train.audits import read_audit
 from gptcli.train.lineage import read_lineage
@@ -47,7 +47,7 @@ def _lines(found: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         (f"{prefix}code", f"{found['code_sha256']}, gptcli {found['gptcli']}, torch {found['torch']}"),
     ]
     for source in found["inputs"]:
-        name = f" {shown(str(source['name']))}" if "name" in source else ""
+        name = f" {escape(str(source['name']))}" if "name" in source else ""
         facts.append((f"{prefix}input{name}", str(source["sha256"])))
     for corpus in found.get("corpus", ()):
         for step, counts in corpus["steps"].items():

@@ -10,7 +10,7 @@ import torch
 from gptcli.api.open_model import load
 from gptcli.base import fsio
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.train import checkpoint
 from gptcli.train.lineage import read_lineage
 from gptcli.train.metadata import read_metadata
@@ -22,7 +22,7 @@ def merge(run: str | Path, output: Path, *, force: bool = False) -> int:
     directory = find_checkpoint(run)
     metadata = read_metadata(directory)
     if metadata.adapter is None:
-        raise DataError(f"{shown(str(directory))}: has no adapter; it is whole already")
+        raise DataError(f"{escape(str(directory))}: has no adapter; it is whole already")
     fsio.check_replaceable(output, force=force)
     fsio.check_apart(output, [directory])
     model, tokenizer = load(directory, dtype=torch.float32)

@@ -9,7 +9,7 @@ from typing import Literal, TypedDict, Unpack
 import torch
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.config.train import RuntimeConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import make_runtime
@@ -50,12 +50,12 @@ def load(
     config, metadata = read_config(directory), read_metadata(directory)
     tokenizer_path = directory / "tokenizer.json"
     if not tokenizer_path.is_file():
-        raise DataError(f"{shown(str(tokenizer_path))}: missing; the checkpoint is damaged")
+        raise DataError(f"{escape(str(tokenizer_path))}: missing; the checkpoint is damaged")
     tokenizer = Tokenizer(tokenizer_path.read_bytes(), name=str(tokenizer_path))
     assert config.vocab_size is not None
     if tokenizer.vocab_size > config.vocab_size:
         raise DataError(
-            f"{shown(str(tokenizer_path))}: has {tokenizer.vocab_size} tokens and the model {config.vocab_size}; "
+            f"{escape(str(tokenizer_path))}: has {tokenizer.vocab_size} tokens and the model {config.vocab_size}; "
             "it is another model's tokenizer"
         )
     if metadata.adapter is not None:
@@ -69,7 +69,7 @@ def load(
         model = GPT(config, labels=len(metadata.labels))
     weights_path = directory / MODEL_FILE
     weights = read_tensors(weights_path, {name: weight.shape for name, weight in stored_weights(model).items()})
-    check_finite(weights, shown(str(weights_path)))
+    check_finite(weights, escape(str(weights_path)))
     model.take(weights)
     return model.to(device=device, dtype=dtype).eval(), tokenizer
 
@@ -78,10 +78,10 @@ def _load_base(directory: Path, adapter: Adapter) -> GPT:
     """Load the model that an adapter changes; DataError where it is not there, or not the one it was made for."""
     base = Path(os.path.normpath(directory.resolve() / adapter.base_path))
     if not (base / MODEL_FILE).is_file():
-        raise DataError(f"{shown(str(directory))}: its base, {shown(str(base))}, is not there; put it back")
+        raise DataError(f"{escape(str(directory))}: its base, {escape(str(base))}, is not there; put it back")
     if weights_sha256(base) != adapter.base_sha256:
         raise DataError(
-            f"{shown(str(directory))}: an adapter of another base than {shown(str(base))}, whose weights "
+            f"{escape(str(directory))}: an adapter of another base than {escape(str(base))}, whose weights "
             "have changed; put the old ones back or train it again"
         )
     return load(base)[0]

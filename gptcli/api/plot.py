@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError, RefusedError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.observe.curves import Axis, Curve, curve, find_metric, metric_names
 from gptcli.observe.history import metrics_of
 from gptcli.observe.tensorboard import EVENT_FILES, Board, check_installed
@@ -26,9 +26,9 @@ def find_curves(runs: Sequence[str], metrics: Sequence[str], axis: Axis) -> tupl
     curves = []
     for run, found in records.items():
         for name in names:
-            made = curve(f"{shown(run)} {name}" if len(names) > 1 else shown(run), found, name, axis)
+            made = curve(f"{escape(run)} {name}" if len(names) > 1 else escape(run), found, name, axis)
             if not made.points:
-                raise DataError(f"{shown(run)}: no {name}; it has {', '.join(metric_names(found))}")
+                raise DataError(f"{escape(run)}: no {name}; it has {', '.join(metric_names(found))}")
             curves.append(made)
     return ", ".join(names), curves
 
@@ -36,7 +36,7 @@ def find_curves(runs: Sequence[str], metrics: Sequence[str], axis: Axis) -> tupl
 def check_image(path: Path, *, force: bool) -> None:
     """Check, before any work, that the image may be written and that matplotlib is installed."""
     if path.suffix[1:] not in IMAGE_FORMATS:
-        raise ConfigError(f"-o: {shown(str(path))} is no image; end it in .{', .'.join(IMAGE_FORMATS)}")
+        raise ConfigError(f"-o: {escape(str(path))} is no image; end it in .{', .'.join(IMAGE_FORMATS)}")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -73,7 +73,7 @@ def save_tensorboard(runs: Sequence[str], directory: Path, *, force: bool) -> No
     boards = {run: directory / name if len(names) > 1 else directory for run, name in names.items()}
     old = [file for board in boards.values() for file in board.glob(EVENT_FILES)]
     if old and not force:
-        raise RefusedError(f"{shown(str(old[0].parent))}: holds scalars already; pass --force to replace them")
+        raise RefusedError(f"{escape(str(old[0].parent))}: holds scalars already; pass --force to replace them")
     for file in old:
         fsio.remove_file(file)
     for run, found in records.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 from gptcli.base import fsio
 from gptcli.base.errors import RefusedError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.config.data import DataConfig
@@ -35,8 +35,8 @@ def prepare(
     _check_replaceable(output, force=force)
     if tokenizer.end_of_text is None:
         tokenizer = tokenizer.with_end_of_text()
-        mark = tokenizer.decode(tokenizer.last or tokenizer.first)
-        report.message(f"the tokenizer names no token between documents; {shown(mark)} is taken")
+        mark = tokenizer.decode(tokenizer.eos_ids or tokenizer.bos_ids)
+        report.message(f"the tokenizer names no token between documents; {escape(mark)} is taken")
     partial = output.parent / f".partial-{output.name}"
     with fsio.locked(partial):
         _check_replaceable(output, force=force)  # again: another process may have made it meanwhile
@@ -73,7 +73,7 @@ def _tell_split(data: DataConfig, splits: dict[str, SplitIndex], report: Report)
 def _check_replaceable(output: Path, *, force: bool) -> None:
     fsio.check_replaceable(output, force=force)
     if output.is_dir() and not is_prepared(output) and any(output.iterdir()):
-        raise RefusedError(f"{shown(str(output))}: holds other files than prepared ones; name another output")
+        raise RefusedError(f"{escape(str(output))}: holds other files than prepared ones; name another output")
 
 
 def index_document(index: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.config import yaml_file, yaml_write
@@ -97,7 +97,7 @@ def _shared(begun: _Begun | None, processes: Processes) -> _Begun:
     for name in prepared:
         if not is_prepared(Path(name)):
             raise ConfigError(
-                f"{shown(name)}: is not on the machine of process {processes.rank}; set data.cache_dir to a directory "
+                f"{escape(name)}: is not on the machine of process {processes.rank}; set data.cache_dir to a directory "
                 "that all machines share, or prepare the text there, gptcli prepare"
             )
     config = yaml_file.parse(PretrainConfig, text, name="run.yaml").value
@@ -181,7 +181,7 @@ def _batches(
     """Return the batches of prepared directories; DataError where one and the tokenizer do not fit."""
     for directory in prepared:
         if read_index(directory)["tokenizer_sha256"] != tokenizer.sha256:
-            raise DataError(f"{shown(str(directory))}: its tokenizer.json has changed; run gptcli prepare again")
+            raise DataError(f"{escape(str(directory))}: its tokenizer.json has changed; run gptcli prepare again")
     if tokenizer.end_of_text is None:
         raise DataError("the tokenizer has no <|endoftext|>; train it with gptcli train-tokenizer")
     context_length, seed, goldfish = config.model.context_length, config.runtime.seed, config.loss.goldfish
@@ -207,7 +207,7 @@ def _tell_mixture(batches: MixedBatches, steps: int, report: Report) -> None:
     """Report what a run reads of each part of a mixture; ConfigError where the parts' caps do not allow it."""
     batches.check(steps)
     for (name, epochs), share in zip(batches.epochs_of(steps).items(), batches.shares, strict=True):
-        report.message(f"{shown(name)}: {share:.1%} of the rows, {epochs:.3g} epochs")
+        report.message(f"{escape(name)}: {share:.1%} of the rows, {epochs:.3g} epochs")
 
 
 def _job(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli.base.errors import ConfigError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.config.finetune import FinetuneConfig
@@ -33,10 +33,10 @@ class PreviewRow:
 
     def lines(self) -> list[str]:
         """Return the place with what is learnt, then the tokens; learnt ones stand in [brackets]."""
-        learnt = f"label {shown(self.label)}" if self.label is not None else f"{sum(self.example.learnt)} learnt"
+        learnt = f"label {escape(self.label)}" if self.label is not None else f"{sum(self.example.learnt)} learnt"
         cut = ", cut" if self.example.truncated else ""
         words = (
-            f"[{shown(token)}]" if is_learnt else shown(token)
+            f"[{escape(token)}]" if is_learnt else escape(token)
             for token, is_learnt in zip(self.tokens, self.example.learnt, strict=True)
         )
         return [f"{self.example.place}  {count(len(self.example.ids), 'token')}, {learnt}{cut}", "  " + "|".join(words)]

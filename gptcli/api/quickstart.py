@@ -15,7 +15,7 @@ from gptcli.api.pretrain import pretrain
 from gptcli.api.train_tokenizer import train_tokenizer
 from gptcli.base import fsio
 from gptcli.base.errors import RefusedError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.config import yaml_file
 from gptcli.config.data import DataConfig
@@ -49,7 +49,7 @@ def quickstart(budget_seconds: float, output: Path, *, force: bool, report: Repo
     there = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if any(not name.startswith(".tmp-") for name in there - BEFORE_THE_RUN) and not force:
         raise RefusedError(
-            f"{shown(str(output))}: holds files; pass --force to replace them or -o for another directory"
+            f"{escape(str(output))}: holds files; pass --force to replace them or -o for another directory"
         )
     output.mkdir(parents=True, exist_ok=True)
     report.message("collecting English from this Python's own documentation")

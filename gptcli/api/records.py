@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from gptcli.base.errors import ConfigError, DataError, GptcliError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.ready import Ready
 from gptcli.base.report import Report
 from gptcli.config.generate import GenerateOptions
@@ -103,18 +103,18 @@ def split_options(record: dict[str, Any], place: str, warnings: Warnings) -> tup
     if isinstance(nested, dict):
         for name in nested:
             if name not in OPTION_NAMES:
-                raise DataError(f"{place}: options: no option {shown(name)!r}{_meant(name)}")
+                raise DataError(f"{place}: options: no option {escape(name)!r}{_meant(name)}")
         return {name: value for name, value in record.items() if name != "options"}, nested
     others = set(record) - OPTION_NAMES - NO_DATA
     taken = OPTION_NAMES - PLAIN_WORDS if others else OPTION_NAMES
     for name in others:
         near = _option_near(name)
         if near is not None and (name in ELSEWHERE or _squeezed(name) == _squeezed(near)):
-            raise DataError(f'{place}: no option {shown(name)!r}; write {near}, or put options under "options"')
+            raise DataError(f'{place}: no option {escape(name)!r}; write {near}, or put options under "options"')
         if near is not None:
-            warnings.tell(place, f"field {shown(name)!r} is passed on; the option is {near}")
+            warnings.tell(place, f"field {escape(name)!r} is passed on; the option is {near}")
     if passed := sorted(name for name in record if name in OPTION_NAMES - taken):
-        words, own = ", ".join(passed), shown(repr(min(others)))
+        words, own = ", ".join(passed), escape(repr(min(others)))
         warnings.tell(
             place, f'{words}: passed on as data, like {own} beside it; options of such a record go under "options"'
         )
@@ -156,7 +156,7 @@ def options_of(defaults: GenerateOptions, given: dict[str, Any], place: str) -> 
         automaton_of(chosen)
         return chosen
     except ConfigError as error:
-        raise DataError(*(f"{place}: {shown(problem, 400)}" for problem in error.problems)) from None
+        raise DataError(*(f"{place}: {escape(problem, 400)}" for problem in error.problems)) from None
 
 
 def _converted(name: str, value: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.filters.pii import find_pii
 from gptcli.data.grams import training_runs
 from gptcli.data.shards import read_index
@@ -51,13 +51,13 @@ def _blocked(tokenizer: Tokenizer, how: SafeguardOptions) -> Blocked | None:
         try:
             phrases = tuple(line.strip("\n\r") for line in Path(path).read_text("utf-8").split("\n") if line.strip())
         except UnicodeDecodeError:
-            raise DataError(f"{shown(path)}: not UTF-8; convert it, iconv -t utf-8") from None
+            raise DataError(f"{escape(path)}: not UTF-8; convert it, iconv -t utf-8") from None
         if not phrases:
-            raise DataError(f"{shown(path)}: holds no phrase; write one a line")
+            raise DataError(f"{escape(path)}: holds no phrase; write one a line")
     if prepared is None:
         return Blocked(phrases)
     index = read_index(Path(prepared))
     if max(split.max_id for split in index["splits"].values()) >= tokenizer.vocab_size:
-        raise DataError(f"{shown(prepared)}: prepared with another tokenizer than the model's")
+        raise DataError(f"{escape(prepared)}: prepared with another tokenizer than the model's")
     length = how.get("block_length", BLOCK_LENGTH)
     return Blocked(phrases, length, training_runs(Path(prepared), length))

@@ -17,7 +17,7 @@ from typing import Any
 from gptcli.api.finetune import finetune
 from gptcli.api.pretrain import pretrain
 from gptcli.base.errors import ConfigError, DataError, NumericalError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.config.run_file import load_run_file
@@ -180,7 +180,7 @@ def _result(trial: Trial, metric: str, best: Callable[[Sequence[float]], float])
     scores = [score for record in validations if (score := number_of(record, metric)) is not None]
     if validations and not scores:
         known = sorted(name for name in validations[-1] if name not in ("kind", "step"))
-        raise DataError(f"metric: no {shown(metric)} in {shown(str(trial.run_dir))}; there are {', '.join(known)}")
+        raise DataError(f"metric: no {escape(metric)} in {escape(str(trial.run_dir))}; there are {', '.join(known)}")
     return Result(trial, facts.state, facts.step, best(scores) if scores else None)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.data.jsonl import decode_line, parse_object
 from gptcli.data.text import Findings, Piece, TextOptions, find_sources, read_pieces
@@ -86,7 +86,7 @@ def read_ids(lines: Iterable[bytes], *, as_json: bool) -> Iterator[tuple[dict[st
 def _numbers(line: bytes, place: str) -> list[int]:
     words = line.split()
     if wrong := next((word for word in words if not word.lstrip(b"-").isdigit()), None):
-        what = shown(f"{wrong.decode(errors='replace')!r} is no whole number")
+        what = escape(f"{wrong.decode(errors='replace')!r} is no whole number")
         raise DataError(f"{place}: not a line of ids ({what})")
     try:
         return [int(word) for word in words]

@@ -16,7 +16,7 @@ def _escaped(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-def shown(text: str, limit: int = 120) -> str:
+def escape(text: str, limit: int = 120) -> str:
     """Return the text with unsafe characters as visible escapes, in at most `limit` characters, the last one an
     ellipsis where something was cut."""
     parts = [_UNSAFE.sub(_escaped, character) for character in text[: limit + 1]]
@@ -26,6 +26,6 @@ def shown(text: str, limit: int = 120) -> str:
     return "".join(part for part, end in zip(parts, ends, strict=True) if end < limit) + "…"
 
 
-def shown_lines(text: str) -> str:
+def escape_lines(text: str) -> str:
     """Return the text with unsafe characters as visible escapes, newlines and tabs kept: fit for a terminal."""
     return _UNSAFE.sub(lambda match: match[0] if match[0] in "\n\t" else _escaped(match), text)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gptcli.base import fsio
 from gptcli.base.errors import GptcliError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 
 
 def user_cache() -> Path | None:
@@ -31,5 +31,5 @@ def cache_directory(configured: str | None) -> Path:
     try:
         fsio.check_writable(path / "work", force=True)
     except OSError as error:
-        raise GptcliError(f"{shown(str(error.filename or path))}: {error.strerror}; {mend}") from None
+        raise GptcliError(f"{escape(str(error.filename or path))}: {error.strerror}; {mend}") from None
     return path

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown, shown_lines
+from gptcli.base.escape import escape, escape_lines
 from gptcli.base.report import Report
 from gptcli.cli.lines import Lines
 from gptcli.cli.stderr import Stderr
@@ -38,7 +38,7 @@ def is_terminal(stream: IO[Any] | None) -> bool:
 
 def write(text: str) -> None:
     """Put text on stdout: its exact bytes in a pipe, without raw control characters on a terminal."""
-    write_bytes((shown_lines(text) if sys.stdout.isatty() else text).encode("utf-8", errors="surrogatepass"))
+    write_bytes((escape_lines(text) if sys.stdout.isatty() else text).encode("utf-8", errors="surrogatepass"))
 
 
 def write_bytes(content: bytes) -> None:
@@ -68,7 +68,7 @@ def write_json(document: Any) -> None:
 
 def write_fields(fields: Iterable[str]) -> None:
     """Write a line of tab-separated fields to stdout; what would end a field or the line becomes a visible escape."""
-    write("\t".join(_FIELD_END.sub(lambda end: shown(end[0]), field) for field in fields) + "\n")
+    write("\t".join(_FIELD_END.sub(lambda end: escape(end[0]), field) for field in fields) + "\n")
 
 
 def write_facts(facts: Sequence[tuple[str, str]]) -> None:
@@ -83,7 +83,7 @@ def write_facts(facts: Sequence[tuple[str, str]]) -> None:
 
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in facts:
-        table.add_row(Text(shown(name), style="bold"), Text(shown(value, 400)))
+        table.add_row(Text(escape(name), style="bold"), Text(escape(value, 400)))
     Console(color_system=None if os.environ.get("NO_COLOR") else "auto").print(table)
 
 
@@ -100,7 +100,7 @@ def write_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(box=None, pad_edge=False)
     for name in header:
-        table.add_column(Text(shown(name), style="bold"), no_wrap=True)
+        table.add_column(Text(escape(name), style="bold"), no_wrap=True)
     for row in rows:
         table.add_row(*(Text(_whole(cell)) for cell in row))
     console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
@@ -111,7 +111,7 @@ def write_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _whole(cell: str) -> str:
-    return shown(cell, 1 << 16)
+    return escape(cell, 1 << 16)
 
 
 def size() -> tuple[int, int]:
@@ -135,12 +135,12 @@ def write_styled(lines: Sequence[Sequence[tuple[str, str]]]) -> None:
 
     console = Console()
     for line in lines:
-        console.print(Text.assemble(*((shown(text, 400), style) for text, style in line)), no_wrap=True, crop=True)
+        console.print(Text.assemble(*((escape(text, 400), style) for text, style in line)), no_wrap=True, crop=True)
 
 
 def error_line(command: str, problem: str, kind: str = "error: ") -> None:
     """Write an error to stderr in the one form: `gptcli COMMAND: error: PLACE: what is wrong; what to do`."""
-    STDERR.write(f"gptcli{' ' if command else ''}{command}: {kind}{shown_lines(problem)}\n")
+    STDERR.write(f"gptcli{' ' if command else ''}{command}: {kind}{escape_lines(problem)}\n")
 
 
 class ConsoleReport(Report):
@@ -155,10 +155,10 @@ class ConsoleReport(Report):
 
     def message(self, text: str) -> None:
         if not self.quiet:
-            self._line(shown_lines(text))
+            self._line(escape_lines(text))
 
     def warning(self, text: str) -> None:
-        self._line(f"gptcli {self.command}: warning: {shown_lines(text)}")
+        self._line(f"gptcli {self.command}: warning: {escape_lines(text)}")
 
     def _line(self, text: str) -> None:
         if self.bars:
@@ -195,7 +195,7 @@ class ConsoleReport(Report):
                 file=STDERR,
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}",
             )
-        bar.set_postfix_str(shown(note), refresh=False)
+        bar.set_postfix_str(escape(note), refresh=False)
         bar.update(done - bar.n)
         if total is not None and done >= total:
             self.bars.pop(task).close()
@@ -215,7 +215,7 @@ class ConsoleReport(Report):
             amount += f" of {total / scale:.1f} {name}" if unit == "B" else f"/{total:,.0f}"
             if done > first and not ended:
                 amount += f", {(now - start) * (total - done) / (done - first):.0f} s left"
-        self._line("  ".join(part for part in (f"{task}: {amount}", shown(note)) if part))
+        self._line("  ".join(part for part in (f"{task}: {amount}", escape(note)) if part))
 
     def close(self) -> None:
         """Take every bar off the terminal and show its cursor."""

@@ -33,38 +33,41 @@ LESS_MEMORY = {  # what each command has that takes less of it
     **dict.fromkeys(("evaluate", "score", "classify"), "shorten the text, or use a smaller model"),
 }
 
-COMMANDS = {
-    "quickstart": "quickstart.quickstart",
-    "corpus": "corpus.corpus",
-    "train-tokenizer": "train_tokenizer.train_tokenizer",
-    "encode": "tokens.encode",
-    "decode": "tokens.decode",
-    "count": "tokens.count",
-    "prepare": "prepare.prepare",
-    "config": "config.config",
-    "plan": "plan.plan",
-    "pretrain": "pretrain.pretrain",
-    "import": "import_model.import_model",
-    "sweep": "sweep.sweep",
-    "runs": "runs.runs",
-    "plot": "plot.plot",
-    "checkpoint": "checkpoint.checkpoint",
-    "lineage": "lineage.lineage",
-    "preview": "preview.preview",
-    "finetune": "finetune.finetune",
-    "merge": "merge.merge",
-    "evaluate": "evaluate.evaluate",
-    "eval-harness": "eval_harness.eval_harness",
-    "score": "score.score",
-    "audit": "audit.audit",
-    "generate": "generate.generate",
-    "chat": "chat.chat",
-    "classify": "classify.classify",
-    "serve": "serve.serve",
-    "watermark-key": "watermark.watermark_key",
-    "detect": "watermark.detect",
-    "export": "export_model.export_model",
-    "bench": "bench.bench",
+COMMANDS = {  # each with the first sentence of its help, so that --help imports none of them
+    "quickstart": ("quickstart.quickstart", "Make a model that writes from nothing, in minutes, offline."),
+    "corpus": ("corpus.corpus", "Clean a corpus: inspect, filter, deduplicate and decontaminate it."),
+    "train-tokenizer": ("train_tokenizer.train_tokenizer", "Train a byte-level BPE tokenizer."),
+    "encode": ("tokens.encode", "Turn text into token ids, a line for each document."),
+    "decode": ("tokens.decode", "Turn token ids on stdin, a line for each document, into text on stdout."),
+    "count": ("tokens.count", "Count documents, bytes and tokens."),
+    "prepare": ("prepare.prepare", "Encode text into token shards for pretraining."),
+    "config": ("config.config", "Inspect run files: check one, show its effective values, list every key."),
+    "plan": ("plan.plan", "Plan a run: parameters, tokens, FLOPs, memory, time, energy and price."),
+    "pretrain": ("pretrain.pretrain", "Train a model from scratch, as a run file says."),
+    "import": ("import_model.import_model", "Import a pretrained model from a transformers directory or a GGUF file."),
+    "sweep": ("sweep.sweep", "Train a run file with several values of some keys, and compare."),
+    "runs": ("runs.runs", "List runs, or compare two."),
+    "plot": ("plot.plot", "Plot curves of runs, in the terminal or as an image."),
+    "checkpoint": ("checkpoint.checkpoint", "List a run's checkpoints, or verify every byte of them."),
+    "lineage": ("lineage.lineage", "Show what a model comes from: hashes of inputs, recipe, tokenizer, code and base."),
+    "preview": ("preview.preview", "Show the first rows of a fine-tuning run as tokens, before training."),
+    "finetune": ("finetune.finetune", "Fine-tune a trained model on rows, as a run file says."),
+    "merge": ("merge.merge", "Merge a LoRA run and its base model into one checkpoint."),
+    "evaluate": ("evaluate.evaluate", "Evaluate a model on text or on labelled rows."),
+    "eval-harness": ("eval_harness.eval_harness", "Run tasks of EleutherAI's lm-eval on a model."),
+    "score": ("score.score", "Score each line of stdin: its log-probability and bits per byte, as JSON."),
+    "audit": ("audit.audit", "Measure what a model gives away of its training text."),
+    "generate": ("generate.generate", "Write text that continues a prompt."),
+    "chat": ("chat.chat", "Talk to a model that was fine-tuned on conversations."),
+    "classify": ("classify.classify", "Classify each line of stdin."),
+    "serve": ("serve.serve", "Serve a model over HTTP: OpenAI's API, and a chat page for the browser."),
+    "watermark-key": (
+        "watermark.watermark_key",
+        "Make a secret key for generate, chat and serve --watermark, which only you may read.",
+    ),
+    "detect": ("watermark.detect", "Test whether a text has the watermark of a key, with an exact p-value."),
+    "export": ("export_model.export_model", "Export a model for other programs."),
+    "bench": ("bench.bench", "Measure this machine, and how fast it trains and writes."),
 }
 
 
@@ -73,6 +76,10 @@ class Workflow(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -93,7 +100,7 @@ class Workflow(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        module, name = COMMANDS[cmd_name].split(".")
+        module, name = COMMANDS[cmd_name][0].split(".")
         command: click.Command = getattr(import_module(f"gptcli.cli.commands.{module}"), name)
         return command
 
@@ -217,13 +224,13 @@ def _explain(name: str, error: BaseException, arguments: list[str]) -> int:
             library = isinstance(error, ImportError)  # torch's do not even fit into the address space
             return _say(name, f"out of memory; {MORE_MEMORY if library else LESS_MEMORY.get(name, MORE_MEMORY)}", 1)
         case OSError():
-            from gptcli.base.escape import shown
+            from gptcli.base.escape import escape
 
             # Files are written with their names; what click prints is not.
             of_stdout = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EBADF)
             name_of = error.filename or ("stdout" if of_stdout else None)
-            place = f"{shown(str(name_of))}: " if name_of else ""
-            return _say(name, f"{place}{shown(error.strerror or str(error), 400)}{_advice(error)}", 1)
+            place = f"{escape(str(name_of))}: " if name_of else ""
+            return _say(name, f"{place}{escape(error.strerror or str(error), 400)}{_advice(error)}", 1)
         case _:
             return report_crash(name, error, arguments)
 
@@ -242,12 +249,12 @@ def _advice(error: OSError) -> str:
 
 def report_crash(name: str, error: BaseException, arguments: list[str]) -> int:
     """Return one line, and a file that says all: this should not have happened."""
-    from gptcli.base.escape import shown
+    from gptcli.base.escape import escape
     from gptcli.cli.crash import write_report
 
-    what = shown(f"{type(error).__name__}: {' '.join(str(error).split())}", 200)
+    what = escape(f"{type(error).__name__}: {' '.join(str(error).split())}", 200)
     path = write_report(arguments, error)
-    where = f"please report it with {shown(str(path), 1000)}" if path else "GPTCLI_DEBUG=1 shows where"
+    where = f"please report it with {escape(str(path), 1000)}" if path else "GPTCLI_DEBUG=1 shows where"
     return _say(name, f"{what}; this is a bug in gptcli, {where}", INTERNAL)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from gptcli.api.chat import Chat
 from gptcli.api.records import options_of
 from gptcli.base.errors import ConfigError, DataError, GptcliError, NumericalError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.signals import interrupt_as_flag
 from gptcli.base.units import count
@@ -56,7 +56,7 @@ class Session:
             case "/retry":
                 self._retry()
             case "/undo":
-                self.report.message(f"took back: {shown(self.chat.undo().question)}")
+                self.report.message(f"took back: {escape(self.chat.undo().question)}")
             case "/clear":
                 self.chat.turns.clear()
                 self.report.message("begun again")
@@ -76,7 +76,7 @@ class Session:
                 names = [command.split()[0] for command in COMMANDS]
                 near = difflib.get_close_matches(name, names, 1)
                 what = f"did you mean {near[0]}?" if near else "/help lists them"
-                raise ConfigError(f"no command {shown(name)}; {what}")
+                raise ConfigError(f"no command {escape(name)}; {what}")
         return True
 
     def _write(self, pieces: Iterator[str]) -> None:
@@ -108,11 +108,11 @@ class Session:
         for item in text.split():
             name, equals, value = item.partition("=")
             if name not in SETTABLE or not equals:
-                raise ConfigError(f"/set: {shown(item)}: want KEY=VALUE, the key one of {', '.join(SETTABLE)}")
+                raise ConfigError(f"/set: {escape(item)}: want KEY=VALUE, the key one of {', '.join(SETTABLE)}")
             try:
                 given[name] = json.loads(value, parse_constant=float)
             except (ValueError, RecursionError):
-                raise DataError(f"/set: {shown(item)}: the value is no number") from None
+                raise DataError(f"/set: {escape(item)}: the value is no number") from None
         self.chat.options = options_of(self.chat.options, given, "/set")
         options = self.chat.options
         self.report.message("  ".join(f"{name}={json.dumps(getattr(options, name))}" for name in SETTABLE))
@@ -129,8 +129,8 @@ class Session:
         try:
             messages = self.chat.save(Path(name))
         except OSError as error:
-            raise GptcliError(f"/save: {shown(name)}: {error.strerror or error}; name another file") from None
-        self.report.message(f"appended {count(messages, 'message')} to {shown(name)}")
+            raise GptcliError(f"/save: {escape(name)}: {error.strerror or error}; name another file") from None
+        self.report.message(f"appended {count(messages, 'message')} to {escape(name)}")
 
 
 def talk(chat: Chat, report: Report) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gptcli.base.errors import ConfigError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.schema import Section
 from gptcli.config.train import PretrainConfig
@@ -34,7 +34,7 @@ def load_run_file(kind: type[T] | None, path: str, overrides: Sequence[str], *, 
 
     To resume, the run.yaml of a run that was moved or copied names the directory where it lies.
     """
-    from gptcli.base.escape import shown
+    from gptcli.base.escape import escape
     from gptcli.config import yaml_file
 
     text = yaml_file.read(path)  # once: it may be a pipe
@@ -43,7 +43,7 @@ def load_run_file(kind: type[T] | None, path: str, overrides: Sequence[str], *, 
         return _where_it_lies(loaded, path) if resume else loaded
     except ConfigError:
         of_finetune = _has_key(text, "task|base")
-        name = shown(path, 1000)
+        name = escape(path, 1000)
         if kind is PretrainConfig and of_finetune:
             raise ConfigError(f"{name}: is a run file of gptcli finetune; name one of gptcli pretrain") from None
         if kind is FinetuneConfig and not of_finetune and _has_key(text, "model|tokenizer"):
@@ -74,7 +74,7 @@ def explaining_paths(path: str) -> Iterator[None]:
     except ConfigError as error:
         if not is_of_a_run(path) or "no such file" not in str(error):
             raise
-        hint = f"relative paths of {shown(path)} count from where the run was started; begin there"
+        hint = f"relative paths of {escape(path)} count from where the run was started; begin there"
         raise ConfigError(*error.problems[:-1], f"{error.problems[-1]}; {hint}") from None
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 
 
 def closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -39,4 +39,4 @@ def nearest_file(path: Path) -> str | None:
 
 def did_you_mean(near: str | None) -> str:
     """Return `; did you mean 'NEAR'?`, empty for None."""
-    return f"; did you mean '{shown(near, 1000)}'?" if near else ""
+    return f"; did you mean '{escape(near, 1000)}'?" if near else ""

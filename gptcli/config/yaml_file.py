@@ -20,7 +20,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import yaml
 
 from gptcli.base.errors import ConfigError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.config.schema import Key, Section, all_keys, keys_of
 from gptcli.config.suggest import did_you_mean, nearest_file, nearest_key
 from gptcli.config.yaml_nodes import NULLS, Misfit, compose, is_null, line_of, override_node, read_value, unfit
@@ -55,7 +55,7 @@ def read(path: str | Path, *, wait: bool = True) -> str:
 
     A pipe is read to its end; without `wait` anything but a regular file is refused.
     """
-    name = shown(os.fspath(path), 1000)
+    name = escape(os.fspath(path), 1000)
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | (0 if wait else os.O_NONBLOCK))) as file:
             if not wait and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -101,7 +101,7 @@ class _Reader:
 
     def __init__(self, root: type[Section], name: str) -> None:
         self.root = root
-        self.name = shown(name, 1000)
+        self.name = escape(name, 1000)
         self.keys = dict(all_keys(root))
         self.given: dict[str, tuple[Any, _Place]] = {}  # value (BROKEN if it was wrong) and place of a field
         self.opened: dict[str, _Place] = {}  # sections that hold something given
@@ -113,7 +113,7 @@ class _Reader:
     def problems(self) -> list[str]:
         """Return the problems, one line each, in order of place."""
         ordered = sorted(self.found, key=lambda problem: problem[0].order)
-        lines = [f"{place.label}: {shown(message, 1000)}" for place, message in ordered[:MAX_PROBLEMS]]
+        lines = [f"{place.label}: {escape(message, 1000)}" for place, message in ordered[:MAX_PROBLEMS]]
         more = len(ordered) - len(lines)
         return [*lines, f"{self.name}: {more} more problems"] if more else lines
 
@@ -130,7 +130,7 @@ class _Reader:
 
     def complain_unknown(self, place: _Place, dotted: str) -> None:
         near = nearest_key(dotted, self.keys) if len(self.found) < MAX_PROBLEMS else None  # a near miss costs 1 ms
-        self.complain(place, f"unknown key '{shown(dotted)}'{did_you_mean(near)}")
+        self.complain(place, f"unknown key '{escape(dotted)}'{did_you_mean(near)}")
 
     def read_file(self, text: str) -> bool:
         """Read the file; return whether it is a YAML mapping, or empty."""
@@ -155,7 +155,7 @@ class _Reader:
                 continue
             name, dotted = key_node.value, prefix + key_node.value
             if name in first_lines:
-                message = f"duplicate key '{shown(dotted)}', first on line {first_lines[name]}; remove one"
+                message = f"duplicate key '{escape(dotted)}', first on line {first_lines[name]}; remove one"
                 self.complain(place, message)
             elif name == "<<":
                 self.complain(place, "merge keys (<<) are not supported; write the values out")
@@ -167,7 +167,7 @@ class _Reader:
 
     def read_overrides(self, overrides: Sequence[str]) -> None:
         for order, override in enumerate(overrides, self.whole_file.order + 1):
-            self.source = _Place(order, f"-s {shown(override)}")
+            self.source = _Place(order, f"-s {escape(override)}")
             self.read_override(*override.partition("="))
         self.source = self.whole_file
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from gptcli.base.errors import ConfigError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.config.schema import Key, Section, keys_of, members
 from gptcli.config.suggest import closest, did_you_mean
 
@@ -73,7 +73,7 @@ def compose(text: str) -> yaml.Node:
 def _quote_hint(line: str) -> str:
     """Return what to do about a word of a line that YAML does not take for text."""
     found = NOT_PLAIN.search(line)
-    return f'; put {shown(found[1])} in quotes: "{shown(found[1])}"' if found else ""
+    return f'; put {escape(found[1])} in quotes: "{escape(found[1])}"' if found else ""
 
 
 def _check_events(text: str, lines: list[str]) -> None:
@@ -93,7 +93,7 @@ def _check_events(text: str, lines: list[str]) -> None:
         if getattr(event, "anchor", None) is not None:
             raise Misfit(line, f"anchors and aliases (&, *) are not supported; write the value out{hint}")
         if (tag := getattr(event, "tag", None)) is not None:
-            raise Misfit(line, f"tags ({shown(tag)}) are not supported; remove it{hint or ', or quote the value'}")
+            raise Misfit(line, f"tags ({escape(tag)}) are not supported; remove it{hint or ', or quote the value'}")
 
 
 def line_of(node: yaml.Node) -> int | None:
@@ -140,9 +140,9 @@ def expand_home(path: str) -> str:
     """Return the path with the home directory for `~` or `~USER` at its start, as a shell does. Raises Misfit."""
     expanded = os.path.expanduser(path)
     if expanded.split("/")[0] == "~":
-        raise Misfit(None, f"{shown(path)}: there is no home directory; write the path out")
+        raise Misfit(None, f"{escape(path)}: there is no home directory; write the path out")
     if (found := VARIABLE.search(path)) and not os.path.lexists(expanded):
-        message = f"{shown(path)}: variables such as {found[0]} are not expanded in run files"
+        message = f"{escape(path)}: variables such as {found[0]} are not expanded in run files"
         raise Misfit(None, f'{message}; write the path out, or let the shell do it: -s KEY="{found[0]}/..."')
     return expanded
 
@@ -183,7 +183,7 @@ def _read_item(node: yaml.Node, kinds: tuple[Any, ...]) -> Any:
         if name not in keys or name in values:
             what = "duplicate" if name in values else "unknown"
             near = did_you_mean(closest(name, tuple(keys))) if name not in keys else ""
-            raise Misfit(line_of(key_node), f"{what} key '{shown(name)}' of an item{near}")
+            raise Misfit(line_of(key_node), f"{what} key '{escape(name)}' of an item{near}")
         try:
             values[name] = read_value(value_node, keys[name])
         except Misfit as misfit:
@@ -212,7 +212,7 @@ def _read_plain(node: yaml.Node, wanted: str, read: Callable[[str], Any]) -> Any
 def unfit(node: yaml.Node, wanted: str, mend: str) -> Misfit:
     """Return the error that a node is not what is wanted."""
     if isinstance(node, yaml.ScalarNode):
-        got = f"the string '{shown(node.value)}'" if node.style else shown(node.value) or "nothing"
+        got = f"the string '{escape(node.value)}'" if node.style else escape(node.value) or "nothing"
     elif isinstance(node, yaml.SequenceNode) and not node.flow_style and all(map(is_null, node.value)):
         got, mend = "a dash, which begins a list", '; for stdin write "-" in quotes'
     else:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from gptcli.base.errors import ConfigError, GptcliError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.compression import Compression, decompressed
 
 PIECE_BYTES = 1 << 20  # characters of a piece at most, and bytes read at a time
@@ -91,7 +91,7 @@ def codec_name(options: TextOptions) -> str:
     except (LookupError, ValueError):
         name = "undefined"
     if name in _NOT_FOR_FILES:
-        raise ConfigError(f"unknown encoding '{shown(options.encoding)}'; try utf-8, utf-16, latin-1, cp1252, gb18030")
+        raise ConfigError(f"unknown encoding '{escape(options.encoding)}'; try utf-8, utf-16, latin-1, cp1252, gb18030")
     return "utf-8" if name == "utf-8-sig" else name
 
 
@@ -171,4 +171,4 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise unreadable(shown(os.fspath(path)), error) from None
+        raise unreadable(escape(os.fspath(path)), error) from None

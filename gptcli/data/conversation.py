@@ -54,7 +54,7 @@ class Conversation:
 
     def first(self, tokenizer: Tokenizer) -> list[int]:
         """Return what a window begins with before the conversation."""
-        return tokenizer.first
+        return tokenizer.bos_ids
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Return the tokens that end what the model writes: all control tokens, none of which is a part of an

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptcli.base.errors import DataError, GptcliError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.units import count
 from gptcli.data.blocks import unreadable
 from gptcli.data.compression import COMPRESSED_SUFFIXES, bare_name
@@ -45,10 +45,10 @@ class Below:
         if parts:
             (suffix, _), *_ = self.left_out.most_common(1)
             pattern = os.path.join(self.directory, "**" if self.deep else "", f"*{suffix}")
-            said.append(f"{', '.join(parts)} (name them, or a glob: '{shown(pattern)}')")
+            said.append(f"{', '.join(parts)} (name them, or a glob: '{escape(pattern)}')")
         if self.own:
             more = f" and {count(len(self.own) - 1, 'other')}" if len(self.own) > 1 else ""
-            said.append(f"{shown(self.own[0])}{more}, made by gptcli")
+            said.append(f"{escape(self.own[0])}{more}, made by gptcli")
         return "; ".join(said)
 
     def note(self) -> str:
@@ -57,7 +57,7 @@ class Below:
             return ""
         total = len(self.paths) + self.left_out.total()
         return (
-            f"{shown(self.directory)}: read {len(self.paths):,} of {count(total, 'file')}; "
+            f"{escape(self.directory)}: read {len(self.paths):,} of {count(total, 'file')}; "
             f"left out {self.what_is_left_out()}"
         )
 
@@ -66,7 +66,7 @@ def suffix_of(name: str) -> str:
     """Return the suffix of a name, with that of a compression: `.json.gz`; "" for none."""
     bare = bare_name(name)
     packed = name.lower()[len(bare) :] if name.lower() != bare else ""
-    return shown(Path(bare).suffix + packed, 20)
+    return escape(Path(bare).suffix + packed, 20)
 
 
 def files_below(directory: str, *, rows: bool) -> Below:
@@ -100,7 +100,7 @@ def files_below(directory: str, *, rows: bool) -> Below:
             else:
                 found.leave_out(path)
     if errors:
-        raise GptcliError(*(str(unreadable(shown(error.filename), error)) for error in errors))
+        raise GptcliError(*(str(unreadable(escape(error.filename), error)) for error in errors))
     found.paths.sort()
     return found
 
@@ -110,7 +110,7 @@ def nothing_below(found: Below, *, rows: bool) -> DataError:
     suffixes = (*(TABLE_SUFFIXES if rows else TEXT_SUFFIXES), *JSONL_SUFFIXES, ".parquet")
     wanted = f"want {' '.join(suffixes)}, or these with {' '.join(COMPRESSED_SUFFIXES)}"
     there = f"; it has {left_out}" if (left_out := found.what_is_left_out()) else ""
-    return DataError(f"{shown(found.directory)}: no {'rows' if rows else 'text files'} below; {wanted}{there}")
+    return DataError(f"{escape(found.directory)}: no {'rows' if rows else 'text files'} below; {wanted}{there}")
 
 
 def is_own(parent: str, directories: Sequence[str], names: Sequence[str]) -> bool:

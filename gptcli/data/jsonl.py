@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 
 MAX_LINE_BYTES = 64 << 20  # of a record; a JSON parser needs the whole of it in memory
 NEWLINE, WHITE_SPACE = "\n", " \t\r\n"  # the latter of JSON
@@ -51,7 +51,7 @@ def check_object(value: Any, place: str, field: str | None = None) -> dict[str, 
     """Return a value that is an object. DataError for any other, naming the field that is wanted in it."""
     if isinstance(value, dict):
         return value
-    wanted = f" with the field '{shown(field)}'" if field else ""
+    wanted = f" with the field '{escape(field)}'" if field else ""
     raise DataError(f"{place}: record is {type_name(value)}, want an object{wanted}")
 
 
@@ -72,13 +72,13 @@ def text_of(
     `replace`, nothing with `ignore`, and is an error with `strict`.
     """
     if field not in record:
-        names = shown(", ".join(f"'{key}'" for key in record)) or "no fields"
-        raise DataError(f"{place}: no field '{shown(field)}'; it has {names}{advice}")
+        names = escape(", ".join(f"'{key}'" for key in record)) or "no fields"
+        raise DataError(f"{place}: no field '{escape(field)}'; it has {names}{advice}")
     text = record[field]
     if not isinstance(text, str):
         more = advice if isinstance(text, list) else ""
-        raise DataError(f"{place}: field '{shown(field)}' must be text, got {described(text)}{more}")
-    return clean_text(text, f"{place}: field '{shown(field)}'", errors=errors, mend=mend)
+        raise DataError(f"{place}: field '{escape(field)}' must be text, got {described(text)}{more}")
+    return clean_text(text, f"{place}: field '{escape(field)}'", errors=errors, mend=mend)
 
 
 def clean_text(text: str, place: str, *, errors: Errors = "strict", mend: str = MEND) -> str:
@@ -87,7 +87,7 @@ def clean_text(text: str, place: str, *, errors: Errors = "strict", mend: str = 
         text.encode()
     except UnicodeEncodeError as error:
         if errors == "strict":
-            what = f"lone surrogate {shown(text[error.start])} at character {error.start + 1}"
+            what = f"lone surrogate {escape(text[error.start])} at character {error.start + 1}"
             raise DataError(f"{place} has a {what}; {mend}") from None
         return _SURROGATE.sub("\ufffd" if errors == "replace" else "", text)
     return text
@@ -101,7 +101,7 @@ def type_name(value: Any) -> str:
 def described(value: Any) -> str:
     """Return the type of a JSON value and, where it is short, the value."""
     name = type_name(value)
-    return f"{name}, {shown(json.dumps(value), 40)}" if value not in (None, [], {}, "") else name
+    return f"{name}, {escape(json.dumps(value), 40)}" if value not in (None, [], {}, "") else name
 
 
 def decode_line(line: bytes, place: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import amount, count
 from gptcli.data.leaks import leaking_tokens
@@ -114,7 +114,7 @@ def _tell_leaks(tokenizer: Tokenizer, report: Report) -> None:
     """Warn of tokens that give numbers and addresses of the text away, whatever a model does."""
     leaks = leaking_tokens(tokenizer)
     if leaks:
-        some = ", ".join(shown(repr(token)) for token in leaks[:3])
+        some = ", ".join(escape(repr(token)) for token in leaks[:3])
         report.warning(
             f"{count(len(leaks), 'token')} with five digits in a row or an address, such as {some}, can be read in the "
             "tokenizer itself; first mask and deduplicate the text (gptcli corpus filter --pii mask, corpus dedup), "

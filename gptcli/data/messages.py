@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.conversation import ASSISTANT, ROLES, SYSTEM, USER, Message
 from gptcli.data.jsonl import clean_text, text_of, type_name
 from gptcli.data.rows import Row
@@ -125,7 +125,7 @@ def _message(item: Any, place: str, *, text_parts_only: bool = False) -> Message
     role = item.get("role", item.get("from"))
     known = ROLE_NAMES.get(role.lower()) if isinstance(role, str) else None
     if known is None:
-        raise DataError(f"{place}: role {shown(repr(role))}; want {', '.join(ROLES)}")
+        raise DataError(f"{place}: role {escape(repr(role))}; want {', '.join(ROLES)}")
     content = item.get("content", item.get("value"))
     if isinstance(content, list):
         content = _joined_parts(content, place, text_parts_only=text_parts_only)
@@ -146,5 +146,7 @@ def _joined_parts(parts: Sequence[Any], place: str, *, text_parts_only: bool) ->
             texts.append(text_of(part, "text", f"{place}: part {number}"))
         elif not text_parts_only:
             kind = part.get("type") if isinstance(part, dict) else type_name(part)
-            raise DataError(f"{place}: part {number} of the content is {shown(str(kind), 40)}; only text can be learnt")
+            raise DataError(
+                f"{place}: part {number} of the content is {escape(str(kind), 40)}; only text can be learnt"
+            )
     return "".join(texts)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.text import Piece
 
 PASSAGE_WORDS = 50
@@ -64,7 +64,7 @@ class Overlap:
         return (
             f"{_percent(self.share)} % of {of}{names} ({self.shared_words:,} of {self.held_out_words:,} words) is in "
             f"the training text, in passages of {self.passage_words} words or more: its loss flatters; the first is "
-            f"'{shown(self.first, 60)}'"
+            f"'{escape(self.first, 60)}'"
         )
 
 

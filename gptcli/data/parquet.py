@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.blocks import TextOptions
 from gptcli.data.compression import extra
 
@@ -22,7 +22,7 @@ def _opened(path: Path, name: str) -> Iterator[Any]:
         with reader.ParquetFile(path) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{name}: Parquet data is damaged ({shown(str(error))}); copy the file again") from None
+        raise DataError(f"{name}: Parquet data is damaged ({escape(str(error))}); copy the file again") from None
 
 
 def _columns(path: Path, name: str, options: TextOptions) -> Iterator[Any]:
@@ -31,13 +31,13 @@ def _columns(path: Path, name: str, options: TextOptions) -> Iterator[Any]:
     with _opened(path, name) as file:
         schema = file.schema_arrow
         if options.field not in schema.names:
-            names = shown(", ".join(f"'{column}'" for column in schema.names)) or "no columns"
+            names = escape(", ".join(f"'{column}'" for column in schema.names)) or "no columns"
             advice = f"name it, {options.setting('field', 'NAME')}"
-            raise DataError(f"{name}: no column '{shown(options.field)}'; it has {names}; {advice}")
+            raise DataError(f"{name}: no column '{escape(options.field)}'; it has {names}; {advice}")
         column = schema.field(options.field).type
         column = column.value_type if pyarrow.types.is_dictionary(column) else column
         if not (pyarrow.types.is_string(column) or pyarrow.types.is_large_string(column)):
-            raise DataError(f"{name}: column '{shown(options.field)}' must be text, got {shown(str(column), 40)}")
+            raise DataError(f"{name}: column '{escape(options.field)}' must be text, got {escape(str(column), 40)}")
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[options.field]):
             found = batch.column(0)
             found = found.dictionary_decode() if pyarrow.types.is_dictionary(found.type) else found
@@ -50,7 +50,7 @@ def texts(path: Path, name: str, options: TextOptions) -> Iterator[tuple[str | D
     for column in _columns(path, name, options):
         for content in column.to_pylist():
             number += 1
-            place = f"{name}: row {number}: column '{shown(options.field)}'"
+            place = f"{name}: row {number}: column '{escape(options.field)}'"
             if content is None:
                 yield DataError(f"{place} must be text, got null"), 0
                 continue

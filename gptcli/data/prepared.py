@@ -13,7 +13,7 @@ from typing import Any
 
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.places import cache_directory
 from gptcli.base.report import Report
 from gptcli.config.data import DataConfig, TokenizerConfig
@@ -33,12 +33,12 @@ def prepare_data(data: DataConfig, wanted: TokenizerConfig, report: Report) -> t
     directories = [Path(path) for path in data.inputs if is_prepared(Path(path))]
     if directories:
         if len(data.train) > 1 or data.validation:
-            raise ConfigError(f"data.train: {shown(str(directories[0]))} is a prepared directory; name it alone")
+            raise ConfigError(f"data.train: {escape(str(directories[0]))} is a prepared directory; name it alone")
         tokenizer = Tokenizer.load(directories[0])
         if wanted.path and Tokenizer.load(wanted.path).with_end_of_text().sha256 != tokenizer.sha256:
             raise DataError(
-                f"tokenizer.path: {shown(wanted.path)} is not the tokenizer that "
-                f"{shown(str(directories[0]))} was prepared with; leave it out or run gptcli prepare again"
+                f"tokenizer.path: {escape(wanted.path)} is not the tokenizer that "
+                f"{escape(str(directories[0]))} was prepared with; leave it out or run gptcli prepare again"
             )
         tell_overlap(read_index(directories[0]), report)
         return tokenizer, directories[0]
@@ -87,7 +87,7 @@ def _is_whole(prepared: Path, report: Report) -> bool:
         for split in SPLITS:
             TokenArray(prepared, split)
     except DataError:
-        report.warning(f"{shown(str(prepared))}: damaged; preparing the text again")
+        report.warning(f"{escape(str(prepared))}: damaged; preparing the text again")
         return False
     return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.units import count
 from gptcli.data import parquet
 from gptcli.data.blocks import Source, TextOptions
@@ -109,4 +109,4 @@ def refusal(first: DataError, before: int, others: Iterable[Record], source: Sou
 
 def all_bad(first: str, rows: int, source: Source) -> DataError:
     """Return what to say where no row of a source can be read."""
-    return DataError(f"{source.name}: none of {count(rows, 'row')} can be read; the first: {shown(first, 400)}")
+    return DataError(f"{source.name}: none of {count(rows, 'row')} can be read; the first: {escape(first, 400)}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.data import parquet
@@ -92,11 +92,11 @@ def load_rows(
     if bad and on_bad_line == "error":
         if bad_rows == 1:
             raise DataError(*bad)
-        names = shown(", ".join(inputs))
+        names = escape(", ".join(inputs))
         raise DataError(*bad[:MOST_SAID], f"{names}: {bad_rows:,} of {count(rows, 'row')} cannot be read; {advice}")
     if not items:
         why = f"; {bad[0]}" if bad else ""
-        raise DataError(f"{shown(', '.join(inputs))}: no rows{why}")
+        raise DataError(f"{escape(', '.join(inputs))}: no rows{why}")
     return Rows(items, tuple(bad))
 
 

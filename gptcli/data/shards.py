@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.device.machine import device_memory_bytes
 
 FORMAT, VERSION = "gptcli-shards", 1
@@ -106,10 +106,10 @@ def read_index(directory: Path) -> dict[str, Any]:
     """Return the checked index.json of a prepared directory; DataError where it is not one."""
     path = directory / INDEX
     if not path.is_file():
-        raise ConfigError(f"{shown(str(directory))}: no {INDEX}; make the directory with gptcli prepare")
+        raise ConfigError(f"{escape(str(directory))}: no {INDEX}; make the directory with gptcli prepare")
     index = fsio.read_json(path)
     if not isinstance(index, dict) or index.get("format") != FORMAT or index.get("version") != VERSION:
-        raise DataError(f"{shown(str(path))}: not the index of {FORMAT} version {VERSION}; run gptcli prepare again")
+        raise DataError(f"{escape(str(path))}: not the index of {FORMAT} version {VERSION}; run gptcli prepare again")
     try:
         index["splits"] = {name: SplitIndex(**index["splits"][name]) for name in SPLITS}
         if index["dtype"] != token_dtype(index["vocab_size"]).name:
@@ -123,7 +123,7 @@ def read_index(directory: Path) -> dict[str, Any]:
             if split.max_id >= index["vocab_size"]:
                 raise ValueError(f"id {split.max_id} is outside of the vocabulary of {index['vocab_size']}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{shown(str(path))}: {shown(str(error))}; run gptcli prepare again") from None
+        raise DataError(f"{escape(str(path))}: {escape(str(error))}; run gptcli prepare again") from None
     return index
 
 
@@ -160,7 +160,7 @@ class TokenArray:
             want = shard["tokens"] * dtype.itemsize
             if have != want:
                 found = "is missing" if have is None else f"has {have} bytes, want {want}"
-                raise DataError(f"{shown(str(path))}: {found}; run gptcli prepare again")
+                raise DataError(f"{escape(str(path))}: {found}; run gptcli prepare again")
             self.shards.append(_mapped(path, dtype))
         self.starts = [0, *itertools.accumulate(len(shard) for shard in self.shards)]
 

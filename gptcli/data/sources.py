@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gptcli.base.errors import ConfigError, DataError, GptcliError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.data.blocks import HEAD_BYTES, PIECE_BYTES, Source, TextOptions, codec_name, peek, raw_blocks, unreadable
@@ -105,9 +105,9 @@ def _is_directory(given: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise unreadable(shown(given), error) from None
+        raise unreadable(escape(given), error) from None
     except ValueError:  # a NUL, or a surrogate that stands for no byte
-        raise ConfigError(f"{shown(given)}: no such file") from None
+        raise ConfigError(f"{escape(given)}: no such file") from None
 
 
 def _matching_files(pattern: str) -> list[Path]:
@@ -117,21 +117,21 @@ def _matching_files(pattern: str) -> list[Path]:
     if any(character in pattern for character in "*?["):
         if found := [Path(name) for name in glob.glob(pattern, recursive=True) if not os.path.isdir(name)]:
             return sorted(found)
-        raise ConfigError(f"{shown(pattern)}: no file matches")
+        raise ConfigError(f"{escape(pattern)}: no file matches")
     if os.path.islink(pattern):
-        raise ConfigError(f"{shown(pattern)}: link to a missing file, '{shown(os.readlink(pattern))}'")
+        raise ConfigError(f"{escape(pattern)}: link to a missing file, '{escape(os.readlink(pattern))}'")
     directory, name = os.path.split(pattern)
     try:
         near = difflib.get_close_matches(name, os.listdir(directory or "."), n=1)
     except OSError:
         near = []
-    hint = f"; did you mean '{shown(os.path.join(directory, near[0]))}'?" if near else ""
-    raise ConfigError(f"{shown(pattern) or repr(pattern)}: no such file{hint}")
+    hint = f"; did you mean '{escape(os.path.join(directory, near[0]))}'?" if near else ""
+    raise ConfigError(f"{escape(pattern) or repr(pattern)}: no such file{hint}")
 
 
 def _inspect(path: Path | None, options: TextOptions, *, rows: bool) -> tuple[Source, bytes]:
     """Return the source at a path and its first bytes, checked; a stream stays open, and keeps what was looked at."""
-    name = "stdin" if path is None else shown(str(path))
+    name = "stdin" if path is None else escape(str(path))
     is_file = path is not None and os.path.isfile(path)
     opened = raw_blocks(path, name)
     head, blocks = peek(opened, lambda head: len(head) >= MAGIC_BYTES)

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.blocks import Source, TextOptions
 from gptcli.data.decode import decoded_blocks
 from gptcli.data.kinds import has_suffix
@@ -50,7 +50,7 @@ def table_rows(source: Source, options: TextOptions) -> Iterator[tuple[str, dict
     names = [name.strip() for name in header[1]]
     named = [name for name in names if name]
     if not named or len(set(named)) < len(named):
-        wrong = shown(", ".join(map(repr, names)))
+        wrong = escape(", ".join(map(repr, names)))
         raise DataError(f"{source.name}:1: the header must name every field once, got {wrong}")
     while (record := _next_record(reader, source.name, skipped)) is not None:
         if isinstance(record, DataError):

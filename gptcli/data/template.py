@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.conversation import ASSISTANT, USER, Conversation, Message
 from gptcli.data.tokenizer import Tokenizer
 
@@ -110,9 +110,9 @@ class Template:
                 **self.tokens,
             )
         except jinja2.TemplateError as error:
-            raise DataError(f"the chat template refuses the conversation: {shown(str(error))}") from None
+            raise DataError(f"the chat template refuses the conversation: {escape(str(error))}") from None
         except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
-            raise DataError(f"the chat template fails: {shown(str(error))}") from None
+            raise DataError(f"the chat template fails: {escape(str(error))}") from None
         if len(text) > MAX_RENDERED:
             raise DataError(f"the chat template makes {len(text)} characters of the conversation; shorten it")
         return text

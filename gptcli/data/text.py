@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.data import parquet
@@ -137,7 +137,7 @@ def _record_parts(source: Source, options: TextOptions, found: Findings) -> Iter
             if options.on_bad_row == "error":
                 raise refusal(text, rows, texts, source, options)
             bad += 1
-            found.first_bad = found.first_bad or shown(text.problems[0], 400)
+            found.first_bad = found.first_bad or escape(text.problems[0], 400)
             text = ""
         if len(text) <= PIECE_BYTES:
             yield text, True, record_bytes

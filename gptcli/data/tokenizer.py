@@ -25,7 +25,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.signals import interruptible
 from gptcli.data import tokenizer_file
 from gptcli.data.text import split_text
@@ -86,10 +86,10 @@ class Tokenizer:
             missing = tokenizer_file.missing_bytes(document)
             self._held = bytes(byte for byte in range(256) if byte not in missing) if missing else None
         except Unfit as error:
-            raise DataError(f"{shown(name)}: {error}") from None
+            raise DataError(f"{escape(name)}: {error}") from None
         except Exception as error:
             raise DataError(
-                f"{shown(name)}: not a tokenizer.json ({shown(str(error))}); make one with gptcli train-tokenizer"
+                f"{escape(name)}: not a tokenizer.json ({escape(str(error))}); make one with gptcli train-tokenizer"
             ) from None
         for token, index in self.specials.items():
             self.token_bytes[index] = token.encode()
@@ -105,11 +105,11 @@ class Tokenizer:
             places = [fsio.follow(path / part) / "tokenizer.json" for part in ("", "best", "latest")]
             path = next(filter(Path.is_file, places), places[0])
         if not path.exists():
-            raise ConfigError(f"{shown(str(path))}: no such file; make one with gptcli train-tokenizer")
+            raise ConfigError(f"{escape(str(path))}: no such file; make one with gptcli train-tokenizer")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise DataError(f"{shown(str(path))}: larger than {MAX_BYTES >> 20} MiB; this is no tokenizer.json")
+            raise DataError(f"{escape(str(path))}: larger than {MAX_BYTES >> 20} MiB; this is no tokenizer.json")
         return cls(content, name=str(path))
 
     def with_specials(self, names: Sequence[str]) -> Tokenizer:
@@ -119,7 +119,7 @@ class Tokenizer:
         document = json.loads(self.plain_content)
         new = [name for name in names if name not in self.specials]
         if taken := [name for name in new if name in tokenizer_file.ordinary_tokens(document)]:
-            raise DataError(f"{shown(taken[0])} is an ordinary token; it cannot become a control token")
+            raise DataError(f"{escape(taken[0])} is an ordinary token; it cannot become a control token")
         added = [special(self.vocab_size + index, name) for index, name in enumerate(new)]
         document["added_tokens"] = [*(document.get("added_tokens") or []), *added]
         return Tokenizer(_with_marks(_written(document), self.marks))
@@ -172,12 +172,12 @@ class Tokenizer:
         return self.end if self.begin is None else self.begin
 
     @property
-    def first(self) -> list[int]:
+    def bos_ids(self) -> list[int]:
         """Return the ids that every window begins with: the begin token, if there is one."""
         return [] if self.begin is None else [self.begin]
 
     @property
-    def last(self) -> list[int]:
+    def eos_ids(self) -> list[int]:
         """Return the ids that every answer ends with: the end token, if there is one."""
         return [] if self.end is None else [self.end]
 
@@ -327,7 +327,7 @@ def learn_merges(
     document = json.loads(encoder.to_str())
     ordinary = document["model"]["vocab"]
     if taken := [name for name in names if name in ordinary]:
-        raise ConfigError(f"--special: {shown(taken[0])} is an ordinary token too; choose a form like <|name|>")
+        raise ConfigError(f"--special: {escape(taken[0])} is an ordinary token too; choose a form like <|name|>")
     document["added_tokens"] = [special(len(ordinary) + index, name) for index, name in enumerate(names)]
     return Tokenizer(_written(document))
 
@@ -339,7 +339,7 @@ def from_merges(
     try:
         encoder = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
     except Exception as error:
-        raise DataError(f"vocab.json and merges.txt do not fit each other ({shown(str(error))})") from None
+        raise DataError(f"vocab.json and merges.txt do not fit each other ({escape(str(error))})") from None
     encoder.pre_tokenizer = _pre_tokenizer(pattern)
     encoder.decoder = decoders.ByteLevel()
     document = json.loads(encoder.to_str())

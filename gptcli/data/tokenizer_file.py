@@ -16,7 +16,7 @@ from typing import Any
 
 import tokenizers
 
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 
 MAX_ID = 1 << 22
 KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
@@ -49,7 +49,7 @@ def check(document: Mapping[str, Any]) -> None:
     model = document["model"]
     kind = model.get("type", "BPE")
     if kind not in KINDS:
-        raise Unfit(f"a {shown(str(kind))} tokenizer; gptcli reads {', '.join(KINDS)}")
+        raise Unfit(f"a {escape(str(kind))} tokenizer; gptcli reads {', '.join(KINDS)}")
     by_name = ordinary_tokens(document)
     unknown = model.get("unk_token")
     if kind in ("WordPiece", "WordLevel") and unknown not in by_name:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gptcli.base.errors import DataError, NumericalError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.config.finetune import Pooling
 from gptcli.data.example import label_text
@@ -21,7 +21,7 @@ from gptcli.evaluate.bootstrap import Floats
 from gptcli.evaluate.items import Item
 from gptcli.evaluate.result import Outcome, TruncationCounts, classified
 from gptcli.evaluate.scoring import batch_tokens
-from gptcli.model.attention import Packed
+from gptcli.model.attention import PackedSequences
 from gptcli.model.gpt import GPT
 from gptcli.train.loaded_model import LoadedModel
 
@@ -43,7 +43,7 @@ class Ensemble:
             model, tokenizer = member.model, member.tokenizer
             room = model.config.context_length
             encoded = tokenizer.encode_batch([label_text(text) for text in texts])
-            sequences = [[*tokenizer.first, *ids] for ids in encoded]
+            sequences = [[*tokenizer.bos_ids, *ids] for ids in encoded]
             cut |= {number for number, ids in enumerate(sequences) if len(ids) > room}
             sequences = [ids[:room] for ids in sequences]
             total += label_probabilities(model, sequences, member.runtime, pooling=member.metadata.pooling).numpy()
@@ -55,11 +55,11 @@ def common_labels(named: Sequence[tuple[Path, tuple[str, ...]]]) -> tuple[str, .
     (first_directory, first), *_ = named
     for directory, labels in named:
         if not labels:
-            raise DataError(f"{shown(str(directory))}: names no labels; make a classifier with gptcli finetune")
+            raise DataError(f"{escape(str(directory))}: names no labels; make a classifier with gptcli finetune")
         if labels != first:
             raise DataError(
-                f"{shown(str(directory))}: its labels are {shown(', '.join(labels))}, "
-                f"those of {shown(str(first_directory))} {shown(', '.join(first))}; take models of the same labels"
+                f"{escape(str(directory))}: its labels are {escape(', '.join(labels))}, "
+                f"those of {escape(str(first_directory))} {escape(', '.join(first))}; take models of the same labels"
             )
     return first
 
@@ -70,7 +70,7 @@ def classify_by_head(ensemble: Ensemble, items: Sequence[Item], report: Report) 
     for item in items:
         if item.answers[0] not in labels:
             known = ", ".join(labels)
-            what = f"label '{shown(item.answers[0])}' is none of the model's: {shown(known)}"
+            what = f"label '{escape(item.answers[0])}' is none of the model's: {escape(known)}"
             raise DataError(f"{item.place}: {what}; mend or drop the row")
     cuts, found = TruncationCounts(), np.zeros((len(items), len(labels)))
     for start in range(0, len(items), ROWS_AT_ONCE):
@@ -98,7 +98,7 @@ def label_probabilities(model: GPT, sequences: Sequence[list[int]], runtime: Run
 
 
 def _in_one_pass(model: GPT, sequences: Sequence[list[int]], runtime: Runtime, pooling: Pooling) -> Tensor:
-    layout = Packed([len(ids) for ids in sequences], device=runtime.device)
+    layout = PackedSequences([len(ids) for ids in sequences], device=runtime.device)
     inputs = torch.tensor([[index for ids in sequences for index in ids]], device=runtime.device)
     hidden = model.hidden(inputs, dtype=runtime.dtype, layout=layout)
     probabilities = model.label_logits(hidden[0, layout.last]).softmax(-1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.example import label_of
 from gptcli.data.rows import Row
 from gptcli.evaluate.options import Task
@@ -106,6 +106,6 @@ def _right_choice(row: Row, choices: tuple[str, ...]) -> int:
         raise DataError(f"{row.place}: answer {answer} is no choice; there are {len(choices)}, counted from 0")
     text = row.text("answer")
     if text not in choices:
-        known = shown(", ".join(map(repr, choices)))
-        raise DataError(f"{row.place}: answer '{shown(text)}' is no choice; want a number from 0, or one of {known}")
+        known = escape(", ".join(map(repr, choices)))
+        raise DataError(f"{row.place}: answer '{escape(text)}' is no choice; want a number from 0, or one of {known}")
     return choices.index(text)

@@ -37,8 +37,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         """Begin contexts as lm-eval's hf model does where `as_hf`, for the same numbers; else as gptcli does."""
         super().__init__()
         self.model, self.gpt_tokenizer, self.runtime, self.as_hf = model, tokenizer, runtime, as_hf
-        self.first = tokenizer.first if as_hf is None else []
-        self.room = model.config.context_length - len(self.first)
+        self.bos_ids = tokenizer.bos_ids if as_hf is None else []
+        self.room = model.config.context_length - len(self.bos_ids)
         self.truncated = 0
 
     @property
@@ -46,11 +46,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         """Return the token that every sequence begins with; lm-eval gives it as the context of a text without one."""
         if self.as_hf is not None:
             return self.as_hf.prefix
-        if not self.first:
+        if not self.bos_ids:
             raise DataError(
                 "the task scores texts without a context, and the tokenizer has no <|endoftext|>; take another"
             )
-        return self.first[0]
+        return self.bos_ids[0]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Return ids, none of them special but what transformers puts before a text."""
@@ -71,13 +71,13 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return [(-float(scored.nats.double().sum()), bool(scored.greedy)) for scored in found]
 
     def _sequence(self, context: list[int], continuation: list[int]) -> Sequence:
-        if context == self.first:
+        if context == self.bos_ids:
             context = []
         kept = continuation[-self.room - 1 :]
         excess = max(0, len(context) + len(kept) - 1 - self.room)
         self.truncated += excess > 0 or len(kept) < len(continuation)
         context = context[excess:]
-        return Sequence(self.first + context + kept, len(self.first) + len(context))
+        return Sequence(self.bos_ids + context + kept, len(self.bos_ids) + len(context))
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
         """Return the summed log-probability of whole texts, in overlapping windows as `gptcli evaluate` has them, or in

@@ -93,7 +93,7 @@ def _sequences(
     cuts: TruncationCounts,
 ) -> list[Scorable]:
     """Return a row's choices behind its context. The last token of a choice is not fed, so it takes no room."""
-    encode, first = loaded.tokenizer.encode, loaded.tokenizer.first
+    encode, first = loaded.tokenizer.encode, loaded.tokenizer.bos_ids
     ends = [continuation(item.prompt, text) for text in texts]
     longest = max(len(encode(end)) for end in ends) - 1
     context = join(before, item.prompt, lambda text: len(encode(text)) + longest <= loaded.room)

@@ -96,7 +96,7 @@ def extraction(loaded: LoadedModel, passages: Sequence[list[int]]) -> Extraction
 
 def canary_report(loaded: LoadedModel, canaries: Sequence[Canary], seed: int) -> list[dict[str, Any]]:
     """Return for each kind and number of repeats, of which 0 is the control, what came out and the mean exposure."""
-    encode, first = loaded.tokenizer.encode, loaded.tokenizer.first
+    encode, first = loaded.tokenizer.encode, loaded.tokenizer.bos_ids
     texts = [(encode(canary.prompt), encode(canary.prompt + canary.secret)) for canary in canaries]
     cut = [_common(prompt, whole) for prompt, whole in texts]  # a token may reach over the border
     fits = [len(whole) + len(first) <= loaded.model.config.context_length for _, whole in texts]
@@ -128,7 +128,7 @@ def canary_report(loaded: LoadedModel, canaries: Sequence[Canary], seed: int) ->
 
 def exposures(loaded: LoadedModel, codes: Sequence[Canary], seed: int) -> dict[str, float]:
     """Return log2 of REFERENCES + 1 less log2 of the rank of each code among drawn ones, by the canary's id."""
-    encode, first = loaded.tokenizer.encode, loaded.tokenizer.first
+    encode, first = loaded.tokenizer.encode, loaded.tokenizer.bos_ids
     draw = random.Random(seed)
     found = {}
     for canary in codes:
@@ -175,7 +175,7 @@ def membership(
 @torch.inference_mode()
 def familiarity(loaded: LoadedModel, texts: Iterable[list[int]]) -> dict[str, Floats]:
     """Return two scores of each text, larger for what the model knows: minus the mean nats, and Min-K%++."""
-    model, first = loaded.model, loaded.tokenizer.first
+    model, first = loaded.model, loaded.tokenizer.bos_ids
     vocab_size, losses, lowest = loaded.tokenizer.vocab_size, list[float](), list[float]()
     with evaluating(model):
         for ids in texts:

@@ -107,7 +107,7 @@ def score_windows(
     up. No more than one batch of windows is computed for each."""
     window = model.config.context_length
     stride = min(stride or max(1, window // 2), window)
-    first = tokenizer.first
+    first = tokenizer.bos_ids
     lengths = torch.tensor([len(token) for token in tokenizer.token_bytes])
     for index in tokenizer.specials.values():
         lengths[index] = 0

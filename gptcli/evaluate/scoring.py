@@ -13,7 +13,7 @@ from gptcli.base.errors import NumericalError
 from gptcli.data.packing import group_by_tokens
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime
-from gptcli.model.attention import Packed
+from gptcli.model.attention import PackedSequences
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.train.loss import likeliest, target_nats
 
@@ -108,5 +108,5 @@ def hidden_states(model: GPT, inputs: list[tuple[int, ...]], runtime: Runtime) -
     ids = torch.tensor([index for fed in inputs for index in fed], device=runtime.device)
     if len(set(lengths)) == 1:  # whole windows need no layout
         return model.hidden(ids.view(len(inputs), -1), dtype=runtime.dtype).flatten(0, 1)
-    layout = Packed(lengths, device=runtime.device)
+    layout = PackedSequences(lengths, device=runtime.device)
     return model.hidden(ids[None], dtype=runtime.dtype, layout=layout)[0]

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable
 
 from gptcli.base.errors import ConfigError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.generate.regex import Nodes, Part, parse
 
 MAX_STATES = 4_000  # that are met on the way
@@ -81,7 +81,7 @@ class Automaton:
         if members not in self.states:
             if len(self.members) >= self.max_states:
                 raise ConfigError(
-                    f"{self.what} {shown(self.pattern)}: it needs more than {self.max_states} states; simplify it"
+                    f"{self.what} {escape(self.pattern)}: it needs more than {self.max_states} states; simplify it"
                 )
             self.states[members] = len(self.members)
             self.members.append(members)
@@ -91,4 +91,4 @@ class Automaton:
     def _spend(self, steps: int) -> None:
         self.work += steps
         if self.work > MAX_WORK:
-            raise ConfigError(f"{self.what} {shown(self.pattern)}: it takes too much work; simplify it")
+            raise ConfigError(f"{self.what} {escape(self.pattern)}: it takes too much work; simplify it")

@@ -66,7 +66,7 @@ class Engine:
         self.model, self.tokenizer, self.runtime, self.safeguards = model, tokenizer, runtime, safeguards
         self.forward = ForwardView(model, runtime)
         self.context_length = model.config.context_length
-        self.first = tokenizer.first
+        self.bos_ids = tokenizer.bos_ids
         self.count = slots or min(most or MAX_ROWS, _default_rows(model.config, runtime))
         self.prefixes = PrefixCache(model.config, self.count, dtype=runtime.cache_dtype, device=runtime.device)
         self.steps_ahead = ahead if ahead is not None else STEPS if runtime.device.type == "cuda" else 0
@@ -86,12 +86,12 @@ class Engine:
         DataError as of `check`, where it does not fit and options.truncate allows no cut, or where nothing begins it.
         """
         self.check(options)
-        room = self.context_length - len(self.first)
+        room = self.context_length - len(self.bos_ids)
         if options.choices:  # which come whole; the last token of a text is never fed
             room -= most_tokens(options) - 1
         if room < 0:
             raise DataError(f"a choice takes up to {most_tokens(options)} tokens, more than the context; shorten it")
-        if not prompt and not self.first:
+        if not prompt and not self.bos_ids:
             raise DataError("the prompt is empty and the tokenizer has no <|endoftext|> to begin with; give a prompt")
         if len(prompt) > room and options.truncate == "error":
             raise DataError(
@@ -184,7 +184,7 @@ class Engine:
             completion.finish_reason = "stop"
             self.settled.append(completion)
         else:
-            window = (self.first if request.first is None else list(request.first)) + request.prompt
+            window = (self.bos_ids if request.first is None else list(request.first)) + request.prompt
             room = self.context_length - len(window) + 1
             constraint = self.constraints.of(request.options)
             self.waiting.append(ActiveSequence(completion, self.tokenizer, window, room, constraint, self.safeguards))
@@ -263,7 +263,7 @@ class Engine:
             self.prefixes.grow(min(longest + self.steps_ahead, self.context_length))
             share = not request.options.prompt_logprobs
             known, logits = self.prefixes.place(window, row, owner=request.owner, share=share)
-            sequence.completion.cached_tokens = max(0, known - len(self.first))
+            sequence.completion.cached_tokens = max(0, known - len(self.bos_ids))
         start, end = self.prefixes.cache.lengths[row], len(sequence.window)
         if end - start > budget:
             end = (start + budget) // QUERY_BLOCK * QUERY_BLOCK

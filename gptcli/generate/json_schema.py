@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from gptcli.base.errors import ConfigError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.generate.json_patterns import FORMATS, INTEGER, LARGEST, NUMBER, decimals, integers
 from gptcli.generate.regex import Nodes, Part, Ranges, add_pattern, complement
 
@@ -57,7 +57,7 @@ def parse_schema(text: str) -> tuple[Nodes, Part]:
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"JSON schema: not JSON ({shown(str(error))})") from None
+        raise ConfigError(f"JSON schema: not JSON ({escape(str(error))})") from None
     builder = _Builder(schema)
     return builder.nodes, builder.value(schema, "#")
 
@@ -78,7 +78,7 @@ class _Builder:
             raise _problem(place, "no value fits false" if schema is False else "a schema is an object, true or false")
         for keyword in schema:
             if keyword not in SUPPORTED:
-                raise _problem(place, f"{shown(keyword)} is not supported; leave it out")
+                raise _problem(place, f"{escape(keyword)} is not supported; leave it out")
         self.depth += 1
         if self.depth > MAX_NESTING:
             raise _problem(place, f"more than {MAX_NESTING} schemas in one another")
@@ -95,7 +95,7 @@ class _Builder:
         keyword = found[0]
         beside = set(schema) - ANNOTATIONS - {keyword} - ({"type"} if keyword in ("enum", "const") else set())
         if beside:
-            raise _problem(place, f"{shown(min(beside))} is not supported beside {keyword}; put it inside")
+            raise _problem(place, f"{escape(min(beside))} is not supported beside {keyword}; put it inside")
         match keyword:
             case "$ref":
                 return self.reference(schema["$ref"], place)
@@ -111,7 +111,7 @@ class _Builder:
         if not isinstance(reference, str) or not reference.startswith("#"):
             raise _problem(place, "$ref is supported within the schema only, as #/$defs/NAME")
         if reference in self.open_references or reference in ("#", "#/"):
-            raise _problem(place, f"$ref {shown(reference)} is recursive, which is not supported; unroll it")
+            raise _problem(place, f"$ref {escape(reference)} is recursive, which is not supported; unroll it")
         target = self.root
         for step in unquote(reference).split("/")[1:]:
             step = step.replace("~1", "/").replace("~0", "~")
@@ -120,7 +120,7 @@ class _Builder:
             elif isinstance(target, dict) and step in target:
                 target = target[step]
             else:
-                raise _problem(place, f"$ref {shown(reference)} leads nowhere")
+                raise _problem(place, f"$ref {escape(reference)} leads nowhere")
         self.open_references.append(reference)
         part = self.value(target, reference)
         self.open_references.pop()
@@ -163,7 +163,7 @@ class _Builder:
         for name in required:
             if name not in properties:
                 if others is False or not isinstance(name, str):
-                    raise _problem(place, f"required {shown(str(name))} is no property")
+                    raise _problem(place, f"required {escape(str(name))} is no property")
                 properties = {**properties, name: others}
         least, most = _bounds(schema, "minProperties", "maxProperties", place)
         if least > len(required) or (most is not None and most < len(properties or [0])):
@@ -269,7 +269,7 @@ class _Builder:
         if "format" in schema:
             if pattern is not None or schema["format"] not in FORMATS:
                 wanted = ", ".join(FORMATS)
-                raise _problem(place, f"format {shown(str(schema['format']))} is not supported; there are {wanted}")
+                raise _problem(place, f"format {escape(str(schema['format']))} is not supported; there are {wanted}")
             pattern = FORMATS[schema["format"]]
         if pattern is None:
             return self.characters(least, most)
@@ -397,4 +397,4 @@ def _json(value: Any, place: str) -> bytes:
 
 
 def _problem(place: str, what: str) -> ConfigError:
-    return ConfigError(f"JSON schema: {shown(place)}: {what}")
+    return ConfigError(f"JSON schema: {escape(place)}: {what}")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gptcli.base.errors import ConfigError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 
 MAX_NODES = 20_000  # of the automaton as written, which a repetition multiplies
 MAX_NESTING = 100
@@ -164,7 +164,7 @@ class _Parser:
         self.place = self.depth = 0
 
     def fail(self, what: str) -> ConfigError:
-        return ConfigError(f"pattern {shown(self.pattern)}: {what} at character {self.place + 1}")
+        return ConfigError(f"pattern {escape(self.pattern)}: {what} at character {self.place + 1}")
 
     def peek(self) -> str:
         return self.pattern[self.place : self.place + 1]

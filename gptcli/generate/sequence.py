@@ -123,7 +123,7 @@ class ActiveSequence:
         self.random = random.Random(derived_seed(self.options.seed, request.sample))
         self.token_bytes = tokenizer.written_bytes
         self.prefix = tokenizer.prefix if request.first is not None else b""  # a space that a turn begins with
-        end_of_text = {*tokenizer.ends, *tokenizer.first}
+        end_of_text = {*tokenizer.ends, *tokenizer.bos_ids}
         self.ends = request.stop_ids | (end_of_text if self.options.stop_at_eos else set())
         self.end_ids = torch.tensor(sorted(self.ends), dtype=torch.long)
         self.never = end_of_text - self.ends

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 
 CONTEXT = 4  # tokens; fewer repeat themselves more, more are lost by fewer edits
 SCHEME, SECRET_BYTES, MAX_CONTEXT = "gumbel", 32, 64
@@ -143,11 +143,11 @@ def write_key(path: Path, watermark: Watermark) -> None:
 def read_key(path: str | Path) -> Watermark:
     """Read a key; DataError where the file is none."""
     found = fsio.read_json(Path(path))
-    problem = f"{shown(str(path))}: no watermark key"
+    problem = f"{escape(str(path))}: no watermark key"
     if not isinstance(found, dict) or "watermark" not in found:
         raise DataError(f"{problem}; gptcli watermark-key makes one")
     if found["watermark"] != SCHEME:
-        raise DataError(f"{problem} that this gptcli knows, but of scheme {shown(str(found['watermark']))}")
+        raise DataError(f"{problem} that this gptcli knows, but of scheme {escape(str(found['watermark']))}")
     try:
         return _key_of(found)
     except (KeyError, TypeError, ValueError):
@@ -165,6 +165,6 @@ def check_tokenizer(watermark: Watermark, sha256: str, name: str) -> None:
     """Raise ConfigError where a key was made for texts of another tokenizer, whose ids it would not find."""
     if watermark.tokenizer_sha256 != sha256:
         raise ConfigError(
-            f"{shown(name)}: a key for another tokenizer; name the one that it was made with, or make another key "
+            f"{escape(name)}: a key for another tokenizer; name the one that it was made with, or make another key "
             "with gptcli watermark-key"
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.config.model import PARTS, ModelConfig
 from gptcli.config.schema import keys_of
 from gptcli.interop.families import CLASSIFIERS, FAMILIES
@@ -29,7 +29,7 @@ def family_of(document: Document, place: str) -> Family:
     name = architectures[0] if isinstance(architectures, list) and architectures else None
     family = FAMILIES.get(name) or CLASSIFIERS.get(name) if isinstance(name, str) else None
     if family is None:
-        said = f"architecture {shown(str(name))}" if name else "names no architecture that is known"
+        said = f"architecture {escape(str(name))}" if name else "names no architecture that is known"
         raise DataError(f"{place}: {said}; gptcli imports {', '.join(FAMILIES)}")
     return family
 
@@ -52,7 +52,7 @@ def labels_of(document: Document, place: str) -> tuple[str, ...]:
         or len(set(map(str, labels))) < len(labels)
         or not all(isinstance(label, str) for label in labels)
     ):
-        raise DataError(f"{place}: id2label {shown(repr(given))}: want two labels or more, numbered from 0")
+        raise DataError(f"{place}: id2label {escape(repr(given))}: want two labels or more, numbered from 0")
     return tuple(label for label in labels if label is not None)
 
 
@@ -67,7 +67,7 @@ def read_config(document: Document, family: Family, place: str) -> ModelConfig:
         if given is None and default is not None and "window" not in name:
             problems.append(f"{place}: {key}: must not be null")
         elif problem := keys_of(ModelConfig)[name].problem(given):
-            problems.append(f"{place}: {key}: {shown(problem)}")
+            problems.append(f"{place}: {key}: {escape(problem)}")
         values[name] = given
     for read in (_activation, _biases, read_rope, lambda document, family: family.derived(document)):
         try:
@@ -75,7 +75,7 @@ def read_config(document: Document, family: Family, place: str) -> ModelConfig:
         except ConfigError as error:  # of rope_scaling
             problems += [f"{place}: {problem}" for problem in error.problems]
         except (ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
-            problems.append(f"{place}: {shown(str(error))}")
+            problems.append(f"{place}: {escape(str(error))}")
     if problems:
         raise DataError(*problems)
     try:
@@ -90,7 +90,7 @@ def dropped_keys(document: Document) -> Iterator[str]:
         yield "auto_map names code of the model's own, which is never run; the architecture is that of transformers"
     rates = {key: document[key] for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop") if key in document}
     if len(set(map(str, rates.values()))) > 1:
-        yield f"dropout is one rate in gptcli: resid_pdrop {rates.get('resid_pdrop')}, and not {shown(str(rates))}"
+        yield f"dropout is one rate in gptcli: resid_pdrop {rates.get('resid_pdrop')}, and not {escape(str(rates))}"
 
 
 def _biases(document: Document, family: Family) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _foreign(document: Document, family: Family) -> Iterator[str]:
     only = {**family.only, "quantization_config": None, "is_encoder_decoder": False}
     for key, wanted in only.items():
         if bool(document.get(key, wanted)) != bool(wanted):
-            yield f"{key} {shown(repr(document[key]))}: a GPT of gptcli cannot hold it; want {wanted}"
+            yield f"{key} {escape(repr(document[key]))}: a GPT of gptcli cannot hold it; want {wanted}"
 
 
 def _activation(document: Document, family: Family) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gptcli.config.model import ModelConfig
-from gptcli.interop.names import Names
+from gptcli.interop.tensor_names import Names
 
 Document = Mapping[str, Any]  # a config.json
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gptcli.interop.families import FAMILIES
 from gptcli.interop.family import Family
-from gptcli.interop.names import Names
+from gptcli.interop.tensor_names import Names
 
 _OUTSIDE = {
     "embedding": "token_embd",

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.config.model import ModelConfig
 from gptcli.interop.configs import write_config
 from gptcli.interop.gguf_names import ARCHITECTURES, Architecture
 from gptcli.interop.gguf_shape import FREQUENCIES, read_shape
 from gptcli.interop.gguf_vocabulary import adds_begin, read_vocabulary
-from gptcli.interop.names import incoming
 from gptcli.interop.pretrained import Pretrained
 from gptcli.interop.special_tokens import mark, token_names
+from gptcli.interop.tensor_names import incoming
 from gptcli.model.gpt import GPT
 from gptcli.model.safetensors_io import check_finite
 from gptcli.train.weights import stored_weights
@@ -45,7 +45,7 @@ OTHERS = {
 
 def read_gguf(path: Path) -> Pretrained:
     """Return all but the weights of a file; DataError for what it is instead, or for what of it cannot be had."""
-    place = shown(str(path))
+    place = escape(str(path))
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
             known = OTHERS.get(path.suffix, "neither a directory of transformers nor a GGUF file")
@@ -58,7 +58,7 @@ def read_gguf(path: Path) -> Pretrained:
         reader = gguf.GGUFReader(path)
         facts = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, OverflowError, TypeError, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{place}: not a whole GGUF file ({shown(str(error))}); it is cut or damaged") from None
+        raise DataError(f"{place}: not a whole GGUF file ({escape(str(error))}); it is cut or damaged") from None
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     architecture = _architecture(facts, place)
     config = read_shape(facts, tensors, architecture, place)
@@ -97,7 +97,7 @@ def _architecture(facts: Mapping[str, Any], place: str) -> Architecture:
         if architecture.name == name:
             return architecture
     known = ", ".join(architecture.name for architecture in ARCHITECTURES.values())
-    raise DataError(f"{place}: architecture {shown(str(name))}; gptcli reads {known}")
+    raise DataError(f"{place}: architecture {escape(str(name))}; gptcli reads {known}")
 
 
 def _settings(facts: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -137,11 +137,11 @@ def _read_model(shape: ModelConfig, architecture: Architecture, tensors: Mapping
              for part in architecture.names.parts(name, shape)}  # fmt: skip
     if missing := sorted(set(parts) - set(tensors)):
         raise DataError(
-            f"{place}: tensor {shown(missing[0])} is missing ({len(missing)} in all); the file is not complete"
+            f"{place}: tensor {escape(missing[0])} is missing ({len(missing)} in all); the file is not complete"
         )
     if extra := sorted(set(tensors) - set(parts) - {FREQUENCIES}):
         raise DataError(
-            f"{place}: tensor {shown(extra[0])} ({len(extra)} in all) has no place in a {architecture.name}"
+            f"{place}: tensor {escape(extra[0])} ({len(extra)} in all) has no place in a {architecture.name}"
         )
     read = _reader(tensors, parts, place)
     model.take({name: incoming(name, read, shape, architecture.names) for name in wanted})
@@ -157,11 +157,11 @@ def _reader(tensors: Mapping[str, Any], shapes: Mapping[str, torch.Size], place:
             values = gguf.quants.dequantize(stored.data, stored.tensor_type)
         except NotImplementedError:
             kind = stored.tensor_type.name
-            raise DataError(f"{place}: tensor {shown(name)} has the type {kind}, which the package gguf does not "
+            raise DataError(f"{place}: tensor {escape(name)} has the type {kind}, which the package gguf does not "
                             "dequantise; get the file in F16, Q8_0 or a K quant") from None  # fmt: skip
         tensor = torch.from_numpy(np.array(values, dtype=np.float32))
         if tensor.shape != shapes[name]:
-            raise DataError(f"{place}: tensor {shown(name)} has shape {tuple(tensor.shape)}, want "
+            raise DataError(f"{place}: tensor {escape(name)} has shape {tuple(tensor.shape)}, want "
                             f"{tuple(shapes[name])} by the metadata")  # fmt: skip
         check_finite({name: tensor}, place)
         return tensor

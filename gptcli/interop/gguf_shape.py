@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.config.model import PARTS, ModelConfig, RopeScaling
 from gptcli.interop.configs import differing, whole
 from gptcli.interop.gguf_names import Architecture
@@ -86,7 +86,7 @@ def _read(found: Facts, architecture: Architecture, place: str) -> dict[str, Any
     fields = {name: _rounded(found[key]) for name, key in _keys(architecture).items() if key in found}
     for name in ("hidden_size", "num_heads", "num_layers"):
         if type(fields.get(name)) is not int or fields[name] < 1:
-            raise DataError(f"{place}: {_KEYS[name]} {shown(str(fields.get(name)))}: want one whole number")
+            raise DataError(f"{place}: {_KEYS[name]} {escape(str(fields.get(name)))}: want one whole number")
     fields.setdefault("num_kv_heads", fields["num_heads"])
     fields.setdefault("head_dim", fields["hidden_size"] // fields["num_heads"])
     if (values := found.get("attention.value_length", fields["head_dim"])) != fields["head_dim"]:
@@ -97,7 +97,7 @@ def _read(found: Facts, architecture: Architecture, place: str) -> dict[str, Any
     if scaling == "linear":
         fields["rope_scaling"] = RopeScaling(kind="linear", factor=float(found.get("rope.scaling.factor", 1.0)))
     elif scaling not in ("none", "default"):
-        raise DataError(f"{place}: rope.scaling.type {shown(str(scaling))}: gptcli does not read it from a GGUF "
+        raise DataError(f"{place}: rope.scaling.type {escape(str(scaling))}: gptcli does not read it from a GGUF "
                         "file; import the model's Hugging Face directory")  # fmt: skip
     return {**fields, **architecture.derived(fields), **_pattern(found)}
 

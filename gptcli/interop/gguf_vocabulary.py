@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data import tokenizer_file
 from gptcli.data.tokenizer import PATTERNS, Tokenizer
 from gptcli.interop import sentencepiece
@@ -46,7 +46,7 @@ def read_vocabulary(facts: Mapping[str, Any], place: str) -> Tokenizer:
             prefix = facts.get("tokenizer.ggml.add_space_prefix", True)
             content = sentencepiece.tokenizer_json(Model(pieces=pieces, prefix=bool(prefix)), begin)
         case _:
-            raise DataError(f"{place}: a tokenizer of the kind {shown(str(kind))}; gptcli reads gpt2 and llama from a "
+            raise DataError(f"{place}: a tokenizer of the kind {escape(str(kind))}; gptcli reads gpt2 and llama from a "
                             "GGUF file; import the model's Hugging Face directory")  # fmt: skip
     return Tokenizer(content, name=place)
 
@@ -61,7 +61,7 @@ def _byte_level(
 ) -> bytes:
     pre = facts.get("tokenizer.ggml.pre", "default")
     if pre not in SPLITS:
-        raise DataError(f"{place}: text is split as {shown(str(pre))}; gptcli knows {', '.join(SPLITS)} "
+        raise DataError(f"{place}: text is split as {escape(str(pre))}; gptcli knows {', '.join(SPLITS)} "
                         "in a GGUF file; import the model's Hugging Face directory")  # fmt: skip
     added = [
         {"id": index, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,

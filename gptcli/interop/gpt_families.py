@@ -8,7 +8,7 @@ from typing import Any
 
 from gptcli.config.model import ModelConfig, shortest_period
 from gptcli.interop.family import Biases, Document, Family, list_of, number_of
-from gptcli.interop.names import Names
+from gptcli.interop.tensor_names import Names
 
 _BIASED: Biases = {"qkv": True, "projection": True, "mlp": True, "norm": True}
 _FIXED: Mapping[str, Any] = {"norm": "layernorm", "embedding_norm": False, "qk_norm": False}

@@ -9,12 +9,12 @@ from typing import Any
 
 from gptcli.base import fsio
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.interop.configs import dropped_keys, family_of, read_config
 from gptcli.interop.hf_read import inside, read_document, read_model
+from gptcli.interop.hf_tokenizer import read_tokenizer
 from gptcli.interop.pretrained import Pretrained
 from gptcli.interop.special_tokens import mark, token_names
-from gptcli.interop.vocabulary import read_tokenizer
 
 # Files beside weights and tokenizer.json that an export gives back; a chat template is in one of three places.
 BESIDE = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -26,7 +26,7 @@ def read_hf(directory: Path) -> Pretrained:
     """Return all but the weights of a directory; DataError for the first thing that cannot be had, the architecture
     before the tokenizer."""
     config = read_document(directory)
-    place = shown(str(directory / "config.json"))
+    place = escape(str(directory / "config.json"))
     read_config(config, family_of(config, place), place)
     origin = dict(_texts(directory))
     settings = _object(origin, "tokenizer_config.json")
@@ -50,13 +50,13 @@ def _texts(directory: Path) -> list[tuple[str, str]]:
         if path is None:
             continue
         if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{shown(str(path))}: larger than {MAX_BYTES >> 20} MiB; this is no settings file")
+            raise DataError(f"{escape(str(path))}: larger than {MAX_BYTES >> 20} MiB; this is no settings file")
         if name.endswith(".json"):
             fsio.read_json(path)
         try:
             found.append((name, path.read_bytes().decode()))
         except UnicodeDecodeError as error:
-            raise DataError(f"{shown(str(path))}: not UTF-8 ({error.reason}); the file is damaged") from None
+            raise DataError(f"{escape(str(path))}: not UTF-8 ({error.reason}); the file is damaged") from None
     return found
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.interop.configs import family_of, labels_of, read_config
 from gptcli.interop.family import Family
-from gptcli.interop.names import incoming
+from gptcli.interop.tensor_names import incoming
 from gptcli.model.gpt import GPT
 from gptcli.model.safetensors_io import check_finite
 from gptcli.train.weights import stored_weights
@@ -35,15 +35,15 @@ def read_document(directory: Path) -> dict[str, Any]:
     """Return the config.json of a directory; ConfigError where there is no such directory."""
     if not directory.is_dir():
         raise ConfigError(
-            f"{shown(str(directory))}: no such directory; gptcli does not download, get the files first, "
+            f"{escape(str(directory))}: no such directory; gptcli does not download, get the files first, "
             "for example with: hf download NAME --local-dir DIR"
         )
     path = inside(directory, "config.json")
     if path is None:
-        raise DataError(f"{shown(str(directory / 'config.json'))}: missing; want a directory that transformers wrote")
+        raise DataError(f"{escape(str(directory / 'config.json'))}: missing; want a directory that transformers wrote")
     document = fsio.read_json(path)
     if not isinstance(document, dict):
-        raise DataError(f"{shown(str(path))}: want a JSON object; the file is damaged")
+        raise DataError(f"{escape(str(path))}: want a JSON object; the file is damaged")
     return document
 
 
@@ -59,13 +59,13 @@ def inside(directory: Path, name: str) -> Path | None:
     if not path.is_file():
         return None
     if not path.resolve().is_relative_to(root):
-        raise DataError(f"{shown(str(path))}: leads out of the directory; copy the file itself there")
+        raise DataError(f"{escape(str(path))}: leads out of the directory; copy the file itself there")
     return path
 
 
 def read_model(directory: Path, document: Mapping[str, Any]) -> GPT:
     """Return the model of a directory, in float32; DataError names what is missing, damaged or cannot be held."""
-    place = shown(str(directory / "config.json"))
+    place = escape(str(directory / "config.json"))
     family = family_of(document, place)
     config = read_config(document, family, place)
     with torch.device("meta"):
@@ -89,11 +89,13 @@ def _open_weights(directory: Path) -> Iterator[Files]:
                 file = stack.enter_context(safetensors.safe_open(path, "pt"))
             except (safetensors.SafetensorError, OSError) as error:
                 raise DataError(
-                    f"{shown(str(path))}: not a safetensors file ({shown(str(error))}); it is cut or damaged"
+                    f"{escape(str(path))}: not a safetensors file ({escape(str(error))}); it is cut or damaged"
                 ) from None
             held = set(file.keys())
             if missing := sorted((wanted or set()) - held):
-                raise DataError(f"{shown(str(path))}: does not hold {shown(missing[0])}, which the index says is there")
+                raise DataError(
+                    f"{escape(str(path))}: does not hold {escape(missing[0])}, which the index says is there"
+                )
             files |= dict.fromkeys(wanted or held, file)
         yield files
 
@@ -106,7 +108,7 @@ def _weight_files(directory: Path) -> Iterator[tuple[Path, set[str] | None]]:
     index = inside(directory, INDEX)
     if index is None:
         raise DataError(_no_weights(directory))
-    place = shown(str(index))
+    place = escape(str(index))
     document = fsio.read_json(index)
     names = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
@@ -114,20 +116,20 @@ def _weight_files(directory: Path) -> Iterator[tuple[Path, set[str] | None]]:
     for name in sorted(set(names.values())):
         if not FILE_NAME.fullmatch(name):
             raise DataError(
-                f"{place}: file name {shown(name)} leads out of the directory; the index is not to be trusted"
+                f"{place}: file name {escape(name)} leads out of the directory; the index is not to be trusted"
             )
         path = inside(directory, name)
         if path is None:
-            raise DataError(f"{place}: {shown(name)} is not there; download it too")
+            raise DataError(f"{place}: {escape(name)} is not there; download it too")
         yield path, {tensor for tensor, file in names.items() if file == name}
 
 
 def _no_weights(directory: Path) -> str:
     pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
     if not pickles:
-        return f"{shown(str(directory))}: no {SINGLE} and no {INDEX}; download the weights too"
+        return f"{escape(str(directory))}: no {SINGLE} and no {INDEX}; download the weights too"
     return (
-        f"{shown(str(directory / pickles[0]))}: a pickle, which may run any code when it is read, so gptcli does not; "
+        f"{escape(str(directory / pickles[0]))}: a pickle, which may run any code when it is read, so gptcli does not; "
         'get the safetensors of this model or, where you trust it, make them: python -c "from transformers import '
         "AutoModelForCausalLM as M; M.from_pretrained('DIR').save_pretrained('NEW')\""
     )
@@ -135,7 +137,7 @@ def _no_weights(directory: Path) -> str:
 
 def _read_weights(directory: Path, files: Files, model: GPT, family: Family) -> dict[str, Tensor]:
     """Return all weights of `model`, which has shapes only; a classifier's own head of a language model is zero."""
-    place, config = shown(str(directory)), model.config
+    place, config = escape(str(directory)), model.config
     wanted = {name: tensor.shape for name, tensor in stored_weights(model).items()}
     absent = {name for name in wanted if name.startswith("head.") and model.label_head is not None}
     shapes = {
@@ -176,17 +178,17 @@ def _misfits(
 ) -> Iterator[str]:
     """Yield what is missing, of another shape or type, or there without a place; at most one of each kind is told."""
     if missing := sorted(set(shapes) - set(found)):
-        yield f"{place}: tensor {shown(missing[0])} is missing ({len(missing)} in all); the files are not complete"
+        yield f"{place}: tensor {escape(missing[0])} is missing ({len(missing)} in all); the files are not complete"
     if extra := sorted(set(found) - set(shapes) - unused):
-        yield f"{place}: tensor {shown(extra[0])} ({len(extra)} in all) has no place in the model of config.json"
+        yield f"{place}: tensor {escape(extra[0])} ({len(extra)} in all) has no place in the model of config.json"
     for name in sorted(set(shapes) & set(found)):
         stored, file = found[name]
         piece = file.get_slice(stored)
         if torch.Size(piece.get_shape()) != shapes[name]:
             want = tuple(shapes[name])
-            yield f"{place}: tensor {shown(name)} has shape {tuple(piece.get_shape())}, want {want} by config.json"
+            yield f"{place}: tensor {escape(name)} has shape {tuple(piece.get_shape())}, want {want} by config.json"
             return
         if piece.get_dtype() not in TENSOR_TYPES:
             kinds = ", ".join(TENSOR_TYPES)
-            yield f"{place}: tensor {shown(name)} has the type {shown(piece.get_dtype())}; gptcli reads {kinds}"
+            yield f"{place}: tensor {escape(name)} has the type {escape(piece.get_dtype())}; gptcli reads {kinds}"
             return

@@ -19,7 +19,7 @@ from gptcli.interop.chat_template import chat_template
 from gptcli.interop.configs import family_of, read_config, whole, write_config
 from gptcli.interop.family import Family
 from gptcli.interop.hf_read import SINGLE
-from gptcli.interop.names import Names, outgoing
+from gptcli.interop.tensor_names import Names, outgoing
 from gptcli.model.gpt import GPT
 from gptcli.model.safetensors_io import check_finite, write_tensors
 from gptcli.train.metadata import ModelMetadata

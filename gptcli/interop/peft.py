@@ -16,12 +16,12 @@ from torch import Tensor
 
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.config.finetune import LoraConfig
 from gptcli.config.model import ModelConfig
 from gptcli.interop.configs import problems
 from gptcli.interop.families import FAMILIES, GPT2, LLAMA, NANOCHAT, QWEN3
-from gptcli.interop.names import Names, incoming, outgoing
+from gptcli.interop.tensor_names import Names, incoming, outgoing
 from gptcli.model.gpt import GPT
 from gptcli.model.lora import MODULES, WEIGHTS, LoraLinear, adapted
 from gptcli.model.safetensors_io import check_finite, read_tensors, tensor_shapes, write_tensors
@@ -139,7 +139,7 @@ def read_lora_config(directory: Path, names: Names) -> LoraConfig:
             raise ValueError("target_modules are not those of attention, of the MLP or of both")
         return LoraConfig(rank=document["r"], alpha=float(document["lora_alpha"]), targets=targets)
     except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise DataError(f"{shown(str(path))}: not an adapter of gptcli ({shown(str(error))})") from None
+        raise DataError(f"{escape(str(path))}: not an adapter of gptcli ({escape(str(error))})") from None
 
 
 def names_of(config: ModelConfig) -> Names:
@@ -172,7 +172,7 @@ def _read(model: GPT, config: LoraConfig, directory: Path) -> dict[str, Tensor]:
         if f"{PREFIX}{theirs}.weight" in have:
             wanted[f"{PREFIX}{theirs}.weight"] = model.get_parameter(f"{name}.weight").shape
     tensors = read_tensors(path, wanted)
-    check_finite(tensors, shown(str(path)))
+    check_finite(tensors, escape(str(path)))
     return tensors
 
 

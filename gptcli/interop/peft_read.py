@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from gptcli.base import fsio
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
-from gptcli.interop.names import incoming
+from gptcli.base.escape import escape
 from gptcli.interop.peft import CONFIG, PREFIX, names_of
+from gptcli.interop.tensor_names import incoming
 from gptcli.model.gpt import GPT
 from gptcli.model.lora import WEIGHTS
 from gptcli.model.safetensors_io import check_finite, read_tensors, tensor_shapes
@@ -33,11 +33,11 @@ def is_adapter(source: Path) -> bool:
 def merge_foreign(model: GPT, directory: Path) -> None:
     """Add an adapter to the weights of its base. DataError names what of it is not held, or fits no weight."""
     path = directory / WEIGHTS
-    place = shown(str(directory / CONFIG))
+    place = escape(str(directory / CONFIG))
     config = fsio.read_json(directory / CONFIG)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise DataError(f"{place}: peft_type {shown(str(kind))}; gptcli merges LORA")
+        raise DataError(f"{place}: peft_type {escape(str(kind))}; gptcli merges LORA")
     for key in ("use_dora", "layer_replication", "use_qalora", "lora_bias", "target_parameters"):
         if config.get(key):
             raise DataError(
@@ -46,14 +46,14 @@ def merge_foreign(model: GPT, directory: Path) -> None:
     if not path.is_file():
         pickles = sorted(directory.glob("*.bin"))
         why = f"{pickles[0].name} is a pickle, which may run any code; save it anew with PEFT" if pickles else "missing"
-        raise DataError(f"{shown(str(path))}: {shown(why)}")
+        raise DataError(f"{escape(str(path))}: {escape(why)}")
     tensors = read_tensors(path, tensor_shapes(path))
-    check_finite(tensors, shown(str(path)))
+    check_finite(tensors, escape(str(path)))
     tensors = {name.removeprefix(PREFIX): tensor.float() for name, tensor in tensors.items()}
     changes = _changes(tensors, config, place)
     whole = {name: tensor for name, tensor in tensors.items() if not _SIDE.fullmatch(name)}
-    _take_whole(model, whole, shown(str(path)))
-    _add(model, changes, shown(str(path)))
+    _take_whole(model, whole, escape(str(path)))
+    _add(model, changes, escape(str(path)))
 
 
 def _changes(tensors: Mapping[str, Tensor], config: Mapping[str, Any], place: str) -> dict[str, Tensor]:
@@ -71,7 +71,7 @@ def _changes(tensors: Mapping[str, Tensor], config: Mapping[str, Any], place: st
             case {"EA": a, "EB": b} if len(a) == b.shape[1] == rank:
                 change = (b @ a).T
             case _:
-                raise DataError(f"{place}: the two sides of {shown(module)} do not fit rank {rank}; it is damaged")
+                raise DataError(f"{place}: the two sides of {escape(module)} do not fit rank {rank}; it is damaged")
         changes[f"{module}.weight"] = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank) * change
     return changes
 
@@ -84,7 +84,7 @@ def _number(config: Mapping[str, Any], module: str, key: str) -> float:
             return number
     value = config.get(key)
     if not isinstance(value, (int, float)) or value <= 0:
-        raise DataError(f"{shown(key)}: want a number above 0, got {shown(repr(value))}; the adapter is damaged")
+        raise DataError(f"{escape(key)}: want a number above 0, got {escape(repr(value))}; the adapter is damaged")
     return value
 
 
@@ -93,7 +93,7 @@ def _take_whole(model: GPT, whole: Mapping[str, Tensor], place: str) -> None:
     names = names_of(model.config).outside
     ours = {f"{names[name]}.weight": name for name in ("embedding", "final_norm", "head")}
     if extra := sorted(set(whole) - set(ours)):
-        raise DataError(f"{place}: {shown(extra[0])} fits no weight of the base; is it another model's adapter?")
+        raise DataError(f"{place}: {escape(extra[0])} fits no weight of the base; is it another model's adapter?")
     given = {ours[name]: tensor for name, tensor in whole.items()}
     sizes = {len(tensor) for name, tensor in given.items() if name != "final_norm"}
     tied = model.config.tie_embeddings
@@ -106,7 +106,7 @@ def _take_whole(model: GPT, whole: Mapping[str, Tensor], place: str) -> None:
     for name, tensor in given.items():
         weight = model.get_parameter(f"{name}.weight")
         if weight.shape != tensor.shape:
-            raise DataError(f"{place}: {shown(name)} has shape {tuple(tensor.shape)}, want {tuple(weight.shape)}")
+            raise DataError(f"{place}: {escape(name)} has shape {tuple(tensor.shape)}, want {tuple(weight.shape)}")
         weight.copy_(tensor)
 
 
@@ -129,7 +129,7 @@ def _add(model: GPT, changes: Mapping[str, Tensor], place: str) -> None:
         for part in parts:
             wanted = torch.Size((part.rows or weight.shape[0], weight.shape[1]))
             if part.name in changes and changes[part.name].shape != wanted:
-                raise DataError(f"{place}: {shown(part.name)} has shape {tuple(changes[part.name].shape)}, "
+                raise DataError(f"{place}: {escape(part.name)} has shape {tuple(changes[part.name].shape)}, "
                                 f"want {tuple(wanted)}; is it another model's adapter?")  # fmt: skip
         rows = {part.name: part.rows or weight.shape[0] for part in parts}
 
@@ -140,4 +140,4 @@ def _add(model: GPT, changes: Mapping[str, Tensor], place: str) -> None:
         weight.add_(incoming(name, read, model.config, names).to(weight.dtype))
         used |= {part.name for part in parts}
     if unused := sorted(set(changes) - used):
-        raise DataError(f"{place}: {shown(unused[0])} fits no weight of the base; is it another model's adapter?")
+        raise DataError(f"{place}: {escape(unused[0])} fits no weight of the base; is it another model's adapter?")

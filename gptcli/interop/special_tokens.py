@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.tokenizer import DOCUMENT_MARKS, Tokenizer
 
 NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -65,7 +65,7 @@ def mark(
     try:
         begin = begins_with(content, settings, names)
     except (TypeError, KeyError, LookupError, AttributeError) as error:
-        raise DataError(f"tokenizer.json: post_processor: {shown(str(error))}; the file is damaged") from None
+        raise DataError(f"tokenizer.json: post_processor: {escape(str(error))}; the file is damaged") from None
     by_id = {index: name for name, index in tokenizer.specials.items()}
     document = json.loads(content)
     by_id = {index: token for token, index in _vocabulary(document).items()} | by_id

@@ -165,7 +165,7 @@ class _CausalAttention(torch.autograd.Function):
 GROUP_FILL = 0.75  # sequences share a padded group down to this share of the longest
 
 
-class Packed:
+class PackedSequences:
     """Sequences laid end to end in one row of N tokens: none sees another, and no padding passes through the matrices.
 
     `positions` (1, N) count from 0 in each sequence. Only attention itself works on padded groups of similar lengths.

@@ -34,7 +34,7 @@ Rotation = tuple[Tensor, Tensor] | None  # cos and signed sin, (T, D) or (B, T, 
 
 class Layout(Protocol):
     """What the tokens of a forward pass are to each other, where they are not whole windows that begin at position 0:
-    new tokens of a KV cache (kv_cache.Prefill and Decode), or sequences packed end to end (attention.Packed)."""
+    new tokens of a KV cache (kv_cache.Prefill and Decode), or sequences end to end (attention.PackedSequences)."""
 
     @property
     def positions(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gptcli.base import fsio
 from gptcli.base.errors import DataError, NumericalError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 
 DTYPES = {
     torch.float64: "F64",
@@ -56,20 +56,20 @@ def read_tensors(path: Path, wanted: Mapping[str, torch.Size]) -> dict[str, Tens
     for name in sorted(set(wanted) | set(have)):
         if wanted.get(name) != have.get(name):
             sizes = [tuple(shape) if shape is not None else "none" for shape in (have.get(name), wanted.get(name))]
-            raise DataError(f"{shown(str(path))}: tensor {shown(name)} has shape {sizes[0]}, want {sizes[1]}")
+            raise DataError(f"{escape(str(path))}: tensor {escape(name)} has shape {sizes[0]}, want {sizes[1]}")
     return load_file(path)
 
 
 def tensor_shapes(path: Path) -> dict[str, torch.Size]:
     """Return names and shapes in a safetensors file; DataError where it is missing, cut or damaged."""
     if not path.is_file():
-        raise DataError(f"{shown(str(path))}: missing; the checkpoint is damaged")
+        raise DataError(f"{escape(str(path))}: missing; the checkpoint is damaged")
     try:
         with safetensors.safe_open(path, "pt") as file:
             return {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, ValueError) as error:
         raise DataError(
-            f"{shown(str(path))}: not a safetensors file ({shown(str(error))}); it is cut or damaged"
+            f"{escape(str(path))}: not a safetensors file ({escape(str(error))}); it is cut or damaged"
         ) from None
 
 
@@ -79,4 +79,4 @@ def check_finite(tensors: Mapping[str, Tensor], place: str) -> None:
         if tensor.is_floating_point() and tensor.numel():
             low, high = tensor.aminmax()  # a NaN anywhere is both
             if not bool(torch.isfinite(low) & torch.isfinite(high)):
-                raise NumericalError(f"{place}: {shown(name)} holds values that are not finite")
+                raise NumericalError(f"{place}: {escape(name)} holds values that are not finite")

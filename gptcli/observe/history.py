@@ -14,7 +14,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.fsio.locks import LOCK, is_held
 from gptcli.base.units import amount, duration
 from gptcli.config import yaml_file
@@ -71,7 +71,7 @@ def find_runs(directories: Iterable[str | Path]) -> Iterator[Path]:
     """
     for directory in directories:
         if not Path(directory).is_dir():
-            raise ConfigError(f"{shown(str(directory))}: no such directory; name one that holds runs")
+            raise ConfigError(f"{escape(str(directory))}: no such directory; name one that holds runs")
         unreadable: list[OSError] = []
         for place, names, files in os.walk(directory, onerror=unreadable.append):
             if "metrics.jsonl" in files or "checkpoints" in names or ("run.yaml" in files and LOCK in files):
@@ -196,9 +196,9 @@ def metrics_of(run_dir: str | Path) -> list[Record]:
     """Return the records of a run that someone named; ConfigError or DataError where there are none."""
     path = Path(run_dir)
     if not path.is_dir():
-        raise ConfigError(f"{shown(str(path))}: no such directory; want that of a run")
+        raise ConfigError(f"{escape(str(path))}: no such directory; want that of a run")
     problems: list[str] = []
     records = read_metrics(path / "metrics.jsonl", problems)
     if not records:
-        raise DataError(f"{shown(str(path))}: {problems[0] if problems else 'no metrics.jsonl with records'}")
+        raise DataError(f"{escape(str(path))}: {problems[0] if problems else 'no metrics.jsonl with records'}")
     return records

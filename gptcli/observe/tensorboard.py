@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.base.errors import ConfigError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.train.metrics import Record, number_of
 
 EVENT_FILES = "events.out.tfevents.*"
@@ -59,7 +59,7 @@ def recording(directory: Path, warn: Callable[[str], None], *, wanted: bool) -> 
         try:
             work()
         except (OSError, ValueError, RuntimeError) as error:
-            warn(f"{shown(str(directory))}: {error}; no more TensorBoard scalars are written")
+            warn(f"{escape(str(directory))}: {error}; no more TensorBoard scalars are written")
             board = None
 
     def begin() -> None:

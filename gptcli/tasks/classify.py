@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.config.finetune import FinetuneConfig, RowsConfig
 from gptcli.data.batches import IGNORE, Batch
 from gptcli.data.example import Example, Reader, cut_example, label_of, label_text, named_by
@@ -20,7 +20,7 @@ from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime
 from gptcli.evaluate.classification import Labelled
 from gptcli.evaluate.classification_head import label_probabilities
-from gptcli.model.attention import Packed
+from gptcli.model.attention import PackedSequences
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.tasks.task import Task, load_examples
 from gptcli.train.loss import head_cross_entropy
@@ -33,8 +33,8 @@ def classify(config: FinetuneConfig, tokenizer: Tokenizer, base: ModelMetadata, 
     data, options = config.data, config.classify
     labels = tuple(sorted(set(load_examples(data.train, lambda row: label_of(row, data.label_field), data).items)))
     if len(labels) < 2:
-        names = shown(", ".join(data.train))
-        raise DataError(f"{names}: every row has the label {shown(repr(labels[0]))}; give two labels or more")
+        names = escape(", ".join(data.train))
+        raise DataError(f"{names}: every row has the label {escape(repr(labels[0]))}; give two labels or more")
     metadata = ModelMetadata(labels, base.conversation, pooling=options.pooling)
 
     def objective(examples: Sequence[Example]) -> LabelObjective:
@@ -66,9 +66,9 @@ def _reader(data: RowsConfig, tokenizer: Tokenizer, labels: Sequence[str], max_t
         if not text.strip():
             raise DataError(f"{row.place}: the text is empty; write it or drop the row")
         if label not in numbers:
-            known = ", ".join(shown(name, 40) for name in labels)
-            raise DataError(f"{row.place}: label {shown(repr(label))} is not in the training rows; they have {known}")
-        ids = [*tokenizer.first, *tokenizer.encode(label_text(text))]
+            known = ", ".join(escape(name, 40) for name in labels)
+            raise DataError(f"{row.place}: label {escape(repr(label))} is not in the training rows; they have {known}")
+        ids = [*tokenizer.bos_ids, *tokenizer.encode(label_text(text))]
         return cut_example(row.place, ids, [False] * len(ids), max_tokens)._replace(label=numbers[label])
 
     return read
@@ -87,7 +87,7 @@ class LabelObjective:
     def __call__(self, model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
         """Return the loss summed over the examples, a float32 scalar."""
         assert batch.lengths is not None
-        layout = Packed(batch.lengths, device=runtime.device, dropout=model.dropout_rate)
+        layout = PackedSequences(batch.lengths, device=runtime.device, dropout=model.dropout_rate)
         hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype, layout=layout)
         labels = batch.targets[0].to(runtime.device)[layout.last]
         nats = self._nats(model.label_logits(hidden[0, layout.last]), labels).sum()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Collected, Report
 from gptcli.base.units import count
 from gptcli.config.finetune import FinetuneConfig, RowsConfig
@@ -49,10 +49,10 @@ class ExampleSet:
         shared = len({key(row) for row in train} & {key(row) for row in validation})
         truncated = sum(row.truncated for row in (*train, *validation))
         counts = Counter(labels_of_model[row.label] for row in train if row.label is not None)
-        labels = ", ".join(f"{shown(name, 40)} {count:,}" for name, count in sorted(counts.items()))
-        lost = [shown(name, 40) for name in labels_of_model if counts and name not in counts]
+        labels = ", ".join(f"{escape(name, 40)} {count:,}" for name, count in sorted(counts.items()))
+        lost = [escape(name, 40) for name in labels_of_model if counts and name not in counts]
         held_out = {row.label for row in validation}
-        unmeasured = [shown(name, 40) for number, name in enumerate(labels_of_model) if number not in held_out]
+        unmeasured = [escape(name, 40) for number, name in enumerate(labels_of_model) if number not in held_out]
         tokens = sum(row.tokens for row in train)
         return [
             *self.told,
@@ -96,7 +96,7 @@ def read_examples(
 
     `load_base` gives the base to tasks that compare with it.
     """
-    data, names = config.data, shown(", ".join(config.data.train))
+    data, names = config.data, escape(", ".join(config.data.train))
     told = Collected()
     sha256 = _hashes(data, told)
     max_tokens = min(data.max_tokens or model.context_length, model.context_length)

@@ -45,8 +45,8 @@ def _reader(data: RowsConfig, tokenizer: Tokenizer, max_tokens: int) -> Reader:
 
 def completion_example(place: str, prompt: str, completion: str, tokenizer: Tokenizer, max_tokens: int) -> Example:
     """Return a prompt and its completion as an example, of which the completion is learnt."""
-    before = [*tokenizer.first, *tokenizer.encode(prompt)]
-    after = [*tokenizer.encode(completion), *tokenizer.last]
+    before = [*tokenizer.bos_ids, *tokenizer.encode(prompt)]
+    after = [*tokenizer.encode(completion), *tokenizer.eos_ids]
     return cut_example(place, before + after, [False] * len(before) + [True] * len(after), max_tokens)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.units import count
 from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.train import TrainConfig
@@ -57,7 +57,7 @@ def tuning_job(
     amount, unit = data
     return Job(
         command="finetune",
-        origin=f"from {shown(config.base)}",
+        origin=f"from {escape(config.base)}",
         config=config,
         run_file={**dataclasses.asdict(config), "content": content},
         run_dir=Path(config.run_dir),

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.config.data import DataConfig, TokenizerConfig
@@ -43,7 +43,7 @@ def text_job(
 ) -> Job:
     """Make the job of going on with pretraining on more text; a row is a window."""
     if tokenizer.end_of_text is None:
-        raise DataError(f"{shown(str(base))}: its tokenizer has no <|endoftext|>, with which every window begins")
+        raise DataError(f"{escape(str(base))}: its tokenizer has no <|endoftext|>, with which every window begins")
     data = config.data
     text = DataConfig(
         train=data.train,
@@ -101,7 +101,7 @@ def validate_texts(
     record: dict[str, Any] = {field: fmean(values) for field, values in fields.items()}
     record["perplexity"] = math.exp(min(record["loss_nats"], 700.0))
     record["sources"] = {name: {field: each.record[field] for field in fields} for name, each in measured.items()}
-    text = ", ".join(f"{shown(name)} {each.record['bits_per_byte']:.4f}" for name, each in measured.items())
+    text = ", ".join(f"{escape(name)} {each.record['bits_per_byte']:.4f}" for name, each in measured.items())
     bits = record["bits_per_byte"]
     text = f"validation loss {record['loss_nats']:.4f} nats, {bits:.4f} bits per byte ({text})"
     return Validation(bits, record, text, f"validation {bits:.3f} bits/byte")

@@ -23,7 +23,7 @@ import torch
 
 from gptcli.base import fsio
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.model.gpt import GPT
 from gptcli.model.lora import WEIGHTS as ADAPTER_WEIGHTS
@@ -69,8 +69,8 @@ def save(
             "tokens": state.tokens,
             "best_score": None if state.best_step is None else state.best_score,
             "best_step": state.best_step,
-            "pending": state.pending,
-            "stretch": None if state.stretch is None else dataclasses.asdict(state.stretch),
+            "pending": state.post_step_pending,
+            "stretch": None if state.schedule_rescale is None else dataclasses.asdict(state.schedule_rescale),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "run": run_file,
@@ -109,15 +109,15 @@ def restore(state: TrainState, directory: Path) -> dict[str, Any]:
         slot.copy_(stored[name])
     try:
         state.step, state.tokens = int(training["step"]), int(training["tokens"])
-        state.pending = bool(training.get("pending"))
+        state.post_step_pending = bool(training.get("pending"))
         if training["best_step"] is not None:
             state.best_score, state.best_step = (
                 float(training["best_score"]),
                 int(training["best_step"]),
             )
-        state.stretch = ScheduleRescale(**training["stretch"]) if training.get("stretch") else None
+        state.schedule_rescale = ScheduleRescale(**training["stretch"]) if training.get("stretch") else None
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{shown(str(directory / 'training.json'))}: {shown(str(error))}") from None
+        raise DataError(f"{escape(str(directory / 'training.json'))}: {escape(str(error))}") from None
     return training
 
 
@@ -130,14 +130,14 @@ def verify(directory: Path) -> None:
     metadata = read_metadata(directory) if "config.json" in described else ModelMetadata()
     weights_path = directory / (MODEL_FILE if metadata.adapter is None else ADAPTER_WEIGHTS)
     if missing := {"config.json", "tokenizer.json", weights_path.name} - described:
-        raise DataError(f"{shown(str(directory / fsio.MANIFEST))}: says nothing of {min(missing)}; it is damaged")
+        raise DataError(f"{escape(str(directory / fsio.MANIFEST))}: says nothing of {min(missing)}; it is damaged")
     config = read_config(directory)
     Tokenizer.load(directory)
     with torch.device("meta"):
         model = GPT(config, labels=len(metadata.labels))
     shapes = {name: weight.shape for name, weight in stored_weights(model).items()}
     wanted = shapes if metadata.adapter is None else tensor_shapes(weights_path)  # those of an adapter fit its base
-    check_finite(read_tensors(weights_path, wanted), shown(str(weights_path)))
+    check_finite(read_tensors(weights_path, wanted), escape(str(weights_path)))
     training_path = directory / "training.safetensors"
     if training_path.name in described:
         slots = tensor_shapes(training_path)
@@ -146,8 +146,8 @@ def verify(directory: Path) -> None:
             wanted_shape = shapes.get(weight, ())
             fits = shape == wanted_shape or (kind == SECOND_MOMENT and _is_part(shape, wanted_shape))
             if metadata.adapter is None and len(shape) and not fits:
-                raise DataError(f"{shown(str(training_path))}: {shown(name)} fits no weight of the model")
-        check_finite(read_tensors(training_path, slots), shown(str(training_path)))
+                raise DataError(f"{escape(str(training_path))}: {escape(name)} fits no weight of the model")
+        check_finite(read_tensors(training_path, slots), escape(str(training_path)))
 
 
 def _is_part(shape: Sequence[int], whole: Sequence[int]) -> bool:

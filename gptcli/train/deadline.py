@@ -60,4 +60,4 @@ class Deadline:
         left = self.ends_at - EXIT_SECONDS - time.monotonic() - pauses * sum(self.pauses.values())
         fitting = state.step + max(1, round(left / self.step_seconds))
         if abs(fitting - last) > max(1, TOLERANCE * (last - state.step)):
-            state.stretch = ScheduleRescale(planned, state.step, state.position(planned), fitting)
+            state.schedule_rescale = ScheduleRescale(planned, state.step, state.schedule_step(planned), fitting)

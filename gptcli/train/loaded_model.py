@@ -24,4 +24,4 @@ class LoadedModel:
     @property
     def room(self) -> int:
         """Return how many tokens of text fit the context beside the token that begins every window."""
-        return self.model.config.context_length - len(self.tokenizer.first)
+        return self.model.config.context_length - len(self.tokenizer.bos_ids)

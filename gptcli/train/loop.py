@@ -60,14 +60,14 @@ def train(
     clock = StepClock(batch_flops(state.model))
 
     def take_step() -> None:
-        factor = state.optimizers.set_schedule(state.position(config.steps), config.steps)
+        factor = state.optimizers.set_schedule(state.schedule_step(config.steps), config.steps)
         step = clock.counting(batches(state.step))
         nats, grad_norm = train_step(
             state, step, optim.grad_clip_norm, runtime, seed=seed, objective=objective, stop=hooks.stop
         )
         state.step += 1
         state.tokens += clock.step_tokens  # read; fine-tuning learns some of them
-        state.pending = True
+        state.post_step_pending = True
         if due(state.step, config.log_every_steps, state.last_step(config.steps)):
             facts = {"step": state.step, "tokens": state.tokens, "loss_nats": nats / max(1, step.targets)}
             facts |= {"grad_norm": grad_norm, "learning_rate": optim.learning_rate * factor}
@@ -75,9 +75,9 @@ def train(
             hooks.report({"kind": "train", **facts, **speed, "memory_bytes": memory_bytes(runtime)})
             hooks.keep_time(state, speed["step_seconds"])
 
-    while (state.pending or state.step < state.last_step(config.steps)) and not hooks.stop():
+    while (state.post_step_pending or state.step < state.last_step(config.steps)) and not hooks.stop():
         try:
-            if not state.pending:
+            if not state.post_step_pending:
                 take_step()
             last_step = state.last_step(config.steps)
             with clock.paused():
@@ -87,14 +87,14 @@ def train(
                     hooks.sample(state)
         except Stopped:  # in the middle of a step, which is done again, or of what follows it, which stays pending
             break
-        state.pending = False
+        state.post_step_pending = False
         if due(state.step, config.save_every_steps, last_step):
             with clock.paused():
                 hooks.save(state)
             saved_step = state.step
     if state.step != saved_step:
         hooks.save(state)
-    return state.step >= state.last_step(config.steps) and not state.pending
+    return state.step >= state.last_step(config.steps) and not state.post_step_pending
 
 
 def train_step(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gptcli.data.batches import IGNORE, Batch
 from gptcli.device.runtime import Runtime
-from gptcli.model.attention import Packed
+from gptcli.model.attention import PackedSequences
 from gptcli.model.gpt import GPT
 
 CHUNK_LOGITS = 1 << 21  # logits of a chunk: 8 MB in float32, which stays in a CPU's last-level cache
@@ -122,7 +122,7 @@ def next_token_nats(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
     """Return the summed cross-entropy of the batch's targets, a float32 scalar: what pretraining minimises."""
     layout = None
     if batch.lengths is not None:
-        layout = Packed(batch.lengths, device=runtime.device, dropout=model.dropout_rate)
+        layout = PackedSequences(batch.lengths, device=runtime.device, dropout=model.dropout_rate)
     hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype, layout=layout)
     targets = batch.targets.to(runtime.device)
     return head_cross_entropy(hidden, model.head.weight, targets, cap=model.config.logit_softcap, bias=model.head.bias)
@@ -169,7 +169,7 @@ def _chunks(
 def target_hidden(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
     """Return the head's input (N, C) where a packed batch has its N targets."""
     assert batch.lengths is not None
-    layout = Packed(batch.lengths, device=runtime.device, dropout=model.dropout_rate)
+    layout = PackedSequences(batch.lengths, device=runtime.device, dropout=model.dropout_rate)
     hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype, layout=layout)
     return hidden[0, (batch.targets[0] != IGNORE).to(runtime.device)]
 

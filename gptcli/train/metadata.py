@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.config.finetune import Pooling
 from gptcli.config.model import ModelConfig
 from gptcli.data.template import Form, form_of
@@ -90,14 +90,14 @@ def _read_document(directory: Path) -> dict[str, Any]:
     document = fsio.read_json(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         theirs = isinstance(document, dict) and ("architectures" in document or "model_type" in document)
-        mend = f"; bring the model in first: gptcli import {shown(str(directory))} -o RUN" if theirs else ""
-        raise DataError(f"{shown(str(path))}: not the config of a gptcli checkpoint{mend}")
+        mend = f"; bring the model in first: gptcli import {escape(str(directory))} -o RUN" if theirs else ""
+        raise DataError(f"{escape(str(path))}: not the config of a gptcli checkpoint{mend}")
     if document.get("version") != VERSION:
         raise DataError(
-            f"{shown(str(path))}: version {shown(str(document.get('version')))}; this gptcli reads {VERSION}"
+            f"{escape(str(path))}: version {escape(str(document.get('version')))}; this gptcli reads {VERSION}"
         )
     return document
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(f"{shown(str(path))}: {shown(str(error))}; the checkpoint is damaged")
+    return DataError(f"{escape(str(path))}: {escape(str(error))}; the checkpoint is damaged")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.config import yaml_file
 from gptcli.config.schema import Section, all_keys, keys_with
 
@@ -27,7 +27,7 @@ def as_it_began(config: T, run_yaml: Path) -> T:
         origins = yaml_file.load(type(config), run_yaml).origins
     except ConfigError:
         raise DataError(
-            f"{shown(str(run_yaml))}: holds a run of another kind, or is damaged; name another run_dir"
+            f"{escape(str(run_yaml))}: holds a run of another kind, or is damaged; name another run_dir"
         ) from None
     for dotted, value in before.items():
         section, _, name = dotted.partition(".")
@@ -57,10 +57,10 @@ def check_same_run(run_dir: Path, config: Section, run_file: Mapping[str, Any], 
     if not changed:
         return
     told = [CONTENT.get(name) or _change(name, old.get(name), new.get(name)) for name in changed]
-    mend = f"restore that, resume {shown(str(run_dir / 'run.yaml'))}, or name another run_dir"
+    mend = f"restore that, resume {escape(str(run_dir / 'run.yaml'))}, or name another run_dir"
     if any(name.startswith(("optim.", "content.inputs", "data.")) for name in changed):
         mend += "; to train its weights further in another way: gptcli finetune with task: text"
-    raise DataError(f"{shown(str(run_dir))}: cannot resume: {', '.join(told)}; {mend}")
+    raise DataError(f"{escape(str(run_dir))}: cannot resume: {', '.join(told)}; {mend}")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -80,4 +80,4 @@ def _change(name: str, old: Any, new: Any) -> str:
 
 
 def _told(value: Any) -> str:
-    return "null" if value is None else shown(value if isinstance(value, str) else json.dumps(value), 40)
+    return "null" if value is None else escape(value if isinstance(value, str) else json.dumps(value), 40)

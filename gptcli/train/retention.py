@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gptcli.base import fsio
 from gptcli.base.errors import DataError, GptcliError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.train.checkpoint import checkpoints, step_directory, verify
 from gptcli.train.state import TrainState
 
@@ -22,7 +22,7 @@ def newest_verified(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
             tried.append(str(error))
             continue
         if tried:
-            warn(f"{'; '.join(tried)}: going on from {shown(str(path))}")
+            warn(f"{'; '.join(tried)}: going on from {escape(str(path))}")
         return path
     if tried:
         raise DataError(*tried)

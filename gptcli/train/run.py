@@ -23,7 +23,7 @@ import torch
 
 from gptcli.base import fsio
 from gptcli.base.errors import GptcliError, NumericalError, is_out_of_memory
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.signals import Stop, stop_on_signals
 from gptcli.base.units import count
@@ -133,7 +133,7 @@ class Training:
             self._restore(state, found)
             self.resumed_step = state.step
         self._check_patience(state)
-        done = (state.step >= state.last_step(job.train.steps) or self.exhausted) and not state.pending
+        done = (state.step >= state.last_step(job.train.steps) or self.exhausted) and not state.post_step_pending
         self._describe(state, resumed=found is not None)
         self.processes.by_first(lambda: self._begin(state, done=done, resumed=found is not None))
         if done:
@@ -240,8 +240,10 @@ class Training:
         """Keep the deadline by the first process's clock."""
         self.deadline.keep(state, step_seconds)
         if not self.processes.alone:
-            stretch = self.processes.share(None if state.stretch is None else dataclasses.asdict(state.stretch))
-            state.stretch = None if stretch is None else ScheduleRescale(**stretch)
+            stretch = self.processes.share(
+                None if state.schedule_rescale is None else dataclasses.asdict(state.schedule_rescale)
+            )
+            state.schedule_rescale = None if stretch is None else ScheduleRescale(**stretch)
 
     def _restore(self, state: TrainState, directory: Path) -> None:
         training = fsio.read_json(directory / "training.json")
@@ -291,7 +293,7 @@ class Training:
         with evaluating(state.model), stop.at_once():
             text = self.job.sample(state.model)
         write({"kind": "sample", "step": state.step, "text": text})
-        self.report.message(f"step {state.step}: {shown(text, 300)}")
+        self.report.message(f"step {state.step}: {escape(text, 300)}")
 
     def _save(self, state: TrainState) -> None:
         state.gradient_step.collect_state()

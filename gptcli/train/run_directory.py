@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError, RefusedError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.fsio.locks import LOCK
 from gptcli.config import yaml_file, yaml_write
 from gptcli.config.run_file import kind_of_run_file
@@ -40,7 +40,7 @@ def check_vacant(run_dir: Path, *, resume: bool, force: bool) -> None:
         return
     if not force:
         raise RefusedError(
-            f"{shown(str(run_dir))}: holds a run ({found[0].name}); pass --resume to go on with it, "
+            f"{escape(str(run_dir))}: holds a run ({found[0].name}); pass --resume to go on with it, "
             "--force to begin again, or name another run_dir"
         )
     if not _is_run_file(run_dir / "run.yaml", new=False):
@@ -48,7 +48,7 @@ def check_vacant(run_dir: Path, *, resume: bool, force: bool) -> None:
     for path in found:
         if reason := fsio.foreign(path):
             raise RefusedError(
-                f"{shown(str(path))}: {reason}, so that --force does not delete it; remove it or name another run_dir"
+                f"{escape(str(path))}: {reason}, so that --force does not delete it; remove it or name another run_dir"
             )
 
 
@@ -65,7 +65,7 @@ def _check_own(run_dir: Path, *, new: bool) -> None:
 
 def _not_made(run_dir: Path, name: str) -> RefusedError:
     return RefusedError(
-        f"{shown(str(run_dir))}: holds {name}, which gptcli did not make; name another run_dir, or move that file"
+        f"{escape(str(run_dir))}: holds {name}, which gptcli did not make; name another run_dir, or move that file"
     )
 
 
@@ -143,7 +143,7 @@ def trim_metrics(path: Path, state: TrainState) -> None:
         record = parse_record(line)
         if record is None or record["kind"] == "end":
             continue
-        again = state.pending and record["kind"] != "train"
+        again = state.post_step_pending and record["kind"] != "train"
         if record["step"] + again <= state.step:
             kept.append(line)
     fsio.write_file(path, b"".join(kept) if state.step else b"")
@@ -154,17 +154,17 @@ def find_checkpoint(path: str | Path) -> Path:
     path = fsio.follow(Path(path))
     if not path.is_dir():
         what = "is a file" if path.is_file() else "no such directory"
-        raise ConfigError(f"{shown(str(path))}: {what}; want the directory of a run or of a checkpoint")
+        raise ConfigError(f"{escape(str(path))}: {what}; want the directory of a run or of a checkpoint")
     candidates = [path, *(fsio.follow(path / name) for name in POINTERS), *checkpoints(path)]
     for candidate in candidates:
         if (candidate / "config.json").is_file():
             return candidate
     if (path / "checkpoints").is_dir():
-        raise DataError(f"{shown(str(path))}: the run has no complete checkpoint; go on with gptcli pretrain --resume")
+        raise DataError(f"{escape(str(path))}: the run has no complete checkpoint; go on with gptcli pretrain --resume")
     if is_prepared(path):
-        raise DataError(f"{shown(str(path))}: is prepared text; train on it: data.train: [{shown(str(path))}]")
+        raise DataError(f"{escape(str(path))}: is prepared text; train on it: data.train: [{escape(str(path))}]")
     if any((path / name).is_file() for name in ("model.safetensors", fsio.MANIFEST)):
-        raise DataError(f"{shown(str(path / 'config.json'))}: missing; the checkpoint is damaged")
+        raise DataError(f"{escape(str(path / 'config.json'))}: missing; the checkpoint is damaged")
     runs = sorted(str(child) for child in path.iterdir() if (child / "checkpoints").is_dir())
-    mend = f"did you mean {shown(runs[0])}?" if runs else "want the directory of a run or of a checkpoint"
-    raise DataError(f"{shown(str(path))}: holds no checkpoint; {mend}")
+    mend = f"did you mean {escape(runs[0])}?" if runs else "want the directory of a run or of a checkpoint"
+    raise DataError(f"{escape(str(path))}: holds no checkpoint; {mend}")

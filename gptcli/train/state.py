@@ -35,8 +35,8 @@ class TrainState:
     tokens: int = 0
     best_score: float = math.inf  # of the validation that decides, lower is better: bits per byte, or 1 - F1
     best_step: int | None = None
-    pending: bool = False  # what follows the step, validation and sample, is still to be done
-    stretch: ScheduleRescale | None = None  # where a run for a given time was faster or slower than planned
+    post_step_pending: bool = False  # what follows the step, validation and sample, is still to be done
+    schedule_rescale: ScheduleRescale | None = None  # where a run for a given time was faster or slower than planned
     weights: Weights = field(default_factory=WholeWeights)
     processes: Processes = ALONE  # which take its steps together
 
@@ -47,12 +47,12 @@ class TrainState:
 
     def last_step(self, planned_steps: int) -> int:
         """Return the step that ends a run of so many steps."""
-        stretch = self.stretch
+        stretch = self.schedule_rescale
         return stretch.last_step if stretch and stretch.planned_steps == planned_steps else planned_steps
 
-    def position(self, planned_steps: int) -> float:
+    def schedule_step(self, planned_steps: int) -> float:
         """Return how many steps of the schedule are behind; `step` itself where it was not stretched."""
-        stretch = self.stretch
+        stretch = self.schedule_rescale
         if stretch is None or stretch.planned_steps != planned_steps:
             return self.step
         share = (self.step - stretch.step) / (stretch.last_step - stretch.step)

@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from conftest import RunCli, Tiny, environment
+
+from gptcli.cli.main import COMMANDS, cli
 
 WINDOWS = """
 import sys
@@ -32,6 +35,18 @@ def test_windows_is_told_of_wsl_in_one_line(run_cli: RunCli) -> None:
     assert line.startswith("gptcli: error: Windows is not supported; run gptcli in WSL")
     result = run_cli(python=[sys.executable, "-c", WINDOWS + "import gptcli.base"])
     assert "ImportError: gptcli runs on Linux and macOS; on Windows run it in WSL" in result.err.splitlines()[-1]
+
+
+def test_help_imports_no_command_and_lists_what_each_says_of_itself() -> None:
+    for name, (_, line) in COMMANDS.items():
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        assert command.help is not None
+        assert " ".join(command.help.split()).startswith(line), name
+    code = "import sys; from gptcli.cli.main import run; run(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
+    assert "gptcli.cli.commands" not in done.stderr
 
 
 def test_a_profiler_gets_its_file_where_gptcli_is_debugged(tiny: Tiny, run_cli: RunCli, tmp_path: Path) -> None:

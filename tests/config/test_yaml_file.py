@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.base.errors import ConfigError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.config import yaml_nodes, yaml_write
 from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.schema import Section, keys_of, number, value
@@ -522,7 +522,7 @@ def check_refusals_are_lines(text: str, overrides: Sequence[str], cls: type[Sect
     assert found
     for problem in found:
         assert re.match(r"(run\.yaml(:\d+)?|-s .*): ", problem), problem
-        assert problem == shown(problem, 1 << 20)
+        assert problem == escape(problem, 1 << 20)
 
 
 pieces = st.sampled_from(

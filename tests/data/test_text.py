@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from gptcli.base.errors import ConfigError, DataError, GptcliError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data import blocks, jsonl, records, sources, split
 from gptcli.data import text as text_module
 from gptcli.data.text import (
@@ -650,12 +650,12 @@ def test_damaged_files_raise_nothing_but_gptcli_errors(
 def test_any_name_of_nothing_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(GptcliError) as caught:
         find_sources([f"no-such-directory/{name}"], UTF8)
-    assert shown(str(caught.value), limit=1000) == str(caught.value)
+    assert escape(str(caught.value), limit=1000) == str(caught.value)
 
 
 def test_shown_escapes_controls_and_cuts_between_escapes() -> None:
-    assert shown("a\tb\x7f\x85\u2028\u202e\u2066\ud800日é\\") == r"a\tb\x7f\x85\u2028\u202e\u2066\ud800日é" + "\\"
-    assert shown("x" * 120) == "x" * 120
-    assert shown("x" * 121) == "x" * 119 + "…"
-    assert shown("ab\n\n", limit=5) == "ab\\n…"
-    assert shown("") == ""
+    assert escape("a\tb\x7f\x85\u2028\u202e\u2066\ud800日é\\") == r"a\tb\x7f\x85\u2028\u202e\u2066\ud800日é" + "\\"
+    assert escape("x" * 120) == "x" * 120
+    assert escape("x" * 121) == "x" * 119 + "…"
+    assert escape("ab\n\n", limit=5) == "ab\\n…"
+    assert escape("") == ""

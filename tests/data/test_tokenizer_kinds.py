@@ -259,9 +259,9 @@ def test_a_byte_without_a_token_is_refused_by_its_place() -> None:
 
 def test_the_marks_of_a_file_are_those_it_names_and_leave_the_rest_as_it_is() -> None:
     plain = ours("llama")
-    assert (plain.begin, plain.ends, plain.first, plain.last) == (None, (), [], [])
+    assert (plain.begin, plain.ends, plain.bos_ids, plain.eos_ids) == (None, (), [], [])
     marked = plain.with_marks("<s>", ["</s>", "<none>"])
-    assert (marked.first, marked.last) == ([marked.specials["<s>"]], [marked.specials["</s>"]])
+    assert (marked.bos_ids, marked.eos_ids) == ([marked.specials["<s>"]], [marked.specials["</s>"]])
     assert marked.plain_content == plain.content
     assert Tokenizer(marked.content).sha256 == marked.sha256 != plain.sha256
     more = marked.with_specials(["<|new|>"])

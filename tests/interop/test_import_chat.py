@@ -141,7 +141,7 @@ def test_the_end_token_has_the_name_that_the_files_say(tmp_path: Path) -> None:
     chat_directory(tmp_path / "hf", CHATML)
     import_model(tmp_path / "hf", tmp_path / "ours", report=Report())
     _, tokenizer = gptcli.load(tmp_path / "ours")
-    assert tokenizer.last == [tokenizer.specials["<|im_end|>"]]
+    assert tokenizer.eos_ids == [tokenizer.specials["<|im_end|>"]]
 
 
 def test_words_that_were_added_are_words(chat: tuple[Path, Any]) -> None:

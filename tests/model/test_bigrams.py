@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from gptcli.api.open_model import load
 from gptcli.config.model import ModelConfig
 from gptcli.generate.kv_cache import KVCache, Prefill, decode_layout
-from gptcli.model.attention import Packed
+from gptcli.model.attention import PackedSequences
 from gptcli.model.bigrams import PATTERNS, Bigrams
 from gptcli.model.gpt import GPT
 
@@ -45,7 +45,7 @@ def test_a_pair_is_its_row_times_its_signs(model: GPT) -> None:
 def test_logits_are_the_same_however_a_text_is_cut(model: GPT) -> None:
     """Whole, packed among others, from a cache in pieces, one by one, and two at a time with wrong guesses between."""
     whole = model(IDS)
-    packed = model.hidden(torch.cat((IDS, IDS[:, :7]), 1), layout=Packed([40, 7]))
+    packed = model.hidden(torch.cat((IDS, IDS[:, :7]), 1), layout=PackedSequences([40, 7]))
     torch.testing.assert_close(model.logits(packed[:, :40]), whole)
     torch.testing.assert_close(model.logits(packed[:, 40:]), whole[:, :7])
     cache = KVCache(CONFIG, 2, 48, dtype=torch.float32, device=torch.device("cpu"))

@@ -14,7 +14,7 @@ from torch import Tensor
 from gptcli.config.model import ModelConfig
 from gptcli.data.batches import Batch
 from gptcli.model import dropout
-from gptcli.model.attention import QUERY_BLOCK, AttentionRule, Packed, causal_attention
+from gptcli.model.attention import QUERY_BLOCK, AttentionRule, PackedSequences, causal_attention
 from gptcli.model.functional import normalize_and_rotate, relu_squared, rms_normalize, rotate
 from gptcli.model.gpt import GPT
 from gptcli.model.layers import Norm, softcap
@@ -123,7 +123,7 @@ def test_packed_sequences_have_the_states_and_gradients_of_each_alone(
 ) -> None:
     model = make_model(preset, num_kv_heads=kv_heads)
     alone = [random_ids(1, length, seed=number) for number, length in enumerate(lengths)]
-    packed = Packed(lengths)
+    packed = PackedSequences(lengths)
     hidden = model.hidden(torch.cat(alone, 1), layout=packed)
     apart = torch.cat([model.hidden(ids) for ids in alone], 1)
     torch.testing.assert_close(hidden, apart, atol=1e-5, rtol=1e-4)

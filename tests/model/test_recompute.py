@@ -12,7 +12,7 @@ from gptcli.config.finetune import LoraConfig
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import OptimConfig
 from gptcli.model import dropout
-from gptcli.model.attention import Packed
+from gptcli.model.attention import PackedSequences
 from gptcli.model.gpt import GPT
 from gptcli.model.lora import add_adapters
 from gptcli.observe.memory import Workload, pass_bytes
@@ -23,7 +23,7 @@ SHAPE: dict[str, Any] = {"vocab_size": 300, "num_layers": 3, "hidden_size": 32, 
 def gradients(model: GPT, ids: torch.Tensor, lengths: list[int], *, apart: bool) -> list[torch.Tensor | None]:
     """Those of all weights; `apart`: by autograd.grad, as the second of two micro-batches has them."""
     dropout.seed(5, numpy=True)
-    layout = Packed(lengths, dropout=model.config.dropout) if lengths else None
+    layout = PackedSequences(lengths, dropout=model.config.dropout) if lengths else None
     loss = model.hidden(ids, layout=layout).float().pow(3).sum()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if apart:

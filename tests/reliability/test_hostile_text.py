@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from faults import Home, Trial, english
 
-from gptcli.base.escape import shown, shown_lines
+from gptcli.base.escape import escape, escape_lines
 from gptcli.data.tokenizer import Tokenizer, learn_merges
 
 SPECIALS = ["<|user|>", "<|assistant|>"]
@@ -118,11 +118,11 @@ def payloads(count: int) -> list[str]:
 
 def test_1000_payloads_are_shown_without_a_raw_control_character() -> None:
     for payload in payloads(1000):
-        assert not RAW.search(shown(payload)), payload
-        assert "\n" not in shown(payload)
-        assert len(shown(payload * 30)) <= 120
-        assert not RAW.search(shown_lines(payload).replace("\r", "\0")), payload
-        assert shown_lines("a\n\t" + payload).startswith("a\n\t")
+        assert not RAW.search(escape(payload)), payload
+        assert "\n" not in escape(payload)
+        assert len(escape(payload * 30)) <= 120
+        assert not RAW.search(escape_lines(payload).replace("\r", "\0")), payload
+        assert escape_lines("a\n\t" + payload).startswith("a\n\t")
 
 
 @pytest.fixture(scope="module")

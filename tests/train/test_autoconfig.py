@@ -44,7 +44,7 @@ def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
 
 
 def state_at(step: int, stretch: ScheduleRescale | None) -> TrainState:
-    return TrainState(None, None, step=step, stretch=stretch)  # type: ignore[arg-type]
+    return TrainState(None, None, step=step, schedule_rescale=stretch)  # type: ignore[arg-type]
 
 
 @given(
@@ -61,19 +61,20 @@ def test_a_stretched_schedule_goes_on_from_where_it_was_and_is_complete(
     stretch = ScheduleRescale(planned, step, float(step), step + left)
     optim = OptimConfig(schedule=schedule)
     factors = [
-        learning_rate_factor(state_at(at, stretch).position(planned), planned, optim) for at in range(step, step + left)
+        learning_rate_factor(state_at(at, stretch).schedule_step(planned), planned, optim)
+        for at in range(step, step + left)
     ]
     assert state_at(step, stretch).last_step(planned) == step + left
     assert factors[0] == learning_rate_factor(step, planned, optim)
     assert all(later <= earlier for earlier, later in itertools.pairwise(factors))
-    assert state_at(step + left, stretch).position(planned) == pytest.approx(planned)
+    assert state_at(step + left, stretch).schedule_step(planned) == pytest.approx(planned)
 
 
 def test_another_number_of_steps_asked_for_takes_the_place_of_a_stretched_schedule() -> None:
     state = state_at(50, ScheduleRescale(100, 40, 40.0, 80))
     assert state.last_step(100) == 80
     assert state.last_step(200) == 200
-    assert state.position(200) == 50
+    assert state.schedule_step(200) == 50
 
 
 @pytest.mark.parametrize("real_step_seconds", [0.5, 1.0, 2.0])
@@ -89,7 +90,7 @@ def test_a_run_ends_in_time_at_whatever_speed(real_step_seconds: float, monkeypa
         if state.step % 5 == 0:
             deadline.keep(state, real_step_seconds)
     assert now == pytest.approx(100.0, abs=3.0)
-    assert state.position(train.steps) == pytest.approx(train.steps)
+    assert state.schedule_step(train.steps) == pytest.approx(train.steps)
 
 
 def test_a_process_began_before_now_and_not_long_ago() -> None:

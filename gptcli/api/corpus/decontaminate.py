@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from gptcli.api.corpus.output import output_file
 from gptcli.api.corpus.reading import Reading
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.config.corpus import DecontaminateConfig
@@ -71,7 +71,7 @@ def decontaminate(
     index = build_index(list(read_items(config.against, config.fields)))
     if index.too_short == len(index.items):
         raise DataError(
-            f"{shown(', '.join(config.against))}: no item has 5 words or more; name --fields that hold text"
+            f"{escape(', '.join(config.against))}: no item has 5 words or more; name --fields that hold text"
         )
     report.message(f"self-test: {count(self_test(index, config.share), 'item')} put into other text, all found")
     check = partial(_checked, index=index, config=config)
@@ -131,7 +131,7 @@ def read_items(inputs: Sequence[str], fields: Sequence[str]) -> Iterator[Item]:
             if isinstance(row, DataError):
                 raise row
             given = row.fields.get("id")
-            name = f"{row.place}" if given is None else f"{row.place} ({shown(str(given))})"
+            name = f"{row.place}" if given is None else f"{row.place} ({escape(str(given))})"
             yield Item(name, _texts({field: row.text(field) for field in fields} if fields else row.fields))
 
 

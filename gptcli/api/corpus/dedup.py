@@ -15,7 +15,7 @@ from gptcli.api.corpus.output import holds_others, output_file, write_documents,
 from gptcli.api.corpus.reading import Reading
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.data.filters.documents import Document, source_documents
 from gptcli.data.filters.drops import apply_drops, drop_entries
@@ -100,7 +100,7 @@ def _work_directory(work: Path | None) -> Iterator[Path]:
             yield Path(name)
         return
     if work.exists() and not (work / "work.json").is_file() and (work.is_file() or holds_others(work)):
-        raise ConfigError(f"{shown(str(work))}: holds other files than gptcli makes there; name another --work")
+        raise ConfigError(f"{escape(str(work))}: holds other files than gptcli makes there; name another --work")
     fsio.make_directory(work)
     fsio.write_json(work / "work.json", {"of": "gptcli corpus dedup"})
     with fsio.locked(work):

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from gptcli.api.corpus.output import output_file
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.data.filters.pages import PAGE_SUFFIXES, Extracted, extract_pages, read_pages
@@ -80,12 +80,12 @@ def page_files(inputs: Sequence[str]) -> list[Path]:
                 path for path in given.rglob("*") if path.name.lower().endswith(PAGE_SUFFIXES) and path.is_file()
             )
             if not below:
-                raise DataError(f"{shown(str(given))}: no pages below; want {' '.join(PAGE_SUFFIXES)}")
+                raise DataError(f"{escape(str(given))}: no pages below; want {' '.join(PAGE_SUFFIXES)}")
             found += below
         elif given.is_file():
             found.append(given)
         else:
-            raise ConfigError(f"{shown(str(given))}: no such file")
+            raise ConfigError(f"{escape(str(given))}: no such file")
     if not found:
         raise ConfigError("no input; name HTML, WARC or PDF files")
     return found

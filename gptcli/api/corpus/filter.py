@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 from gptcli.api.corpus.output import output_file
 from gptcli.api.corpus.reading import Reading
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.config import yaml_file
@@ -170,7 +170,7 @@ def load_rules(names: Sequence[str]) -> list[Rules]:
         else:
             near = difflib.get_close_matches(name, presets, 1)
             hint = f"did you mean {near[0]}?" if near else f"name {', '.join(presets)} or a YAML file"
-            raise ConfigError(f"--rules: unknown rules {shown(repr(name))}; {hint}")
+            raise ConfigError(f"--rules: unknown rules {escape(repr(name))}; {hint}")
     return found
 
 
@@ -179,4 +179,4 @@ def _check_regions(regions: Sequence[str]) -> None:
         if region not in known_regions():
             near = difflib.get_close_matches(region.upper(), known_regions(), 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"--phone-regions: no country {shown(repr(region))}{hint}")
+            raise ConfigError(f"--phone-regions: no country {escape(repr(region))}{hint}")

@@ -10,7 +10,7 @@ from typing import BinaryIO, cast
 
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.filters.documents import Document
 
 WRITE_BYTES = 1 << 18
@@ -56,7 +56,7 @@ def check_outputs(inputs: Iterable[str], outputs: Iterable[Path | BinaryIO | Non
     paths = [output for output in outputs if isinstance(output, Path)]
     for path in paths:
         if path.is_dir():
-            raise ConfigError(f"{shown(str(path))}: is a directory, and the output a file; name a file")
+            raise ConfigError(f"{escape(str(path))}: is a directory, and the output a file; name a file")
         fsio.check_writable(path, force=force)
         fsio.check_apart(path, [Path(given) for given in inputs if given != "-" and Path(given).exists()])
 

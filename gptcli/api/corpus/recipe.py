@@ -15,7 +15,7 @@ from gptcli.api.corpus.output import holds_others, write_documents
 from gptcli.api.corpus.reading import Reading
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError, RefusedError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.config.corpus import CorpusRecipe, DecontaminateConfig, DedupConfig, FilterConfig
 from gptcli.config.schema import Section
@@ -128,10 +128,10 @@ def _journal(output: Path, key: str, *, force: bool) -> dict[str, Any]:
             return journal
         if not force:
             raise RefusedError(
-                f"{shown(str(output))}: made by another recipe or of other inputs; pass --force, or name another"
+                f"{escape(str(output))}: made by another recipe or of other inputs; pass --force, or name another"
             )
     elif holds_others(output):
-        raise RefusedError(f"{shown(str(output))}: holds other files than gptcli makes there; name another output")
+        raise RefusedError(f"{escape(str(output))}: holds other files than gptcli makes there; name another output")
     journal = {"key": key, "steps": {}}
     fsio.write_json(path, journal)
     return journal

@@ -147,7 +147,7 @@ class Routes:
             ids = await _in_pool(size, service.tokens, prompt)
         else:
             raise invalid("prompt", "missing; give text, or messages")
-        ids = [*service.tokenizer.first, *ids] if special else ids
+        ids = [*service.tokenizer.bos_ids, *ids] if special else ids
         found = {"tokens": ids, "count": len(ids), "max_model_len": service.context_length}
         if words:
             found["token_strs"] = await _in_pool(size, service.token_texts, ids)

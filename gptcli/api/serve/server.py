@@ -20,7 +20,7 @@ from gptcli.api.serve.guard import Rules
 from gptcli.api.serve.http import Server, make_server
 from gptcli.api.serve.worker import Worker
 from gptcli.base.errors import ConfigError, GptcliError, RefusedError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.config.generate import GenerateOptions
 
@@ -86,7 +86,7 @@ def serve(
     """
     if place.unix_socket is None and place.host not in LOOPBACK and not place.keys and place.needs_key:
         raise ConfigError(
-            f"--host {shown(place.host)}: others can reach it; give --api-key-file, or --no-key to serve without one"
+            f"--host {escape(place.host)}: others can reach it; give --api-key-file, or --no-key to serve without one"
         )
     _raise_file_limit()
     listener = _unix_listener(place.unix_socket) if place.unix_socket is not None else _listener(place)
@@ -148,7 +148,7 @@ async def _watch(worker: Worker, ending: _Ending, report: Report, name: str) -> 
     await worker.ready.wait()
     if (service := worker.service) is not None and worker.state == "ready":
         report.message(
-            f"{shown(name)}: {service.task}, {service.parameters:,} parameters, context of {service.context_length} "
+            f"{escape(name)}: {service.task}, {service.parameters:,} parameters, context of {service.context_length} "
             f"tokens, {service.engine.count} texts at once"
         )
     while not worker.failed.is_set() and not worker.stuck:
@@ -228,7 +228,7 @@ def _listener(place: Place) -> socket.socket:
     try:
         found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise ConfigError(f"--host {shown(place.host)}: {error.strerror}") from None
+        raise ConfigError(f"--host {escape(place.host)}: {error.strerror}") from None
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -236,7 +236,7 @@ def _listener(place: Place) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        where = f"{shown(place.host)}:{place.port}"
+        where = f"{escape(place.host)}:{place.port}"
         raise RefusedError(f"{where}: {error.strerror}; name another --port, or 0 for any") from None
     return listener
 
@@ -258,7 +258,7 @@ def _unix_listener(path: str) -> socket.socket:
         listener.bind(path)
     except OSError as error:
         listener.close()
-        raise RefusedError(f"{shown(path)}: {error.strerror}; name another --unix-socket") from None
+        raise RefusedError(f"{escape(path)}: {error.strerror}; name another --unix-socket") from None
     finally:
         os.umask(before)
     return listener

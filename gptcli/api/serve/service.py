@@ -118,7 +118,7 @@ class Service:
             if any(index >= self.tokenizer.vocab_size for index in prompt):
                 raise invalid("prompt", f"token ids must be below {self.tokenizer.vocab_size}")
             ids = list(prompt)
-            return ids[len(self.engine.first) :] if ids[: len(self.engine.first)] == self.engine.first else ids
+            return ids[len(self.engine.bos_ids) :] if ids[: len(self.engine.bos_ids)] == self.engine.bos_ids else ids
         self._check_length(prompt, "prompt")
         return self._encode(prompt, "prompt")
 

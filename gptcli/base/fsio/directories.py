@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.base.errors import DataError, RefusedError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.fsio import operations
 from gptcli.base.fsio.files import check_writable, read_json, sha256, write_json
 from gptcli.base.fsio.leftovers import leftovers
@@ -58,10 +58,10 @@ def check_replaceable(path: Path, *, force: bool) -> None:
     restore(path)
     check_writable(path, force=force)
     if path.is_file():
-        raise RefusedError(f"{shown(str(path))}: is a file, and the output a directory; name another output")
+        raise RefusedError(f"{escape(str(path))}: is a file, and the output a directory; name another output")
     if path.is_dir() and any(path.iterdir()) and (reason := foreign(path)):
         raise RefusedError(
-            f"{shown(str(path))}: {reason}, so that --force does not replace it; name another output or remove it"
+            f"{escape(str(path))}: {reason}, so that --force does not replace it; name another output or remove it"
         )
 
 
@@ -86,7 +86,7 @@ def foreign(directory: Path) -> str | None:
     for entry in sorted(directory.iterdir()):
         made = entry.name in (MANIFEST, *files) or (entry.name == LOCK and _is_lock(entry))
         if not made or entry.is_symlink() or not entry.is_file():
-            return f"holds {shown(entry.name)}, which gptcli did not make"
+            return f"holds {escape(entry.name)}, which gptcli did not make"
     if "format" in manifest:
         return None
     try:
@@ -163,20 +163,20 @@ def verify(directory: Path) -> set[str]:
     DataError names the first that is missing, cut or changed.
     """
     if not (directory / MANIFEST).is_file():
-        raise DataError(f"{shown(str(directory))}: no {MANIFEST}; it is not complete")
+        raise DataError(f"{escape(str(directory))}: no {MANIFEST}; it is not complete")
     files = _files_of(read_json(directory / MANIFEST))
     if files is None:
-        raise DataError(f"{shown(str(directory / MANIFEST))}: not a manifest; the file is damaged")
+        raise DataError(f"{escape(str(directory / MANIFEST))}: not a manifest; the file is damaged")
     for name, wanted in files.items():
         file = directory / name
         if "/" in name or not isinstance(wanted, dict) or not file.is_file():
-            raise DataError(f"{shown(str(file))}: missing; the directory is damaged")
+            raise DataError(f"{escape(str(file))}: missing; the directory is damaged")
         if file.stat().st_size != wanted.get("bytes"):
             raise DataError(
-                f"{shown(str(file))}: has {file.stat().st_size} bytes, want {wanted.get('bytes')}; it is cut"
+                f"{escape(str(file))}: has {file.stat().st_size} bytes, want {wanted.get('bytes')}; it is cut"
             )
         if sha256(file) != wanted.get("sha256"):
-            raise DataError(f"{shown(str(file))}: its content has changed (sha256 differs); it is damaged")
+            raise DataError(f"{escape(str(file))}: its content has changed (sha256 differs); it is damaged")
     return set(files)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gptcli.base.errors import ConfigError, DataError, RefusedError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.fsio import operations
 from gptcli.base.fsio.leftovers import leftovers
 
@@ -115,7 +115,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{shown(str(path))}: not JSON ({error}); the file is damaged") from None
+        raise DataError(f"{escape(str(path))}: not JSON ({error}); the file is damaged") from None
 
 
 def remove_file(path: Path) -> None:
@@ -171,7 +171,9 @@ def check_apart(path: Path, inputs: Iterable[Path | None]) -> None:
     whole = path.resolve()
     for given in inputs:
         if given is not None and (whole == given.resolve() or whole in given.resolve().parents):
-            raise RefusedError(f"{shown(str(path))}: would replace the input {shown(str(given))}; name another output")
+            raise RefusedError(
+                f"{escape(str(path))}: would replace the input {escape(str(given))}; name another output"
+            )
 
 
 def check_writable(path: Path, *, force: bool) -> None:
@@ -181,9 +183,9 @@ def check_writable(path: Path, *, force: bool) -> None:
     directory does not take files.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise ConfigError(f"{shown(str(path))}: is no regular file; name another output")
+        raise ConfigError(f"{escape(str(path))}: is no regular file; name another output")
     if os.path.lexists(path) and not force:
-        raise RefusedError(f"{shown(str(path))}: exists; pass --force to replace it or name another output")
+        raise RefusedError(f"{escape(str(path))}: exists; pass --force to replace it or name another output")
     operations.make_directory(path.parent)
     try:
         with tempfile.TemporaryFile(prefix=".tmp-", dir=path.parent):

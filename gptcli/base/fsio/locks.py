@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from gptcli.base.errors import RefusedError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.fsio import operations
 
 LOCK = "lock"
@@ -91,15 +91,15 @@ def _lock(file: IO[str], directory: Path, wait: Callable[[str], None] | None) ->
     started = time.monotonic()
     while not _try_to_lock(file, directory):
         file.seek(0)
-        holder = shown(file.read(200).strip())
+        holder = escape(file.read(200).strip())
         # One that has only begun, or is about to end, has no name there yet; one who only looks never has.
         if time.monotonic() - started < (LOOKING_SECONDS if holder else NAMING_SECONDS):
             time.sleep(0.01)
             continue
         holder = holder or "another process"
         if wait is None:
-            raise RefusedError(f"{shown(str(directory))}: busy: {holder}; wait for it or stop it")
-        wait(f"{shown(str(directory))}: busy: {holder}; waiting for it")
+            raise RefusedError(f"{escape(str(directory))}: busy: {holder}; wait for it or stop it")
+        wait(f"{escape(str(directory))}: busy: {holder}; waiting for it")
         operations.lock(directory / LOCK, file.fileno(), fcntl.LOCK_EX)
         return
 

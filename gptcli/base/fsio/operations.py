@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ def do_without(ability: str, path: Path, error: OSError, consequence: str) -> No
     if ability not in _told:
         _told.add(ability)
         lacking[ability] = (
-            f"{shown(str(_final(path)))}: the file system has no {ability} ({error.strerror}); {consequence}"
+            f"{escape(str(_final(path)))}: the file system has no {ability} ({error.strerror}); {consequence}"
         )
 
 

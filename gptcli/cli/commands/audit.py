@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gptcli.base.errors import ConfigError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.cli.commands import options
 
 FIGURES = ("extraction", "canaries", "exposure", "membership", "copied", "pii", "vocabulary")
@@ -89,4 +89,4 @@ def _limit(given: str) -> tuple[str, float]:
             raise ValueError
         return name, float(value)
     except ValueError:
-        raise ConfigError(f"--fail-above {shown(given)}: want NAME=VALUE, of {', '.join(FIGURES)}") from None
+        raise ConfigError(f"--fail-above {escape(given)}: want NAME=VALUE, of {', '.join(FIGURES)}") from None

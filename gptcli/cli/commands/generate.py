@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.units import count
 from gptcli.cli.commands import options
 from gptcli.cli.commands.safeguards import safeguarded, take_safeguards
@@ -167,4 +167,4 @@ def read_schema(name: str) -> str:
     try:
         return Path(name).read_text("utf-8")
     except UnicodeDecodeError:
-        raise DataError(f"{shown(name)}: not UTF-8; convert it, iconv -t utf-8") from None
+        raise DataError(f"{escape(name)}: not UTF-8; convert it, iconv -t utf-8") from None

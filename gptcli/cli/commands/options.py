@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from gptcli.base.errors import ConfigError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.config.generate import GenerateOptions
 from gptcli.config.run_file import load_run_file
 from gptcli.config.schema import keys_of, keys_with
@@ -168,7 +168,7 @@ def _token_bias(given: str) -> tuple[float, float]:
             raise ValueError
         return float(int(index)), float(bias)
     except (ValueError, OverflowError):
-        raise ConfigError(f"--logit-bias {shown(given)}: want ID=BIAS, as 50256=-100") from None
+        raise ConfigError(f"--logit-bias {escape(given)}: want ID=BIAS, as 50256=-100") from None
 
 
 def on_device(command: F) -> F:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from gptcli.base.errors import ConfigError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.cli.commands import options
 from gptcli.cli.commands.safeguards import safeguarded, take_safeguards
 
@@ -103,7 +103,7 @@ def serve(
     how["safeguards"] = take_safeguards(how, chosen, report)
     keys = _keys(api_key_file)
     if not Path(run).exists():
-        raise ConfigError(f"{shown(run)}: no such directory; want the directory of a run or of a checkpoint")
+        raise ConfigError(f"{escape(run)}: no such directory; want the directory of a run or of a checkpoint")
     try:
         from gptcli.api.serve.server import Limits, Place
         from gptcli.api.serve.server import serve as run_server
@@ -138,8 +138,8 @@ def _keys(path: str | None) -> tuple[str, ...]:
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{shown(path)}: cannot be read ({getattr(error, 'strerror', error)})") from None
+        raise ConfigError(f"{escape(path)}: cannot be read ({getattr(error, 'strerror', error)})") from None
     keys = tuple(line.strip() for line in lines if line.strip())
     if not keys:
-        raise ConfigError(f"{shown(path)}: holds no key; write one a line")
+        raise ConfigError(f"{escape(path)}: holds no key; write one a line")
     return keys

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.filters.documents import Document
 from gptcli.data.filters.group import FORMAT
 from gptcli.data.filters.sketch import text_hash
@@ -22,7 +22,7 @@ _BORDER = re.compile(r"\n+|(?<=[.!?])[\"'”’)\]]*\s+|(?<=[。！？])")
 def apply_drops(documents: Iterable[Document], drops: Path) -> Iterator[Document]:
     """Yield the documents that stay, in order. DataError where they are not those that the list was made for."""
     header, entries = _read(drops)
-    place = shown(str(drops))
+    place = escape(str(drops))
     waiting = next(entries, None)
     number = -1
     for number, document in enumerate(documents):
@@ -60,13 +60,13 @@ def _read(path: Path) -> tuple[Entry, Iterator[Entry]]:
                 if not isinstance(entry, dict) or not (
                     {"document", "action", "text_hash"} <= entry.keys() or number == 1
                 ):
-                    raise DataError(f"{shown(str(path))}:{number}: no entry of a drop list; the file is damaged")
+                    raise DataError(f"{escape(str(path))}:{number}: no entry of a drop list; the file is damaged")
                 yield entry
 
     found = entries()
     header = next(found, {})
     if header.get("format") != FORMAT or not isinstance(header.get("documents"), int):
-        raise DataError(f"{shown(str(path))}: not a drop list; gptcli corpus dedup --group makes them")
+        raise DataError(f"{escape(str(path))}: not a drop list; gptcli corpus dedup --group makes them")
     return header, found
 
 

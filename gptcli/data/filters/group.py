@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.data.filters.near import CHUNK, RECORD_BYTES, Pairs, Shards, exact_pairs, near_pairs, signature_similarity
@@ -119,11 +119,11 @@ def _check(sketches: Sequence[Sketch], against: Sequence[Sketch]) -> None:
     names = [sketch.name for sketch in sketches]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(
-            f"{shown(min(twice))}: two sketches have this name, and so would their drop lists; rename one"
+            f"{escape(min(twice))}: two sketches have this name, and so would their drop lists; rename one"
         )
     for sketch in [*sketches, *against]:
         if sketch.options != [*sketches, *against][0].options:
-            raise DataError(f"{shown(str(sketch.path))}: signed with other options than the first; sign them alike")
+            raise DataError(f"{escape(str(sketch.path))}: signed with other options than the first; sign them alike")
 
 
 def _check_share(dropped: int, shards: Shards, first: int, options: GroupOptions) -> None:

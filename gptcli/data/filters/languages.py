@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from gptcli.base.errors import ConfigError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.filters.extra import extra
 
 LOOKED_AT = 2000  # characters, from the beginning
@@ -37,4 +37,4 @@ def check_languages(codes: Sequence[str]) -> None:
         if code not in known:
             near = difflib.get_close_matches(code, known, 1, 0.5)
             hint = f"; did you mean {near[0]}?" if near else f"; known are {' '.join(known)}"
-            raise ConfigError(f"--language: unknown code {shown(repr(code))}{hint}")
+            raise ConfigError(f"--language: unknown code {escape(repr(code))}{hint}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.filters.extra import extra
 
 PAGE_SUFFIXES = (".html", ".htm", ".xhtml", ".pdf", ".warc", ".warc.gz")
@@ -41,7 +41,7 @@ class Extracted(NamedTuple):
 def read_pages(paths: Iterable[Path]) -> Iterator[Page]:
     """Yield the pages of HTML, PDF and WARC files."""
     for path in paths:
-        name = shown(str(path))
+        name = escape(str(path))
         if path.name.lower().endswith((".warc", ".warc.gz")):
             yield from _warc_pages(path, name)
         else:
@@ -135,4 +135,4 @@ def _pdf_text(page: Page) -> str:
             "\n\n".join(str(part.get_textpage().get_text_bounded()) for part in document).replace("\r\n", "\n").strip()
         )
     except library.PdfiumError as error:
-        raise DataError(f"not a PDF that can be read ({shown(str(error))})") from None
+        raise DataError(f"not a PDF that can be read ({escape(str(error))})") from None

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from gptcli.base import fsio
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.data.filters.documents import Document, document_blocks
 from gptcli.data.filters.passages import fingerprints
@@ -211,10 +211,10 @@ class Sketch:
         self.path, self.name = path, path.name
         document = fsio.read_json(path / "sketch.json") if (path / "sketch.json").is_file() else None
         if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise DataError(f"{shown(str(path))}: not a sketch; make one with gptcli corpus dedup --sign")
+            raise DataError(f"{escape(str(path))}: not a sketch; make one with gptcli corpus dedup --sign")
         if {name: document.get(name) for name in _rules()} != _rules():
-            what = f"made with {shown(json.dumps({name: document.get(name) for name in _rules()}))}"
-            raise DataError(f"{shown(str(path))}: {what}, here it is {json.dumps(_rules())}; sign again")
+            what = f"made with {escape(json.dumps({name: document.get(name) for name in _rules()}))}"
+            raise DataError(f"{escape(str(path))}: {what}, here it is {json.dumps(_rules())}; sign again")
         self.options = SketchOptions(document["documents_kind"], document["lines"], document["passages"])
         self.count, self.note = int(document["documents"]), document.get("note")
 

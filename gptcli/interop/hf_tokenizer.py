@@ -9,7 +9,7 @@ from typing import Any
 
 from gptcli.base import fsio
 from gptcli.base.errors import DataError
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.tokenizer import END_OF_TEXT, Tokenizer, from_merges, special
 from gptcli.interop import sentencepiece
 from gptcli.interop.hf_read import inside
@@ -36,7 +36,7 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     if path := inside(directory, "vocab.txt"):
         return _from_words(path, _document(directory, "tokenizer_config.json"))
     raise DataError(
-        f"{shown(str(directory))}: no tokenizer.json, no vocab.json with merges.txt, no tokenizer.model and no "
+        f"{escape(str(directory))}: no tokenizer.json, no vocab.json with merges.txt, no tokenizer.model and no "
         "vocab.txt; download the tokenizer too"
     )
 
@@ -51,7 +51,7 @@ def _from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
                 model.pieces.append(sentencepiece.Piece(token, 0.0, sentencepiece.Kind.CONTROL))
         return Tokenizer(sentencepiece.tokenizer_json(model), name=str(path))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DataError(f"{shown(str(path))}: not a SentencePiece model ({shown(str(error))})") from None
+        raise DataError(f"{escape(str(path))}: not a SentencePiece model ({escape(str(error))})") from None
 
 
 def _from_words(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
@@ -59,7 +59,7 @@ def _from_words(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
     try:
         tokens = path.read_bytes().decode().splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{shown(str(path))}: not UTF-8 ({error.reason}); the file is damaged") from None
+        raise DataError(f"{escape(str(path))}: not UTF-8 ({error.reason}); the file is damaged") from None
     small = settings.get("do_lower_case", True) is not False
     by_name = {token: index for index, token in enumerate(tokens)}
     document = {
@@ -76,12 +76,12 @@ def _from_words(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
 
 
 def _from_merges(directory: Path, vocabulary_path: Path, merges_path: Path) -> Tokenizer:
-    place = shown(str(vocabulary_path))
+    place = escape(str(vocabulary_path))
     settings = _document(directory, "tokenizer_config.json")
     kind = settings.get("tokenizer_class")
     if not isinstance(kind, str | None) or kind not in MERGES_CLASSES:
         raise DataError(
-            f"{place}: tokenizer_class {shown(str(kind))}; want a tokenizer.json, as transformers writes it"
+            f"{place}: tokenizer_class {escape(str(kind))}; want a tokenizer.json, as transformers writes it"
         )
     if settings.get("add_prefix_space"):
         raise DataError(f"{place}: add_prefix_space changes the text; gptcli cannot hold that")
@@ -91,14 +91,14 @@ def _from_merges(directory: Path, vocabulary_path: Path, merges_path: Path) -> T
     try:
         lines = merges_path.read_bytes().decode().split("\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"{shown(str(merges_path))}: not UTF-8 ({error.reason}); the file is damaged") from None
+        raise DataError(f"{escape(str(merges_path))}: not UTF-8 ({error.reason}); the file is damaged") from None
     merges = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#version"):
             continue
         left, _, right = line.rstrip("\r").partition(" ")
         if not left or not right or " " in right:
-            raise DataError(f"{shown(str(merges_path))}:{number}: want two tokens, got {shown(line)}")
+            raise DataError(f"{escape(str(merges_path))}:{number}: want two tokens, got {escape(line)}")
         merges.append((left, right))
     try:
         return from_merges(vocabulary, merges, _specials(directory, settings, vocabulary), pattern=MERGES_CLASSES[kind])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.base import fsio
-from gptcli.base.escape import shown
+from gptcli.base.escape import escape
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.model.gpt import GPT
 from gptcli.train.audits import read_audit
@@ -86,14 +86,14 @@ def model_card(name: str, checkpoint: Path, model: GPT, tokenizer: Tokenizer, me
         "context": f"{config.context_length:,} tokens",
         "vocabulary": f"{tokenizer.vocab_size:,} tokens",
         "stored as": dtype,
-        **({"labels": ", ".join(map(shown, metadata.labels)).replace("|", "\\|")} if metadata.labels else {}),
+        **({"labels": ", ".join(map(escape, metadata.labels)).replace("|", "\\|")} if metadata.labels else {}),
         **recorded(checkpoint),
     }
     example = _USE[use].replace("FILE", gguf or "").replace("CONTEXT", str(config.context_length))
     mark = None if tokenizer.begin is None else tokenizer.decode([tokenizer.begin])
     return (
         f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags: [gptcli]\n---\n"
-        f"# {shown(name)}\n\nMade with gptcli.\n\n| | |\n|---|---|\n"
+        f"# {escape(name)}\n\nMade with gptcli.\n\n| | |\n|---|---|\n"
         + "".join(f"| {key} | {value} |\n" for key, value in facts.items())
         + "\n## Use\n\n"
         + example.replace("BEGIN", "tokenizer.bos_token + " if mark else "")
