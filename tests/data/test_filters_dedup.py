@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -233,6 +234,29 @@ def square(number: int) -> int:
 
 def test_workers_give_results_in_order() -> None:
     assert list(ordered_map(square, range(50), 3)) == [number * number for number in range(50)]
+    assert list(ordered_map(square, [], 3)) == []
+
+
+def test_items_and_results_larger_than_a_pipe_holds_are_passed() -> None:
+    script = """
+from gptcli.data.filters.workers import ordered_map
+sizes = [1 << 21, 5, 1 << 21, 1 << 20, *[1 << 21] * 8]
+assert [len(item) for item in ordered_map(bytes, map(bytes, sizes), 2)] == sizes
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def not_five(number: int) -> int:
+    if number == 5:
+        raise DataError("five")
+    return number
+
+
+def test_an_error_of_a_worker_is_raised_in_its_place() -> None:
+    results = ordered_map(not_five, range(50), 3)
+    assert [next(results) for _ in range(5)] == list(range(5))
+    with pytest.raises(DataError, match="five"):
+        next(results)
 
 
 @pytest.fixture(scope="module")

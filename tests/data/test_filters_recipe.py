@@ -7,10 +7,13 @@ import itertools
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import RunCli, english
 from faults import Fault, Trial, read_log
+
+from gptcli.data.filters.pages import Page, extract_pages
 
 
 @pytest.fixture
@@ -66,6 +69,29 @@ def test_pages_give_their_main_text(tmp_path: Path, run_cli: RunCli) -> None:
     assert json.loads((tmp_path / "d").read_text()) == {"id": str(tmp_path / "web/b.html"), "reason": "without text"}
     result = run_cli("corpus", "extract", tmp_path / "web/a.html", "--seconds", "0.000001", "-q")
     assert (result.code, result.out) == (0, b"")
+
+
+def test_a_page_that_cannot_be_read_costs_that_page_alone_and_shows_no_traceback(
+    tmp_path: Path, run_cli: RunCli, capfd: pytest.CaptureFixture[str]
+) -> None:
+    web = tmp_path / "web"
+    web.mkdir()
+    (web / "a.html").write_text("<p>" + "hello " * (1 << 22))
+    (web / "b.html").write_text(PAGE)
+    result = run_cli("corpus", "extract", web, "--memory", "1M", "--dropped", tmp_path / "d", "-q")
+    assert (result.code, result.err) == (0, "")
+    reason = "took more than 1 MB, or ended its process"
+    assert json.loads((tmp_path / "d").read_text().splitlines()[0]) == {"id": str(web / "a.html"), "reason": reason}
+    unheard_of: Any = 5  # stands for a page on which a parser fails in a way of its own
+    pages = [Page("a", unheard_of, "html"), Page("b", PAGE.encode(), "html")]
+    wrong, right = extract_pages(pages, main=True, seconds=20, memory_bytes=1 << 30)
+    assert wrong.problem is not None
+    assert wrong.problem.startswith("cannot be read (")
+    assert right.text is not None
+    assert capfd.readouterr().err == ""
+    (web / "c.warc").write_text("no WARC\r\n")
+    result = run_cli("corpus", "extract", web / "c.warc", "-q")
+    assert result.error(3, "corpus", f"{web / 'c.warc'}:1: not a WARC record (Invalid WARC header)")
 
 
 def test_a_report_counts_what_is_there(corpus_file: Path, run_cli: RunCli) -> None:

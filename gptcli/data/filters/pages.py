@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptcli.base.errors import DataError
+from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import escape
 from gptcli.data.filters.extra import extra
 
@@ -50,12 +50,19 @@ def read_pages(paths: Iterable[Path]) -> Iterator[Page]:
 
 def _warc_pages(path: Path, name: str) -> Iterator[Page]:
     library = extra("fastwarc.warc", "corpus", "read WARC files")
-    with path.open("rb") as file:
-        for number, record in enumerate(library.ArchiveIterator(file, record_types=library.WarcRecordType.response), 1):
-            kind = record.http_content_type or ""
-            if "html" in kind or "pdf" in kind:
-                url = record.headers.get("WARC-Target-URI")
-                yield Page(f"{name}:{number}", record.reader.read(), "pdf" if "pdf" in kind else "html", url)
+    number = 0
+    try:
+        with path.open("rb") as file:
+            records = library.ArchiveIterator(file, record_types=library.WarcRecordType.response)
+            for number, record in enumerate(records, 1):
+                kind = record.http_content_type or ""
+                if "html" in kind or "pdf" in kind:
+                    url = record.headers.get("WARC-Target-URI")
+                    yield Page(f"{name}:{number}", record.reader.read(), "pdf" if "pdf" in kind else "html", url)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise DataError(f"{name}:{number + 1}: not a WARC record ({escape(str(error))}); leave the file out") from None
 
 
 def extract_pages(pages: Iterable[Page], *, main: bool, seconds: float, memory_bytes: int) -> Iterator[Extracted]:
@@ -74,6 +81,8 @@ def extract_pages(pages: Iterable[Page], *, main: bool, seconds: float, memory_b
                     text, problem = None, f"took more than {seconds:g} s"
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 text, problem = None, f"took more than {memory_bytes / 1e6:.0f} MB, or ended its process"
+            if isinstance(problem, ConfigError):
+                raise problem
             if problem and problem.startswith("took"):
                 process.kill()
                 process.join()
@@ -106,15 +115,23 @@ def _serve(pipe: Connection, other: Connection, memory_bytes: int, main: bool) -
         held = 1 << 30
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (held + memory_bytes, held + memory_bytes))
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError, MemoryError):
         while True:
-            page = pipe.recv()
-            try:
-                pipe.send((page_text(page, main=main), None))
-            except MemoryError:
-                pipe.send((None, f"took more than {memory_bytes / 1e6:.0f} MB"))
-            except DataError as error:
-                pipe.send((None, str(error)))
+            pipe.send(_answer(pipe.recv(), memory_bytes, main=main))
+
+
+def _answer(page: Page, memory_bytes: int, *, main: bool) -> tuple[str | None, str | ConfigError | None]:
+    """Return the text of a page, or what is wrong with it; ConfigError with this machine."""
+    try:
+        return page_text(page, main=main), None
+    except MemoryError:
+        return None, f"took more than {memory_bytes / 1e6:.0f} MB"
+    except DataError as error:
+        return None, str(error)
+    except ConfigError as error:
+        return None, error
+    except Exception as error:  # whatever a parser raises costs this page alone
+        return None, f"cannot be read ({escape(str(error) or type(error).__name__, 100)})"
 
 
 def page_text(page: Page, *, main: bool) -> str:

@@ -1,5 +1,8 @@
 """A function of many items in several processes, its results in the order of the items.
 
+A worker gets an item when it owes no result: one that is writing a large result reads nothing meanwhile, and would wait
+for ever for whoever waits to write to it.
+
 A worker ends when its pipe does, so that none outlives the process that started it, however that ends.
 """
 
@@ -7,38 +10,46 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from gptcli.base.errors import GptcliError
 
 T = TypeVar("T")
 R = TypeVar("R")
-AHEAD = 2  # items that a worker holds: one at work, one waiting
+AHEAD = 2  # items of each worker, at work or done, for which an earlier one may be waited for
+Answer = tuple[Any, GptcliError | MemoryError | None]
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int = 1) -> Iterator[R]:
     """Yield `function` of each item, in order, computed by so many processes; by this one where it is one.
 
-    What a worker raises as a GptcliError is raised here in its place; a worker that dies is a GptcliError.
+    A GptcliError or MemoryError of a worker is raised here in its place; a worker that dies is a GptcliError.
     """
     if workers <= 1:
         yield from map(function, items)
         return
     team = _start(function, workers)
-    sent: deque[Connection] = deque()
+    idle, working = [pipe for _, pipe in team], dict[Connection, int]()
+    answers: dict[int, Answer] = {}
+    numbered, turn = enumerate(items), 0
     try:
-        for number, item in enumerate(items):
-            if len(sent) >= AHEAD * workers:
-                yield _receive(sent.popleft())
-            pipe = team[number % workers][1]
-            _send(pipe, item)
-            sent.append(pipe)
-        while sent:
-            yield _receive(sent.popleft())
+        while True:
+            while idle and len(working) + len(answers) < AHEAD * workers and (found := next(numbered, None)):
+                working[idle[-1]], item = found
+                _send(idle.pop(), item)
+            if turn in answers:
+                yield _result(answers.pop(turn))
+                turn += 1
+            elif working:
+                for pipe in wait(list(working)):
+                    assert isinstance(pipe, Connection)
+                    answers[working.pop(pipe)] = _receive(pipe)
+                    idle.append(pipe)
+            else:
+                return
     finally:
         for process, pipe in team:
             pipe.close()
@@ -70,8 +81,8 @@ def _serve(function: Callable[[Any], Any], pipe: Connection, others: list[Connec
         while True:
             item = pipe.recv()
             try:
-                answer: tuple[Any, GptcliError | None] = function(item), None
-            except GptcliError as error:
+                answer: Answer = function(item), None
+            except (GptcliError, MemoryError) as error:
                 answer = None, error
             pipe.send(answer)
 
@@ -83,11 +94,16 @@ def _send(pipe: Connection, item: Any) -> None:
         raise _lost() from None
 
 
-def _receive(pipe: Connection) -> Any:
+def _receive(pipe: Connection) -> Answer:
     try:
-        result, error = pipe.recv()
+        answer: Answer = pipe.recv()
     except (EOFError, ConnectionResetError):
         raise _lost() from None
+    return answer
+
+
+def _result(answer: Answer) -> Any:
+    result, error = answer
     if error is not None:
         raise error
     return result
