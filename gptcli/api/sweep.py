@@ -3,11 +3,13 @@
     sweep_dir/trial-003/              a run directory like any other
     sweep_dir/round-1/trial-003/      in successive halving
 
-What is finished is not trained again, and what was stopped goes on: the same command is how a sweep is resumed.
+What is finished is not trained again, and what was stopped goes on: the same command is how a sweep is resumed. Trials
+that began with other settings than they have now are refused, but for more steps, to which they go on.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,13 +22,16 @@ from gptcli.base.errors import ConfigError, DataError, NumericalError
 from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
+from gptcli.config import yaml_file
 from gptcli.config.run_file import load_run_file
 from gptcli.config.schema import Section
 from gptcli.config.sweep import SweepConfig
 from gptcli.config.train import PretrainConfig
 from gptcli.config.yaml_file import Loaded
 from gptcli.observe.history import metrics_of, read_run
+from gptcli.train.autoconfig import AutoConfig
 from gptcli.train.metrics import number_of
+from gptcli.train.resume import as_it_began, changes
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ def sweep(config: SweepConfig, report: Report, *, part: tuple[int, int] = (1, 1)
     if config.first_steps and part != (1, 1):
         raise ConfigError("--part: a round of successive halving needs the whole round before it; leave it out")
     rounds = _rounds(config)
+    _check_settings(config, [trial for trials in rounds for trial in trials])
     numbers = list(range(len(rounds[0])))
     metric = config.metric or ("bits_per_byte" if _is_pretraining(rounds[0][0]) else "loss_nats")
     reached: list[list[Result]] = []
@@ -155,9 +161,43 @@ def _trials(config: SweepConfig, round_number: int, steps: int | None) -> list[T
     return found
 
 
+def _check_settings(config: SweepConfig, trials: Sequence[Trial]) -> None:
+    """Raise DataError where the directory of a trial holds a run with other settings."""
+    told: list[str] = []
+    for trial in trials:
+        if (settings := _settings(trial)) is not None:
+            now, before = settings
+            changed = changes(now, dataclasses.asdict(now), dataclasses.asdict(before))
+            told += [f"{escape(str(trial.run_dir))}: {change}" for change in changed.values()]
+    if told:
+        more = f" and {len(told) - 3} more" if len(told) > 3 else ""
+        raise DataError(
+            f"{'; '.join(told[:3])}{more}: trials of other settings lie there; restore the settings, or name another "
+            f"sweep_dir than {escape(config.sweep_dir)}"
+        )
+
+
+def _settings(trial: Trial) -> tuple[Any, Any] | None:
+    """Return the settings of a trial, and those that its run has begun with; None where it has not begun."""
+    config, run_yaml = trial.loaded.value, trial.run_dir / "run.yaml"
+    if not run_yaml.is_file():
+        return None
+    if isinstance(config, PretrainConfig):
+        config = AutoConfig(trial.loaded.origins, Report()).restore_choices(config, run_yaml)
+    else:
+        config = as_it_began(config, run_yaml)
+    return config, yaml_file.load(type(config), run_yaml).value
+
+
+def _is_done(trial: Trial) -> bool:
+    """Return whether a trial is finished, with all of the settings that it has now."""
+    settings = _settings(trial)
+    return settings is not None and settings[0] == settings[1] and read_run(trial.run_dir).state == "finished"
+
+
 def _train(trial: Trial, trials: int, report: Report) -> int:
     """Train a trial to its end, unless it is there; return the exit code of what stopped it, or 0."""
-    if trial.run_dir.is_dir() and read_run(trial.run_dir).state == "finished":
+    if _is_done(trial):
         return 0
     report.message(f"\ntrial {trial.number}, {count(trials, 'trial')} in this round: {', '.join(trial.settings)}")
     config: Any = trial.loaded.value

@@ -40,11 +40,22 @@ def as_it_began(config: T, run_yaml: Path) -> T:
 
 
 def check_same_run(run_dir: Path, config: Section, run_file: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    """Raise DataError where what identifies a run, its run file and hashes of what it reads, is not what was saved.
+    """Raise DataError where what identifies a run, its run file and hashes of what it reads, is not what was saved."""
+    changed = changes(config, run_file, saved)
+    if not changed:
+        return
+    mend = f"restore that, resume {escape(str(run_dir / 'run.yaml'))}, or name another run_dir"
+    if any(name.startswith(("optim.", "content.inputs", "data.")) for name in changed):
+        mend += "; to train its weights further in another way: gptcli finetune with task: text"
+    raise DataError(f"{escape(str(run_dir))}: cannot resume: {', '.join(changed.values())}; {mend}")
+
+
+def changes(config: Section, run_file: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, str]:
+    """Return by their names what identifies a run and has changed since it was saved, each as a clause.
 
     A key that the saved run file does not have yet stands for what runs without it did.
     """
-    old, new = _flat(saved), _flat(json.loads(json.dumps(run_file)))
+    old, new = (_flat(json.loads(json.dumps(values))) for values in (saved, run_file))
     for dotted, key in all_keys(type(config)):
         if dotted in new and dotted not in old:
             default = key.default(None)
@@ -53,14 +64,11 @@ def check_same_run(run_dir: Path, config: Section, run_file: Mapping[str, Any], 
             if default is MISSING:
                 del old[dotted]
     changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    changed = [name for name in changed if name not in keys_with(type(config), "may_change")]
-    if not changed:
-        return
-    told = [CONTENT.get(name) or _change(name, old.get(name), new.get(name)) for name in changed]
-    mend = f"restore that, resume {escape(str(run_dir / 'run.yaml'))}, or name another run_dir"
-    if any(name.startswith(("optim.", "content.inputs", "data.")) for name in changed):
-        mend += "; to train its weights further in another way: gptcli finetune with task: text"
-    raise DataError(f"{escape(str(run_dir))}: cannot resume: {', '.join(told)}; {mend}")
+    return {
+        name: CONTENT.get(name) or _change(name, old.get(name), new.get(name))
+        for name in changed
+        if name not in keys_with(type(config), "may_change")
+    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,21 @@ def test_a_grid_in_parts_ends_in_one_table_and_is_not_trained_again(sweep: Swept
     assert "optim.muon_learning_rate" in table[0]
     assert len(table) == 5
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")}
+
+
+def test_trials_that_began_with_other_settings_are_refused_and_more_steps_are_trained(
+    sweep: Swept, tmp_path: Path
+) -> None:
+    one = "vary=optim.muon_learning_rate=[0.02]"
+    assert sweep("-q", "-s", one).code == 0
+    refused = sweep("-q", "-s", "vary=optim.muon_learning_rate=[0.01]")
+    refused.error(3, "sweep", "trials/trial-001: optim.muon_learning_rate is 0.01, was 0.02", "another sweep_dir")
+    run_file = (tmp_path / "sweep.yaml").read_text().partition("run_file: ")[2].partition("\n")[0]
+    steps = int(re.findall(r"\bsteps: (\d+)", Path(run_file).read_text())[0])
+    (tmp_path / "longer.yaml").write_text(Path(run_file).read_text().replace(f"steps: {steps}", f"steps: {steps + 1}"))
+    found = sweep("-q", "--json", "-s", one, "-s", "run_file=longer.yaml")
+    assert found.code == 0, found.err
+    assert [trial["step"] for trial in json.loads(found.out)["trials"]] == [steps + 1]
 
 
 def test_halving_trains_the_best_for_longer(sweep: Swept, tmp_path: Path) -> None:
