@@ -33,8 +33,8 @@ from gptcli.data.tokenizer import Tokenizer
 from gptcli.generate.constrain import most_tokens
 from gptcli.generate.engine import Engine, Request
 from gptcli.generate.packed_weights import Quantize, pack
+from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.metadata import ModelMetadata, read_metadata
-from gptcli.train.run_directory import find_checkpoint
 
 
 class Fitted(NamedTuple):

@@ -12,6 +12,7 @@ from gptcli.base.errors import ConfigError, DataError, GptcliError
 from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.train import checkpoint
+from gptcli.train.checkpoint_paths import checkpoints
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def _found(directory: str | Path) -> list[Path]:
         raise ConfigError(f"{escape(str(path))}: no such directory; want a run or a checkpoint")
     if any((path / name).is_file() for name in ("config.json", "model.safetensors", fsio.MANIFEST)):
         return [path]
-    if not (found := checkpoint.checkpoints(path)):
+    if not (found := checkpoints(path)):
         raise DataError(f"{escape(str(path))}: holds no checkpoint; want the directory of a run or of a checkpoint")
     return found[::-1]
 

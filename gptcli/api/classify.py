@@ -13,8 +13,8 @@ from gptcli.base.units import count
 from gptcli.data.jsonl import answered, read_records
 from gptcli.device.runtime import keep_freed_memory
 from gptcli.evaluate.classification_head import Ensemble, common_labels
+from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.metadata import read_metadata
-from gptcli.train.run_directory import find_checkpoint
 
 LINES_AT_ONCE = 1024
 

@@ -15,8 +15,8 @@ from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.interop.special_tokens import begins_with, token_names
+from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.loaded_model import LoadedModel
-from gptcli.train.run_directory import find_checkpoint
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from gptcli.evaluate.options import RowOptions
 from gptcli.evaluate.pairs import prefer
 from gptcli.evaluate.result import Outcome
 from gptcli.generate.packed_weights import Quantize, pack
+from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.loaded_model import LoadedModel
 from gptcli.train.metadata import read_metadata
-from gptcli.train.run_directory import find_checkpoint
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from gptcli.interop.gguf_write import gguf_package, unsupported_tokenizer_featur
 from gptcli.interop.hf_write import write_directory
 from gptcli.interop.model_card import model_card
 from gptcli.model.gpt import GPT
+from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.metadata import ModelMetadata, read_metadata
-from gptcli.train.run_directory import find_checkpoint
 
 GGUF_FILE = "model.gguf"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

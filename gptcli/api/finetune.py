@@ -26,12 +26,12 @@ from gptcli.model.lora import WEIGHTS, add_adapters
 from gptcli.observe.tensorboard import check_installed, recording
 from gptcli.tasks.dataset import read_examples, rows_job
 from gptcli.tasks.text import text_job
-from gptcli.train import checkpoint
+from gptcli.train.checkpoint_paths import checkpoints, find_checkpoint, step_directory
 from gptcli.train.metadata import Adapter, ModelMetadata, read_metadata
 from gptcli.train.optimizers import make_optimizers
 from gptcli.train.resume import as_it_began
 from gptcli.train.run import Job, Outcome, Training
-from gptcli.train.run_directory import check_vacant, claimed, clear, find_checkpoint
+from gptcli.train.run_directory import check_vacant, claimed, clear
 from gptcli.train.state import TrainState
 from gptcli.train.weights import WholeWeights, weights_sha256
 
@@ -77,7 +77,7 @@ def _checked(config: FinetuneConfig, base: Path, *, resume: bool, force: bool) -
     check_vacant(run_dir, resume=resume, force=force)
     if force:
         fsio.check_apart(run_dir, [base])
-    if resume and (run_dir / "run.yaml").is_file() and checkpoint.checkpoints(run_dir):
+    if resume and (run_dir / "run.yaml").is_file() and checkpoints(run_dir):
         config = as_it_began(config, run_dir / "run.yaml")
     check_installed(wanted=config.train.tensorboard)
     return config
@@ -134,7 +134,7 @@ def _adapter(config: FinetuneConfig, base: Path) -> Adapter | None:
         return None
     if read_metadata(base).adapter is not None:
         raise DataError(f"{escape(str(base))}: is an adapter; make a whole model of it first, gptcli merge")
-    directory = checkpoint.step_directory(Path(config.run_dir), 0)
+    directory = step_directory(Path(config.run_dir), 0)
     return Adapter(os.path.relpath(base.resolve(), directory.resolve()), weights_sha256(base))
 
 

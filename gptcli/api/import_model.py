@@ -24,8 +24,8 @@ from gptcli.interop.peft_read import is_adapter, merge_foreign
 from gptcli.interop.pretrained import Pretrained
 from gptcli.model.gpt import GPT
 from gptcli.train import checkpoint
+from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.metadata import ModelMetadata, read_metadata
-from gptcli.train.run_directory import find_checkpoint
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 from gptcli.base.escape import escape
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.train.audits import read_audit
+from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.lineage import read_lineage
 from gptcli.train.metadata import read_metadata
-from gptcli.train.run_directory import find_checkpoint
 from gptcli.train.weights import weights_sha256
 
 

@@ -12,9 +12,9 @@ from gptcli.base import fsio
 from gptcli.base.errors import DataError
 from gptcli.base.escape import escape
 from gptcli.train import checkpoint
+from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.lineage import read_lineage
 from gptcli.train.metadata import read_metadata
-from gptcli.train.run_directory import find_checkpoint
 
 
 def merge(run: str | Path, output: Path, *, force: bool = False) -> int:

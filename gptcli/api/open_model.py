@@ -13,12 +13,11 @@ from gptcli.base.escape import escape
 from gptcli.config.train import RuntimeConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import make_runtime
-from gptcli.interop.peft import merge_adapter
 from gptcli.model.gpt import GPT
 from gptcli.model.safetensors_io import check_finite, read_tensors
+from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.loaded_model import LoadedModel
 from gptcli.train.metadata import Adapter, read_config, read_metadata
-from gptcli.train.run_directory import find_checkpoint
 from gptcli.train.weights import MODEL_FILE, stored_weights, weights_sha256
 
 
@@ -59,6 +58,8 @@ def load(
             "it is another model's tokenizer"
         )
     if metadata.adapter is not None:
+        from gptcli.interop.peft import merge_adapter  # knows every family: that takes its time to load
+
         model = _load_base(directory, metadata.adapter)
         model.grow(config.vocab_size)
         if metadata.labels:

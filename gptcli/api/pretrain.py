@@ -29,8 +29,8 @@ from gptcli.device.processes import Processes, joined
 from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime
 from gptcli.observe.tensorboard import check_installed, recording
 from gptcli.tasks.text import validate_texts, write_sample
-from gptcli.train import checkpoint
 from gptcli.train.autoconfig import AutoConfig, training_flops_per_second
+from gptcli.train.checkpoint_paths import checkpoints
 from gptcli.train.deadline import Deadline
 from gptcli.train.initial import new_state
 from gptcli.train.loss import next_token_nats
@@ -120,7 +120,7 @@ def _begin(
     check_installed(wanted=config.train.tensorboard)
     runtime = make_runtime(config.runtime)
     autoconfig = AutoConfig(origins, report)
-    goes_on = resume and (run_dir / "run.yaml").is_file() and bool(checkpoint.checkpoints(run_dir))
+    goes_on = resume and (run_dir / "run.yaml").is_file() and bool(checkpoints(run_dir))
     if goes_on:
         config = autoconfig.restore_choices(config, run_dir / "run.yaml")
     ends_at = None

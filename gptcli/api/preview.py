@@ -15,8 +15,8 @@ from gptcli.config.finetune import FinetuneConfig
 from gptcli.data.example import Example
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.tasks.dataset import read_examples
+from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.metadata import read_config, read_metadata
-from gptcli.train.run_directory import find_checkpoint
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 from gptcli.base.report import Report
 from gptcli.config.generate import GenerateOptions
 from gptcli.config.schema import keys_of
+from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.metadata import read_metadata
-from gptcli.train.run_directory import find_checkpoint
 
 NAMES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 

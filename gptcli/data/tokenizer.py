@@ -28,7 +28,7 @@ from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import escape
 from gptcli.base.signals import interruptible
 from gptcli.data import tokenizer_file
-from gptcli.data.text import split_text
+from gptcli.data.split import split_text
 from gptcli.data.tokenizer_file import Unfit
 
 LONGEST_RUN = 25_000

@@ -14,7 +14,6 @@ manifest.json         size and sha256 of the others; written last, before the di
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,25 +27,13 @@ from gptcli.data.tokenizer import Tokenizer
 from gptcli.model.gpt import GPT
 from gptcli.model.lora import WEIGHTS as ADAPTER_WEIGHTS
 from gptcli.model.safetensors_io import check_finite, read_tensors, tensor_shapes, write_tensors
+from gptcli.train.checkpoint_paths import step_directory
 from gptcli.train.metadata import FORMAT, ORIGIN_FILE, VERSION, ModelMetadata, read_config, read_metadata
 from gptcli.train.muon import SECOND_MOMENT
 from gptcli.train.state import ScheduleRescale, TrainState
 from gptcli.train.weights import MODEL_FILE, Weights, WholeWeights, stored_weights
 
 LINEAGE_FILE = "lineage.json"
-STEP_NAME = re.compile(r"step-(\d{6,})")
-
-
-def step_directory(run_dir: Path, step: int) -> Path:
-    """Return the directory of the checkpoint after `step` steps."""
-    return run_dir / "checkpoints" / f"step-{step:06d}"
-
-
-def checkpoints(run_dir: Path) -> list[Path]:
-    """List the directories under checkpoints/ that are named as checkpoints, newest first, without looking inside."""
-    found = (run_dir / "checkpoints").glob("step-*")
-    named = [(int(match[1]), path) for path in found if (match := STEP_NAME.fullmatch(path.name)) and path.is_dir()]
-    return [path for _, path in sorted(named, reverse=True)]
 
 
 def save(

@@ -19,7 +19,7 @@ import gptcli
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.train.checkpoint import LINEAGE_FILE
-from gptcli.train.run_directory import find_checkpoint
+from gptcli.train.checkpoint_paths import find_checkpoint
 
 FORMAT = "gptcli lineage 1"
 REPORT = "report.json"  # of gptcli corpus run, beside the corpus

@@ -8,7 +8,8 @@ from pathlib import Path
 from gptcli.base import fsio
 from gptcli.base.errors import DataError, GptcliError
 from gptcli.base.escape import escape
-from gptcli.train.checkpoint import checkpoints, step_directory, verify
+from gptcli.train.checkpoint import verify
+from gptcli.train.checkpoint_paths import checkpoints, step_directory
 from gptcli.train.state import TrainState
 
 

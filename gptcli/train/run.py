@@ -35,6 +35,7 @@ from gptcli.device.processes import ALONE, Processes
 from gptcli.device.runtime import Runtime, matmul_flops_per_second
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.train import checkpoint
+from gptcli.train.checkpoint_paths import checkpoints
 from gptcli.train.deadline import Deadline
 from gptcli.train.lineage import make_lineage
 from gptcli.train.loop import Hooks, train
@@ -211,7 +212,7 @@ class Training:
                 objective=job.objective,
             )
         except NumericalError as error:
-            last = checkpoint.checkpoints(self.run_dir)
+            last = checkpoints(self.run_dir)
             kept = f"the last good checkpoint is {last[0].name}" if last else "no checkpoint was written yet"
             raise NumericalError(f"{error}; {kept}") from None
         except (MemoryError, RuntimeError) as error:

@@ -10,18 +10,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gptcli.base import fsio
-from gptcli.base.errors import ConfigError, DataError, RefusedError
+from gptcli.base.errors import ConfigError, RefusedError
 from gptcli.base.escape import escape
 from gptcli.base.fsio.locks import LOCK
 from gptcli.config import yaml_file, yaml_write
 from gptcli.config.run_file import kind_of_run_file
 from gptcli.config.schema import Section
-from gptcli.data.shards import is_prepared
-from gptcli.train.checkpoint import STEP_NAME, checkpoints
+from gptcli.train.checkpoint_paths import POINTERS, STEP_NAME, checkpoints
 from gptcli.train.metrics import parse_record
 from gptcli.train.state import TrainState
-
-POINTERS = ("best", "latest")
 
 
 def check_vacant(run_dir: Path, *, resume: bool, force: bool) -> None:
@@ -147,24 +144,3 @@ def trim_metrics(path: Path, state: TrainState) -> None:
         if record["step"] + again <= state.step:
             kept.append(line)
     fsio.write_file(path, b"".join(kept) if state.step else b"")
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """Find the checkpoint that a user means by a run directory (its best, else its newest) or by its own directory."""
-    path = fsio.follow(Path(path))
-    if not path.is_dir():
-        what = "is a file" if path.is_file() else "no such directory"
-        raise ConfigError(f"{escape(str(path))}: {what}; want the directory of a run or of a checkpoint")
-    candidates = [path, *(fsio.follow(path / name) for name in POINTERS), *checkpoints(path)]
-    for candidate in candidates:
-        if (candidate / "config.json").is_file():
-            return candidate
-    if (path / "checkpoints").is_dir():
-        raise DataError(f"{escape(str(path))}: the run has no complete checkpoint; go on with gptcli pretrain --resume")
-    if is_prepared(path):
-        raise DataError(f"{escape(str(path))}: is prepared text; train on it: data.train: [{escape(str(path))}]")
-    if any((path / name).is_file() for name in ("model.safetensors", fsio.MANIFEST)):
-        raise DataError(f"{escape(str(path / 'config.json'))}: missing; the checkpoint is damaged")
-    runs = sorted(str(child) for child in path.iterdir() if (child / "checkpoints").is_dir())
-    mend = f"did you mean {escape(runs[0])}?" if runs else "want the directory of a run or of a checkpoint"
-    raise DataError(f"{escape(str(path))}: holds no checkpoint; {mend}")

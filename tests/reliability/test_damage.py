@@ -20,6 +20,7 @@ from gptcli.base.errors import GptcliError, NumericalError
 from gptcli.base.fsio.directories import _describe
 from gptcli.model.safetensors_io import write_tensors
 from gptcli.train import checkpoint
+from gptcli.train.checkpoint_paths import checkpoints
 from gptcli.train.retention import newest_verified
 
 KINDS = (
@@ -79,7 +80,7 @@ def is_found(home: Home, number: int, place: Path) -> None:
     draw = random.Random(number)
     run = place / f"run-{number}"
     shutil.copytree(home.path / "control", run, symlinks=True)
-    newest, older = checkpoint.checkpoints(run)[:2]
+    newest, older = checkpoints(run)[:2]
     what = mutate(newest, older, KINDS[number % len(KINDS)], draw)
     with pytest.raises((GptcliError, OSError)):
         checkpoint.verify(newest)
@@ -104,7 +105,7 @@ def test_500_damaged_checkpoints_are_found_and_passed_over(home: Home, tmp_path:
 
 def test_a_run_goes_on_from_the_checkpoint_before_to_the_same_end(home: Home) -> None:
     run = home.copy("control", "fallback")
-    newest, older = checkpoint.checkpoints(run)[:2]
+    newest, older = checkpoints(run)[:2]
     mutate(newest, older, "flip a bit", random.Random(5))
     ended = home.run("fallback", "--resume")
     assert sum("warning" in line for line in ended.err.splitlines()) == 1

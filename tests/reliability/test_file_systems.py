@@ -17,6 +17,7 @@ from gptcli.base import fsio
 from gptcli.base.fsio import operations
 from gptcli.observe.history import read_run
 from gptcli.train import checkpoint
+from gptcli.train.checkpoint_paths import checkpoints
 
 LINKS = [Lacks(("link",), error) for error in ("EOPNOTSUPP", "EPERM", "ENOSYS")]
 LOCKS = [Lacks(("lock",), error) for error in ("ENOSYS", "ENOLCK", "EOPNOTSUPP")]
@@ -47,11 +48,11 @@ def test_a_run_lives_on_a_file_system_that_lacks_something(home: Home, lacks: La
     assert all(sum(text in line for line in warnings) >= 1 for text in wanted), ended.err
     assert len(warnings) == len(wanted), ended.err
     home.run("run", "--resume", "-s", "optim.warmup_steps=1", fault=lacks)
-    assert checkpoint.checkpoints(home.path / "run")[0].name == "step-000007"
-    checkpoint.verify(checkpoint.checkpoints(home.path / "run")[0])
+    assert checkpoints(home.path / "run")[0].name == "step-000007"
+    checkpoint.verify(checkpoints(home.path / "run")[0])
     assert leftovers(home.path / "run") == []
     assert read_run(home.path / "run").state == "finished"
-    there = {f"checkpoints/{path.name}" for path in checkpoint.checkpoints(home.path / "run")}
+    there = {f"checkpoints/{path.name}" for path in checkpoints(home.path / "run")}
     for name in ("latest", "best"):
         pointer = home.path / "run" / name
         assert pointer.is_symlink() == ("link" not in lacks.names)

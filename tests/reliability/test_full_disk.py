@@ -13,6 +13,7 @@ import pytest
 from faults import Fault, Home, Trial, leftovers, read_log
 
 from gptcli.train import checkpoint
+from gptcli.train.checkpoint_paths import checkpoints
 
 ERRORS = {"ENOSPC": "No space left", "EIO": "Input/output", "EROFS": "Read-only", "EDQUOT": "quota"}
 FAILING = ("create", "write", "sync", "rename", "mkdir", "open", "link")
@@ -34,7 +35,7 @@ def fail_at(home: Home, number: int, error: str) -> None:
     assert line.startswith(f"gptcli pretrain: error: {run}"), line
     assert ERRORS[error] in line
     assert ".tmp-" not in line
-    for path in checkpoint.checkpoints(home.path / run):
+    for path in checkpoints(home.path / run):
         checkpoint.verify(path)
     assert [name for name in leftovers(home.path / run) if ".trash-" not in name] == []
     home.run(run, "--resume")

@@ -17,6 +17,7 @@ from faults import Fault, Home, Trial, digests, leftovers, read_log
 
 from gptcli.base import fsio
 from gptcli.train import checkpoint
+from gptcli.train.checkpoint_paths import checkpoints
 
 KILLED = 137  # of an os._exit; a real kill -9 gives minus 9
 
@@ -31,11 +32,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 def steps(run: Path) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in checkpoint.checkpoints(run)]
+    return [int(path.name.removeprefix("step-")) for path in checkpoints(run)]
 
 
 def assert_published_checkpoints_are_whole(run: Path) -> None:
-    for path in checkpoint.checkpoints(run):
+    for path in checkpoints(run):
         checkpoint.verify(path)
 
 

@@ -18,6 +18,7 @@ from faults import Fault, Home, leftovers, metrics
 from ranks import ONE_THREAD, Ranks, run_in
 
 from gptcli.train import checkpoint
+from gptcli.train.checkpoint_paths import checkpoints
 
 PAUSED = "-s", "train.steps=2000", "-s", "train.save_every_steps=2000", "-s", "train.eval_every_steps=2000"
 
@@ -113,7 +114,7 @@ def killed_and_resumed(home: Home, run: str, draw: random.Random) -> None:
     if ended[victim].code:
         assert all(each.code in (1, 75) for rank, each in enumerate(ended) if rank != victim), ended
         assert len(ranks.errors(ended)) <= 1, ended
-    for path in checkpoint.checkpoints(home.path / run):
+    for path in checkpoints(home.path / run):
         checkpoint.verify(path)
     again = draw.choice([number for number in (1, 2, 4) if number != count])
     go_on(home, run, again)
@@ -142,7 +143,7 @@ def test_a_signal_to_one_process_saves_and_ends_all(home: Home, rank: int) -> No
     assert [each.code for each in ended] == [143, 0], ended
     assert "stopped and saved at step" in ended[0].err
     assert ranks.errors(ended) == []
-    assert len(checkpoint.checkpoints(ranks.run)) == 1
+    assert len(checkpoints(ranks.run)) == 1
 
 
 def test_a_full_disk_ends_all_with_one_line(home: Home) -> None:
@@ -235,4 +236,4 @@ def test_nothing_is_left_behind_by_kill_9(home: Home, victim: str) -> None:
         assert "process 1 of 2 was ended by SIGKILL" in errors[0]
     else:
         assert errors == [], err
-        assert len(checkpoint.checkpoints(home.path / run)) == 1  # they end as by SIGTERM, and save
+        assert len(checkpoints(home.path / run)) == 1  # they end as by SIGTERM, and save

@@ -33,6 +33,7 @@ from gptcli.config.train import OptimConfig
 from gptcli.data.tokenizer import learn_merges
 from gptcli.model.gpt import GPT
 from gptcli.train import checkpoint
+from gptcli.train.checkpoint_paths import checkpoints, step_directory
 from gptcli.train.optimizers import make_optimizers
 from gptcli.train.retention import keep, newest_verified, tidy
 from gptcli.train.state import TrainState
@@ -98,15 +99,15 @@ class Retention(RuleBasedStateMachine):
             self.state.best_step, self.state.best_score = self.state.step, -float(self.state.step)
         self._save()
         self._forget_deleted()
-        newest = checkpoint.step_directory(self.run, self.state.step)
+        newest = step_directory(self.run, self.state.step)
         self.size = sum(file.stat().st_size for file in newest.iterdir())
         if self.saves >= 2:
-            assert len(checkpoint.checkpoints(self.run)) >= min(2, len(self.good))
+            assert len(checkpoints(self.run)) >= min(2, len(self.good))
 
     @rule(at=st.integers(1, 45))
     def crash_in_a_save(self, at: int) -> None:
         self._advance()
-        target = checkpoint.step_directory(self.run, self.state.step)
+        target = step_directory(self.run, self.state.step)
         before = target.stat().st_ino if target.is_dir() else None  # a damaged one that this save would replace
         operations.perform = Crasher(at)
         try:
@@ -125,7 +126,7 @@ class Retention(RuleBasedStateMachine):
     def damage_one(self, data: st.DataObject) -> None:
         step = data.draw(st.sampled_from(sorted(self.good)))
         # A crash may leave the writer's lock beside what it published: no part of it, which nobody reads.
-        files = sorted(file for file in checkpoint.step_directory(self.run, step).iterdir() if file.name != LOCK)
+        files = sorted(file for file in step_directory(self.run, step).iterdir() if file.name != LOCK)
         file = data.draw(st.sampled_from(files))
         content = bytearray(file.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1
@@ -136,7 +137,7 @@ class Retention(RuleBasedStateMachine):
     @rule(data=st.data())
     def delete_one(self, data: st.DataObject) -> None:
         step = data.draw(st.sampled_from(sorted(self.good)))
-        shutil.rmtree(checkpoint.step_directory(self.run, step))
+        shutil.rmtree(step_directory(self.run, step))
         self.good.discard(step)
 
     @rule()
@@ -149,7 +150,7 @@ class Retention(RuleBasedStateMachine):
         if not self.good:
             return
         found = newest_verified(self.run, lambda _: None)
-        assert found == checkpoint.step_directory(self.run, max(self.good))
+        assert found == step_directory(self.run, max(self.good))
         checkpoint.restore(self.state, found)
         tidy(self.run, self.state, KEEP)
         self._forget_deleted()
@@ -159,13 +160,13 @@ class Retention(RuleBasedStateMachine):
         )
 
     def _forget_deleted(self) -> None:
-        self.good = {step for step in self.good if checkpoint.step_directory(self.run, step).is_dir()}
+        self.good = {step for step in self.good if step_directory(self.run, step).is_dir()}
         assert self.good or not self.saves
 
     @invariant()
     def the_newest_good_one_loads(self) -> None:
         if getattr(self, "good", None):
-            checkpoint.verify(checkpoint.step_directory(self.run, max(self.good)))
+            checkpoint.verify(step_directory(self.run, max(self.good)))
 
     @invariant()
     def no_more_is_kept_than_asked_for(self) -> None:
@@ -201,9 +202,9 @@ def test_crashes_in_a_row_between_publishing_and_deleting_do_not_add_up(tmp_path
     home.run("control")
     for _ in range(6):
         # A run that goes on points `latest` first at what it found, and then at what it has published.
-        moment = 2 if checkpoint.checkpoints(tmp_path / "run") else 1
+        moment = 2 if checkpoints(tmp_path / "run") else 1
         ended = home.start("run", "--resume", fault=Fault(moment, only="link")).end()
         assert ended.code == 137, ended
-        assert len(checkpoint.checkpoints(tmp_path / "run")) <= KEEP + 2  # the best, and the one just published
+        assert len(checkpoints(tmp_path / "run")) <= KEEP + 2  # the best, and the one just published
     home.run("run", "--resume")
     assert home.same_end("run")

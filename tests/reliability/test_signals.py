@@ -19,6 +19,7 @@ import pytest
 from faults import Home, Trial, english
 
 from gptcli.train import checkpoint
+from gptcli.train.checkpoint_paths import checkpoints
 
 LIMIT = 5.0  # seconds to the end, of which saving takes most; a machine at work elsewhere takes longer
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -63,7 +64,7 @@ def check(home: Home, phase: str, number: int) -> float:
     took = time.time() - sent
     assert took < LIMIT, (phase, took)
     begun = list(PHASES).index(phase) > list(PHASES).index("first step")
-    found = checkpoint.checkpoints(home.path / "run")
+    found = checkpoints(home.path / "run")
     for path in found:
         checkpoint.verify(path)
     assert bool(found) or not begun, (phase, ended.err)
@@ -87,7 +88,7 @@ def test_a_batch_system_may_say_it_again_and_then_ask_to_end(home: Home) -> None
     shutil.rmtree(home.path / "run", ignore_errors=True)
     ended = signal_in(home, "save", signal.SIGXCPU, times=3).end()
     assert ended.code == 152, ended
-    assert checkpoint.checkpoints(home.path / "run")
+    assert checkpoints(home.path / "run")
     home.run("run", "--resume")
     assert home.same_end("run")
 
@@ -109,7 +110,7 @@ def test_a_second_signal_ends_the_run_at_once(home: Home, number: int) -> None:
     took = time.time() - float((home.path / "sent").read_text())
     assert ended.code == CODES[signal.Signals(number)]
     assert took < 1.0
-    assert checkpoint.checkpoints(home.path / "run") == []
+    assert checkpoints(home.path / "run") == []
     home.run("run", "--resume")
     assert home.same_end("run")
 
@@ -162,7 +163,7 @@ def test_a_signal_while_stderr_blocks_saves_the_run(home: Home, number: int) -> 
     process.send_signal(number)
     assert process.wait(60) == 128 + number
     os.close(reading)
-    (path,) = checkpoint.checkpoints(home.path / "stuck")
+    (path,) = checkpoints(home.path / "stuck")
     checkpoint.verify(path)
 
 
@@ -175,7 +176,7 @@ def test_a_stderr_whose_reader_goes_away_costs_neither_the_run_nor_its_checkpoin
     wait_for_steps(home, "alone", 20)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
-    assert checkpoint.checkpoints(home.path / "alone")
+    assert checkpoints(home.path / "alone")
 
 
 def test_a_terminal_that_is_stopped_and_then_closed_costs_neither_the_run_nor_its_checkpoint(home: Home) -> None:
@@ -188,4 +189,4 @@ def test_a_terminal_that_is_stopped_and_then_closed_costs_neither_the_run_nor_it
     wait_for_steps(home, "closed", 170)
     process.send_signal(signal.SIGHUP)
     assert process.wait(60) == 129
-    assert checkpoint.checkpoints(home.path / "closed")
+    assert checkpoints(home.path / "closed")

@@ -13,7 +13,7 @@ import signal
 import pytest
 from faults import Fault, Home, Trial, leftovers, read_log
 
-from gptcli.train import checkpoint
+from gptcli.train.checkpoint_paths import checkpoints
 
 KINDS = [(task, dropout) for task in ("pretrain", "classify", "chat") for dropout in (0.0, 0.1)]
 
@@ -57,7 +57,7 @@ def test_a_crash_and_a_signal_cost_no_bit(home: Home) -> None:
 
 def test_a_damaged_checkpoint_costs_no_bit(home: Home) -> None:
     run = home.copy("control", "run")
-    newest = checkpoint.checkpoints(run)[0] / "training.safetensors"
+    newest = checkpoints(run)[0] / "training.safetensors"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)

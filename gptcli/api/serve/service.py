@@ -23,8 +23,8 @@ from gptcli.data.conversation import ASSISTANT, SYSTEM, Message
 from gptcli.evaluate.perplexity import TextScore, score_windows
 from gptcli.generate.engine import Engine, Request
 from gptcli.model.gpt import GPT
+from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.metadata import read_config, read_metadata
-from gptcli.train.run_directory import find_checkpoint
 from gptcli.train.weights import weights_sha256
 
 PART_TOKENS = 2048  # of texts to label between two steps of the engine
