@@ -38,7 +38,7 @@ from gptcli.train import checkpoint
 from gptcli.train.checkpoint_paths import checkpoints
 from gptcli.train.deadline import Deadline
 from gptcli.train.lineage import make_lineage
-from gptcli.train.loop import Hooks, train
+from gptcli.train.loop import Hooks, due, train
 from gptcli.train.metadata import ModelMetadata
 from gptcli.train.metrics import Record
 from gptcli.train.micro_batches import micro_batch_rows
@@ -302,27 +302,30 @@ class Training:
         state.gradient_step.drop_state()
 
     def _write_checkpoint(self, state: TrainState) -> None:
-        found = self.validation
-        if found is not None and self.validated_step == state.step and found.score < state.best_score:
-            state.best_score, state.best_step = found.score, state.step  # the best of those that are saved
+        found, train = self.validation, self.job.train
+        # An unbroken run saves this step as well: one that a signal makes to be saved does not count for the best.
+        planned = due(state.step, train.save_every_steps, state.last_step(train.steps)) and not state.post_step_pending
+        if planned and found is not None and self.validated_step == state.step and found.score < state.best_score:
+            state.best_score, state.best_step = found.score, state.step
         if state.step != self.resumed_step:  # else it was saved when the validation of this step was given up
             fsio.sync_file(self.metrics_path)
             job = self.job
             lineage = make_lineage(job.run_file, job.tokenizer.sha256, job.sources)
             checkpoint.save(state, self.run_dir, job.tokenizer, job.run_file, job.metadata, lineage)
-        keep(self.run_dir, state, self.job.train.keep_checkpoints)
+        keep(self.run_dir, state, train.keep_checkpoints)
         self._check_patience(state)
 
     def _check_patience(self, state: TrainState) -> None:
         """Set `exhausted` as a pure function of the step and the best one, so that a resumed run stops where an
-        unbroken one does."""
-        if self.job.patience is not None and state.best_step is not None:
+        unbroken one does; not before the validation of the step is done."""
+        if self.job.patience is not None and state.best_step is not None and not state.post_step_pending:
             self.exhausted = validations_since(state.best_step, state.step, self.job.train) >= self.job.patience
 
 
 def validations_since(best_step: int, step: int, train: TrainConfig) -> int:
     """Return how many have been since the best one, of those that have a checkpoint."""
-    return (step - best_step) // math.lcm(train.eval_every_steps, train.save_every_steps)
+    both = math.lcm(train.eval_every_steps, train.save_every_steps)
+    return step // both - best_step // both
 
 
 def less_memory(train: TrainConfig, context_length: int, *, on_cpu: bool) -> str:

@@ -5,10 +5,13 @@ Every cut point:  pytest -m slow tests/test_resume.py
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -62,8 +65,19 @@ class Cut(Report):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def run(home: Home, name: str, report: Report | None = None, *, resume: bool = False) -> int:
-    config = yaml_file.load(PretrainConfig, home.path / "run.yaml", [f"run_dir={home.path / name}"]).value
+class CutAfterValidation(Report):
+    """Signals this process when the validation of a step has been told, and before it is saved."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def message(self, text: str) -> None:
+        if text.startswith(f"step {self.at}: validation"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def run(home: Home, name: str, report: Report | None = None, *more: str, resume: bool = False) -> int:
+    config = yaml_file.load(PretrainConfig, home.path / "run.yaml", [f"run_dir={home.path / name}", *more]).value
     return pretrain_module.pretrain(config, resume=resume, report=report or Report()).exit_code
 
 
@@ -114,6 +128,40 @@ def test_a_run_stopped_in_the_middle_of_a_validation_or_a_sample_goes_on_bit_for
     monkeypatch.undo()
     run(home, name, resume=True)
     assert_same(home, name)
+
+
+def test_the_best_of_a_resumed_run_is_that_of_an_unbroken_one(home: Home) -> None:
+    def best(name: str) -> dict[str, tuple[int | None, float | None]]:
+        found = {path.parent.name: json.loads(path.read_text()) for path in (home.path / name).rglob("training.json")}
+        return {step: (training["best_step"], training["best_score"]) for step, training in found.items()}
+
+    how = ("train.steps=20", "train.keep_checkpoints=20")
+    assert run(home, "unbroken", None, *how) == 0
+    assert run(home, "broken", CutAfterValidation(7), *how) == 130  # it validates at 7 and saves at 5 and 10
+    assert run(home, "broken", None, *how, resume=True) == 0
+    assert {step: known for step, known in best("broken").items() if step != "step-000007"} == best("unbroken")
+    assert os.readlink(home.path / "broken" / "best") == os.readlink(home.path / "unbroken" / "best")
+
+
+def test_patience_waits_for_a_validation_that_a_signal_broke_off(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = [f"optim.{name}=1e-9" for name in ("learning_rate", "embedding_learning_rate", "muon_learning_rate")]
+    how = (*rates, "train.patience=1", "train.eval_every_steps=5", "train.sample_every_steps=0")
+    assert run(home, "patient", None, *how) == 0
+    last = int(home.newest("patient").name.removeprefix("step-"))
+    assert last < STEPS
+    original = pretrain_module.validate_texts
+
+    def signalled(*arguments: Any) -> Any:
+        if (home.path / "impatient" / "checkpoints" / f"step-{last - 5:06d}").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return original(*arguments)
+
+    monkeypatch.setattr(pretrain_module, "validate_texts", signalled)
+    assert run(home, "impatient", None, *how) == 143
+    monkeypatch.undo()
+    assert run(home, "impatient", None, *how, resume=True) == 0
+    assert metrics(home.path / "impatient") == metrics(home.path / "patient")
 
 
 def test_a_run_stopped_between_micro_batches_does_the_step_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
