@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -136,11 +137,12 @@ def _begin(
     batches = _batches(config, tokenizer, prepared, runtime, processes)
     deadline = None
     if ends_at is not None:
+        most_steps = batches.most_steps if isinstance(batches, MixedBatches) else None
         probe = new_state(_model_config(config, tokenizer), config, runtime)
         config, pause_seconds = autoconfig.choose_steps(
-            config, probe, batches, runtime, ends_at=ends_at, processes=processes.count
+            config, probe, batches, runtime, ends_at=ends_at, processes=processes.count, most_steps=most_steps
         )
-        deadline = Deadline(ends_at, config.train, pause_seconds=pause_seconds)
+        deadline = Deadline(ends_at, config.train, pause_seconds=pause_seconds, most_steps=most_steps)
     if isinstance(batches, MixedBatches):
         _tell_mixture(batches, config.train.steps, report)
     if not goes_on:
@@ -254,16 +256,17 @@ def _tokens(batches: Batches) -> list[TokenArray | ResidentTokens]:
 
 
 def _validation_ids(prepared: Sequence[Path], config: PretrainConfig, report: Report) -> list[list[int]]:
-    """Return held-out tokens of each text; only of the first where data.validation holds out the same for all."""
-    directories = prepared[:1] if config.data.validation else prepared
+    """Return held-out tokens of each text; once, where data.validation holds out the same for all that is raw."""
+    directories = prepared
+    if config.data.validation:
+        raw = [not is_prepared(Path(name)) for name in config.data.inputs] if config.data.mixed else [True]
+        directories = list(itertools.compress(prepared, raw))[:1]
     splits = [TokenArray(directory, "validation") for directory in directories]
     if not any(map(len, splits)):
         report.warning("the validation split is empty; there will be no validation loss")
-    most = config.train.eval_tokens
-    return [
-        [int(token) for token in tokens.read(0, min(len(tokens), most // len(splits) if most else len(tokens)))]
-        for tokens in splits
-    ]
+    wanted = config.train.eval_tokens
+    most = max(2, wanted // len(splits)) if wanted else max(map(len, splits))  # the first predicts the second
+    return [[int(token) for token in tokens.read(0, min(len(tokens), most))] for tokens in splits]
 
 
 def _model_config(config: PretrainConfig, tokenizer: Tokenizer) -> ModelConfig:

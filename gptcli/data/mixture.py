@@ -170,13 +170,17 @@ class MixedBatches:
             return counted(list(micro_batches))
         return Step(self.batch_size * self.context_length, micro_batches)
 
+    @property
+    def most_steps(self) -> int:
+        """Return how many steps the caps leave rows for; without caps more than any run has."""
+        return sum(int(rows) for rows in self.mixture.most) // self.batch_size
+
     def check(self, steps: int) -> None:
         """Raise ConfigError where the caps leave fewer rows than so many steps need."""
-        most = self.mixture.most
-        if steps * self.batch_size > sum(int(rows) for rows in most):
+        if steps > self.most_steps:
             raise ConfigError(
-                f"data.train: max_epochs leaves {count(int(most.sum()), 'row')} for {count(steps, 'step')} of "
-                f"{self.batch_size}; lower train.steps or raise max_epochs"
+                f"data.train: max_epochs leaves rows for {count(self.most_steps, 'step')} of {self.batch_size}, and "
+                f"the run has {steps:,}; lower train.steps or raise max_epochs"
             )
 
     def epochs_of(self, steps: int) -> dict[str, float]:

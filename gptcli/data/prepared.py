@@ -101,6 +101,8 @@ def prepare_parts(data: DataConfig, wanted: TokenizerConfig, report: Report) -> 
         tokenizer, prepared = prepare_data(data, wanted, report)
         return tokenizer, [prepared]
     ready = next((name for name in data.inputs if is_prepared(Path(name))), None)
+    if data.validation and all(is_prepared(Path(name)) for name in data.inputs):
+        raise ConfigError("data.validation: the mixture is of prepared directories, which hold out text; leave it out")
     if wanted.path is None and ready is not None:
         wanted = dataclasses.replace(wanted, path=str(Path(ready) / "tokenizer.json"))
     elif wanted.path is None:

@@ -163,11 +163,11 @@ class AutoConfig:
 
     def choose_steps(
         self, config: PretrainConfig, state: TrainState, batches: Callable[[int], Step], runtime: Runtime,
-        *, ends_at: float, processes: int = 1,
+        *, ends_at: float, processes: int = 1, most_steps: int | None = None,
     ) -> tuple[PretrainConfig, float]:  # fmt: skip
         """Choose the number of steps until time.monotonic() is `ends_at`, and when to validate -> the config, and the
         seconds that a validation with its sample and checkpoint takes. Trains `state` for a moment; `processes` that
-        take the steps together are taken to be so many times as fast."""
+        take the steps together are taken to be so many times as fast. `most_steps`: as many as there are data for."""
         seconds_a_step = step_seconds(config, state, batches, runtime) / processes
         tokens_a_step = config.train.batch_size * config.model.context_length
         left = max(ends_at - time.monotonic(), seconds_a_step)
@@ -180,6 +180,11 @@ class AutoConfig:
         saving = 16 * state.model.num_parameters() / 2e8 + 0.1
         pause = (config.train.eval_tokens or eval_tokens) / scored_per_second + sampling + saving
         steps = max(1, int((left - MILESTONES * pause) / seconds_a_step))
+        if most_steps is not None and most_steps < steps:
+            self.report.message(
+                f"max_epochs leaves text for {count(most_steps, 'step')}; the run will end before its time"
+            )
+            steps = max(1, most_steps)
         often = -(-steps // MILESTONES)
         values = {f"train.{name}_every_steps": often for name in ("eval", "save", "sample")}
         config = self.fill(

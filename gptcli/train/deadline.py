@@ -31,9 +31,12 @@ class Deadline:
     resumed run keeps it as it stands.
     """
 
-    def __init__(self, ends_at: float | None, train: TrainConfig, *, pause_seconds: float) -> None:
-        """Expect each validation, with its sample and checkpoint, to take `pause_seconds`, until one was timed."""
-        self.ends_at, self.train = ends_at, train
+    def __init__(
+        self, ends_at: float | None, train: TrainConfig, *, pause_seconds: float, most_steps: int | None = None
+    ) -> None:
+        """Expect each validation, with its sample and checkpoint, to take `pause_seconds`, until one was timed.
+        `most_steps`: as many as there are data for, None for any number."""
+        self.ends_at, self.train, self.most_steps = ends_at, train, most_steps
         self.pauses = {"all": pause_seconds}
         self.step_seconds: float | None = None
 
@@ -59,5 +62,6 @@ class Deadline:
         pauses = (last - 1) // every - state.step // every + (state.step % every == 0) + 1
         left = self.ends_at - EXIT_SECONDS - time.monotonic() - pauses * sum(self.pauses.values())
         fitting = state.step + max(1, round(left / self.step_seconds))
+        fitting = min(fitting, self.most_steps or fitting)
         if abs(fitting - last) > max(1, TOLERANCE * (last - state.step)):
             state.schedule_rescale = ScheduleRescale(planned, state.step, state.schedule_step(planned), fitting)

@@ -177,6 +177,38 @@ def test_prepared_directories_are_parts_too(tiny: Tiny, texts: Path, tmp_path: P
     assert "large: " in done.err
 
 
+def test_a_mixture_is_validated_on_the_text_that_is_named_wherever_a_part_is_raw(
+    tiny: Tiny, texts: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    (tmp_path / "held.txt").write_text(english(40, seed=9))
+    done = run_cli("prepare", texts / "large.txt", "-t", tiny.tokenizer, "-o", tmp_path / "large", "-q")
+    assert done.code == 0, done.err
+    rates = [f"optim.{name}=1e-9" for name in ("learning_rate", "embedding_learning_rate", "muon_learning_rate")]
+    settings = [*rates, "train.steps=1", "train.eval_tokens=null", f"data.validation=[{tmp_path}/held.txt]"]
+
+    def score(*parts: str) -> float:
+        train = f"data.train=[{', '.join(f'{{path: {part}}}' for part in parts)}]"
+        options = [word for setting in (*settings, train, f"run_dir={tmp_path}/run") for word in ("-s", setting)]
+        done = run_cli("pretrain", tiny.run_file, "--force", "--json", *options)
+        assert done.code == 0, done.err
+        return float(json.loads(done.out)["validation"]["bits_per_byte"])
+
+    prepared, raw = f"{tmp_path}/large", f"{texts}/small.txt"
+    assert score(prepared, raw) == pytest.approx(score(raw, prepared), rel=1e-6)
+    train = f"data.train=[{{path: {prepared}}}]"
+    options = [word for setting in (*settings, train) for word in ("-s", setting)]
+    run_cli("pretrain", tiny.run_file, "--force", *options, "-s", f"run_dir={tmp_path}/run").error(
+        2, "pretrain", "data.validation: the mixture is of prepared"
+    )
+
+
+def test_each_part_is_validated_on_however_few_tokens_are_asked_for(
+    tiny: Tiny, texts: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    whole = mixed_run(tiny, texts, tmp_path / "run", 1, run_cli, "-s", "train.eval_tokens=1")
+    assert [len(record["sources"]) for record in whole if record["kind"] == "validation"] == [2]
+
+
 def test_caps_that_leave_too_few_rows_are_refused_before_the_run(
     tiny: Tiny, texts: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:

@@ -93,6 +93,14 @@ def test_a_run_ends_in_time_at_whatever_speed(real_step_seconds: float, monkeypa
     assert state.schedule_step(train.steps) == pytest.approx(train.steps)
 
 
+def test_a_run_in_less_time_than_was_planned_takes_no_more_steps_than_there_are_data_for() -> None:
+    train = TrainConfig(steps=100, eval_every_steps=25)
+    deadline = Deadline(time.monotonic() + 1000, train, pause_seconds=0.0, most_steps=120)
+    state = state_at(50, None)
+    deadline.keep(state, 0.1)
+    assert state.last_step(train.steps) == 120
+
+
 def test_a_process_began_before_now_and_not_long_ago() -> None:
     assert 0 <= time.monotonic() - process_start() < 3600
 
@@ -138,6 +146,16 @@ def write_run_file(directory: Path, tiny: Tiny, extra: str = SMALL) -> Path:
         f"tokenizer: {{path: {tiny.tokenizer}}}\n{extra}\n"
     )
     return run_file
+
+
+def test_a_budget_reads_no_part_more_often_than_its_cap(tiny: Tiny, tmp_path: Path) -> None:
+    run_file = write_run_file(tmp_path, tiny)
+    part = f"train: [{{path: {tiny.corpus}, max_epochs: 0.1}}]"
+    run_file.write_text(run_file.read_text().replace(f"train: [{tiny.corpus}]", part))
+    assert run_with_budget(run_file, tmp_path / "run").finished
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    read = [record["epochs"][str(tiny.corpus)] for record in records if record["kind"] == "train"]
+    assert 0.05 < read[-1] <= 0.1
 
 
 def run_with_budget(run_file: Path, run_dir: Path, *, resume: bool = False) -> Outcome:
