@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors
@@ -57,7 +60,20 @@ def read_tensors(path: Path, wanted: Mapping[str, torch.Size]) -> dict[str, Tens
         if wanted.get(name) != have.get(name):
             sizes = [tuple(shape) if shape is not None else "none" for shape in (have.get(name), wanted.get(name))]
             raise DataError(f"{escape(str(path))}: tensor {escape(name)} has shape {sizes[0]}, want {sizes[1]}")
-    return load_file(path)
+    with _os_errors(path):
+        return load_file(path)
+
+
+@contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    """Raise as an OSError what torch says as a RuntimeError of a file that cannot be opened or mapped."""
+    try:
+        yield
+    except RuntimeError as error:
+        number = re.search(r"\((\d+)\)$", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def tensor_shapes(path: Path) -> dict[str, torch.Size]:
@@ -65,7 +81,7 @@ def tensor_shapes(path: Path) -> dict[str, torch.Size]:
     if not path.is_file():
         raise DataError(f"{escape(str(path))}: missing; the checkpoint is damaged")
     try:
-        with safetensors.safe_open(path, "pt") as file:
+        with _os_errors(path), safetensors.safe_open(path, "pt") as file:
             return {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, ValueError) as error:
         raise DataError(

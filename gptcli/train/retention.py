@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gptcli.base import fsio
-from gptcli.base.errors import DataError, GptcliError
+from gptcli.base.errors import DataError, NumericalError
 from gptcli.base.escape import escape
 from gptcli.train.checkpoint import verify
 from gptcli.train.checkpoint_paths import checkpoints, step_directory
@@ -14,12 +14,16 @@ from gptcli.train.state import TrainState
 
 
 def newest_verified(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
-    """Return the newest checkpoint that is whole, None where there is none at all. DataError where all are damaged."""
+    """Return the newest checkpoint that is whole, None where there is none at all. DataError where all are damaged.
+
+    An OSError, which says nothing of the checkpoint (too many open files, a mount that hangs), is raised: to go on from
+    an older one would delete those after it.
+    """
     tried: list[str] = []
     for path in checkpoints(run_dir):
         try:
             verify(path)
-        except (GptcliError, OSError) as error:
+        except (DataError, NumericalError, FileNotFoundError) as error:
             tried.append(str(error))
             continue
         if tried:

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import math
+import os
+import resource
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +198,26 @@ def test_some_sequences_leave_a_checkpoint_to_go_on_from() -> None:
 def test_500_sequences_leave_a_checkpoint_to_go_on_from() -> None:
     run_machine(500, 10)
     print("\nG17: 500 sequences of up to 10 acts")
+
+
+def test_a_checkpoint_that_cannot_be_opened_now_is_no_reason_to_go_on_from_an_older_one(tmp_path: Path) -> None:
+    state = new_state()
+    for state.step in (1, 2):
+        checkpoint.save(state, tmp_path, TOKENIZER, {})
+    warnings: list[str] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    try:
+        for more in range(20):  # of files that may be open, until it is enough
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, hard))
+            with suppress(OSError):
+                assert newest_verified(tmp_path, warnings.append) == step_directory(tmp_path, 2)
+                break
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert more > 0
+    assert not warnings
 
 
 def test_crashes_in_a_row_between_publishing_and_deleting_do_not_add_up(tmp_path: Path) -> None:
