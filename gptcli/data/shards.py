@@ -14,9 +14,11 @@ import errno
 import itertools
 import mmap
 import os
+from array import array
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,31 +48,50 @@ class SplitIndex:
     shards: list[dict[str, Any]] = field(default_factory=list)  # {file, tokens, documents, sha256}
 
 
+class Encoded(NamedTuple):
+    """The ids of a text.Piece."""
+
+    ids: Sequence[int] | NDArray[Any]
+    text_bytes: int
+    starts_document: bool
+    raw_bytes: int
+
+
 class SplitWriter:
     """Appends documents to the shards of one split; a shard is a file that appears when it is whole."""
 
     def __init__(self, directory: Path, split: str, dtype: np.dtype[Any], index: SplitIndex | None = None) -> None:
         self.directory, self.split, self.dtype = directory, split, dtype
         self.index = index or SplitIndex()
-        self.waiting: list[NDArray[Any]] = []
-        self.waiting_tokens = 0
-        self.borders: list[int] = []
+        self._clear()
 
-    def append(self, ids: list[int], *, text_bytes: int, starts_document: bool) -> None:
+    def _clear(self) -> None:
+        self.waiting = bytearray()
+        self.borders = array("Q")
+
+    @property
+    def waiting_tokens(self) -> int:
+        return len(self.waiting) // self.dtype.itemsize
+
+    def add(self, piece: Encoded) -> None:
+        self.append(piece.ids, text_bytes=piece.text_bytes, starts_document=piece.starts_document)
+
+    def append(self, ids: Sequence[int] | NDArray[Any], *, text_bytes: int, starts_document: bool) -> None:
         if starts_document:
             self.borders.append(self.index.tokens + self.waiting_tokens)
-        if ids:
-            self.waiting.append(np.array(ids, dtype=self.dtype))
-            self.waiting_tokens += len(ids)
+        self.waiting += np.asarray(ids, dtype=self.dtype).tobytes()
         self.index.bytes += text_bytes
 
     def flush(self) -> None:
         """Make what was appended durable: a shard and the positions of the documents that begin in it."""
-        if not self.waiting_tokens:
-            return
-        ids = np.concatenate(self.waiting)
+        if self.waiting_tokens:
+            self._write_shard("documents", np.array(self.borders, dtype=np.uint64))
+
+    def _write_shard(self, beside: str, described: NDArray[Any]) -> None:
+        """Write the tokens that wait, and what is to lie beside them."""
+        ids = np.frombuffer(self.waiting, dtype=self.dtype)
         name = f"{self.split}-{len(self.index.shards):05d}"
-        for suffix, content in (("bin", ids), ("documents.bin", np.array(self.borders, dtype=np.uint64))):
+        for suffix, content in (("bin", ids), (f"{beside}.bin", described)):
             little_endian = content.astype(content.dtype.newbyteorder("<"), copy=False)
             fsio.write_file(self.directory / f"{name}.{suffix}", little_endian.tobytes())
         sha256 = fsio.sha256(self.directory / f"{name}.bin")
@@ -78,8 +99,8 @@ class SplitWriter:
         self.index.shards.append(shard)
         self.index.tokens += len(ids)
         self.index.documents += len(self.borders)
-        self.index.max_id = max(self.index.max_id, int(ids.max()))
-        self.waiting, self.waiting_tokens, self.borders = [], 0, []
+        self.index.max_id = max(self.index.max_id, int(ids.max(initial=0)))
+        self._clear()
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:

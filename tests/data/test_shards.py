@@ -345,15 +345,15 @@ def test_a_preparation_killed_again_and_again_ends_with_the_bytes_of_an_unbroken
         process = slow_prepare(tmp_path, "broken", 0.1)
         deadline = time.monotonic() + 30
         while process.poll() is None and time.monotonic() < deadline:
-            batches = json.loads(journal.read_text())["batches"] if journal.exists() else 0
-            if batches > reached[-1]:
+            pieces = json.loads(journal.read_text())["pieces"] if journal.exists() else 0
+            if pieces > reached[-1]:
                 break
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.1))
         assert process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
-        reached.append(json.loads(journal.read_text())["batches"])
+        reached.append(json.loads(journal.read_text())["pieces"])
         (journal.parent / ".tmp-journal.json-0a1b2c3d").touch()
     assert reached == sorted(set(reached))  # each went on from where the one before was killed
     assert slow_prepare(tmp_path, "broken", 0).wait() == 0
