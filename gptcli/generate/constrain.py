@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gptcli.config.generate import GenerateOptions
@@ -17,42 +19,58 @@ from gptcli.generate.json_schema import parse_schema
 from gptcli.generate.regex import literal
 
 CACHED_PATTERNS = 8
-CACHED_MASKS = 256  # of one pattern, each of the vocabulary's size
+CACHED_MASKS = 256  # of one pattern, each a bit for a token of the vocabulary
 
 
 class TokenTable:
-    """The bytes of every ordinary token as one array (V, longest), so that an automaton reads all tokens at once."""
+    """The bytes of every token that adds some, so that an automaton reads all tokens at once.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        specials = set(tokenizer.specials.values())
-        contents = [b"" if index in specials else text for index, text in enumerate(tokenizer.token_bytes)]
-        self.lengths = np.array([len(content) for content in contents])
-        longest = int(self.lengths.max())
-        padded = b"".join(content.ljust(longest, b"\0") for content in contents)
-        self.bytes = np.frombuffer(padded, np.uint8).reshape(len(contents), longest)
+    `ids` has the tokens (N,), the longest first; `columns[i]` byte i of those that have so many, the first of `ids`.
+    """
+
+    def __init__(self, contents: Sequence[bytes]) -> None:
+        self.size = len(contents)
+        lengths = np.array([len(content) for content in contents])
+        self.ids = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+        longest = int(lengths.max())
+        padded = b"".join(contents[index].ljust(longest, b"\0") for index in self.ids)
+        table = np.frombuffer(padded, np.uint8).reshape(len(self.ids), longest)
+        self.columns = [table[: np.count_nonzero(lengths > place), place].copy() for place in range(longest)]
 
 
 class Constraint:
     """An automaton over a vocabulary: which tokens may come next in each of its states."""
 
     def __init__(self, automaton: Automaton, table: TokenTable) -> None:
+        """Build the automaton as far as it is met first, which may take two seconds."""
         self.automaton, self.table = automaton, table
-        self.forbidden = functools.lru_cache(CACHED_MASKS)(self._forbidden)
+        self.packed = functools.lru_cache(CACHED_MASKS)(self._packed)
+        automaton.explore()
+        self.packed(0)
 
-    def _forbidden(self, state: int) -> Tensor:
-        """Find the tokens after which no match is possible, (V,) bool. Some token is always left, since every byte is
-        one."""
-        table = self.table
-        states = np.where(table.lengths > 0, state, DEAD)
-        alive = np.flatnonzero(table.lengths)
-        for place in range(table.bytes.shape[1]):
-            alive = alive[(table.lengths[alive] > place) & (states[alive] != DEAD)]
+    def forbidden(self, state: int) -> Tensor:
+        """Return the tokens after which no match is possible, (V,) bool."""
+        bits = np.unpackbits(self.packed(state), count=self.table.size)
+        return torch.from_numpy(bits.view(np.bool_))
+
+    def ended(self, state: int) -> bool:
+        """Return whether the text must end: nothing goes on, or no token of this vocabulary does and it may end."""
+        automaton = self.automaton
+        return automaton.ended(state) or (automaton.accepts(state) and bool(self.forbidden(state).all()))
+
+    def _packed(self, state: int) -> NDArray[np.uint8]:
+        forbidden = np.ones(self.table.size, np.bool_)
+        alive = np.arange(len(self.table.ids))  # of the table's ids, those that match so far
+        states = np.full(len(alive), state, np.int16)  # after what was read of each
+        for column in self.table.columns:
+            longer = np.searchsorted(alive, len(column))
+            forbidden[self.table.ids[alive[longer:]]] = False
+            states = self.automaton.after_each(states[:longer], column[alive[:longer]])
+            alive, states = alive[:longer][states != DEAD], states[states != DEAD]
             if not len(alive):
                 break
-            met, which = np.unique(states[alive], return_inverse=True)
-            rows = np.array([self.automaton.row(int(found)) for found in met])
-            states[alive] = rows[which, table.bytes[alive, place]]
-        return torch.from_numpy(states == DEAD)
+        forbidden[self.table.ids[alive]] = False
+        return np.packbits(forbidden)
 
 
 class Constraints:
@@ -66,16 +84,18 @@ class Constraints:
     def of(self, options: GenerateOptions) -> Constraint | None:
         """Return the constraint that the options ask for, if any; ConfigError where it cannot be used."""
         key = options.choices, options.regex, options.json_schema
-        if key in self.made:
-            return self.made[key]
-        automaton = automaton_of(options)
-        if automaton is None:
-            return None
-        if self.table is None:
-            self.table = TokenTable(self.tokenizer)
-        if len(self.made) >= CACHED_PATTERNS:
+        found = self.made.pop(key, None)
+        if found is None or found.automaton.failed:
+            automaton = automaton_of(options)
+            if automaton is None:
+                return None
+            if self.table is None:
+                self.table = TokenTable(self.tokenizer.written_bytes)
+            found = Constraint(automaton, self.table)
+        while len(self.made) >= CACHED_PATTERNS:
             del self.made[next(iter(self.made))]
-        return self.made.setdefault(key, Constraint(automaton, self.table))
+        self.made[key] = found  # the last one
+        return found
 
 
 def automaton_of(options: GenerateOptions) -> Automaton | None:
@@ -103,5 +123,4 @@ def matches(options: GenerateOptions, text: str) -> bool:
     automaton = automaton_of(options)
     if automaton is None:
         return True
-    state = automaton.after(0, text.encode())
-    return state != DEAD and automaton.accepts(state)
+    return automaton.accepts(automaton.after(0, text.encode()))

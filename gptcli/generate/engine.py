@@ -186,7 +186,7 @@ class Engine:
         else:
             window = (self.bos_ids if request.first is None else list(request.first)) + request.prompt
             room = self.context_length - len(window) + 1
-            constraint = self.constraints.of(request.options)
+            constraint = request.constraint or self.constraints.of(request.options)
             self.waiting.append(ActiveSequence(completion, self.tokenizer, window, room, constraint, self.safeguards))
         self.added += 1
         return completion

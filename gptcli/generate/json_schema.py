@@ -21,10 +21,12 @@ from urllib.parse import unquote
 
 from gptcli.base.errors import ConfigError
 from gptcli.base.escape import escape
+from gptcli.generate.json_fields import KEYWORDS, TYPES, bounds_of, has_type, json_bytes, list_of, problem, types_of
 from gptcli.generate.json_patterns import FORMATS, INTEGER, LARGEST, NUMBER, decimals, integers
 from gptcli.generate.regex import Nodes, Part, Ranges, add_pattern, complement
 
-MAX_NODES = 60_000
+MAX_LENGTH = 64 << 10  # characters of a schema
+MAX_SIZE = 200_000  # of its automaton as written
 MAX_STATES = 20_000
 MAX_NESTING = 32
 ANY_DEPTH = 4  # of arrays and objects in one another, where the schema does not say what a value is
@@ -34,15 +36,8 @@ ANNOTATIONS = frozenset(
     "title description default examples deprecated readOnly writeOnly $schema $id $anchor $comment $defs definitions"
     " contentEncoding contentMediaType".split()
 )
-KEYWORDS: dict[str, frozenset[str]] = {
-    "object": frozenset("properties required additionalProperties minProperties maxProperties".split()),
-    "array": frozenset("items minItems maxItems prefixItems uniqueItems".split()),
-    "string": frozenset("minLength maxLength pattern format".split()),
-    "number": frozenset("minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split()),
-}
 COMBINING = ("$ref", "anyOf", "allOf", "const", "enum")
 SUPPORTED = ANNOTATIONS.union({"type"}, COMBINING, *KEYWORDS.values())
-TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 
 _SHORT_ESCAPES = {0x22: b'\\"', 0x5C: b"\\\\", 8: b"\\b", 9: b"\\t", 10: b"\\n", 12: b"\\f", 13: b"\\r"}
 _UNESCAPED = complement([(0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)])
@@ -54,6 +49,8 @@ def parse_schema(text: str) -> tuple[Nodes, Part]:
 
     ConfigError names the keyword that is not supported or has no value that could be.
     """
+    if len(text) > MAX_LENGTH:
+        raise ConfigError(f"JSON schema: {len(text):,} characters, more than {MAX_LENGTH:,}; simplify it")
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -66,7 +63,7 @@ class _Builder:
     """Adds the parts of an automaton that values of a schema match. `place` is where a schema stands in the whole."""
 
     def __init__(self, root: Any) -> None:
-        self.root, self.nodes = root, Nodes(MAX_NODES)
+        self.root, self.nodes = root, Nodes(MAX_SIZE)
         self.depth = 0
         self.open_references: list[str] = []
 
@@ -75,13 +72,14 @@ class _Builder:
         if schema is True or (isinstance(schema, dict) and not set(schema) - ANNOTATIONS):
             return self.anything(ANY_DEPTH)
         if not isinstance(schema, dict):
-            raise _problem(place, "no value fits false" if schema is False else "a schema is an object, true or false")
+            raise problem(place, "no value fits false" if schema is False else "a schema is an object, true or false")
         for keyword in schema:
             if keyword not in SUPPORTED:
-                raise _problem(place, f"{escape(keyword)} is not supported; leave it out")
+                raise problem(place, f"{escape(keyword)} is not supported; leave it out")
+        self.nodes.grow(sum(len(each) for each in schema.values() if isinstance(each, list | dict)))  # to be read
         self.depth += 1
         if self.depth > MAX_NESTING:
-            raise _problem(place, f"more than {MAX_NESTING} schemas in one another")
+            raise problem(place, f"more than {MAX_NESTING} schemas in one another")
         try:
             return self.combined(schema, place)
         finally:
@@ -91,36 +89,36 @@ class _Builder:
         """Add a value of a schema that refers to others or lists values, else by its type."""
         found = [keyword for keyword in COMBINING if keyword in schema]
         if not found:
-            return self.nodes.either([self.of_type(name, schema, place) for name in _types(schema, place)])
+            return self.nodes.either([self.of_type(name, schema, place) for name in types_of(schema, place)])
         keyword = found[0]
         beside = set(schema) - ANNOTATIONS - {keyword} - ({"type"} if keyword in ("enum", "const") else set())
         if beside:
-            raise _problem(place, f"{escape(min(beside))} is not supported beside {keyword}; put it inside")
+            raise problem(place, f"{escape(min(beside))} is not supported beside {keyword}; put it inside")
         match keyword:
             case "$ref":
                 return self.reference(schema["$ref"], place)
             case "enum" | "const":
                 return self.literals(schema, place)
-        options = _list(schema, keyword, place)
+        options = list_of(schema, keyword, place)
         if keyword == "allOf" and len(options) > 1:
-            raise _problem(place, "allOf of several schemas is not supported; make them one")
+            raise problem(place, "allOf of several schemas is not supported; make them one")
         return self.nodes.either([self.value(each, f"{place}/{keyword}/{n}") for n, each in enumerate(options)])
 
     def reference(self, reference: Any, place: str) -> Part:
         """Add a value of a schema that stands elsewhere in the whole."""
         if not isinstance(reference, str) or not reference.startswith("#"):
-            raise _problem(place, "$ref is supported within the schema only, as #/$defs/NAME")
+            raise problem(place, "$ref is supported within the schema only, as #/$defs/NAME")
         if reference in self.open_references or reference in ("#", "#/"):
-            raise _problem(place, f"$ref {escape(reference)} is recursive, which is not supported; unroll it")
+            raise problem(place, f"$ref {escape(reference)} is recursive, which is not supported; unroll it")
         target = self.root
         for step in unquote(reference).split("/")[1:]:
             step = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(target, list) and step.isdecimal() and int(step) < len(target):
+            if isinstance(target, list) and step.isdecimal() and len(step) < 9 and int(step) < len(target):
                 target = target[int(step)]
             elif isinstance(target, dict) and step in target:
                 target = target[step]
             else:
-                raise _problem(place, f"$ref {escape(reference)} leads nowhere")
+                raise problem(place, f"$ref {escape(reference)} leads nowhere")
         self.open_references.append(reference)
         part = self.value(target, reference)
         self.open_references.pop()
@@ -128,11 +126,11 @@ class _Builder:
 
     def literals(self, schema: dict[str, Any], place: str) -> Part:
         """Add the values of an enum or a const that have the type."""
-        values = _list(schema, "enum", place) if "enum" in schema else [schema["const"]]
-        types = _types(schema, place) if "type" in schema else TYPES
-        texts = [_json(each, place) for each in values if any(_has_type(each, name) for name in types)]
+        values = list_of(schema, "enum", place) if "enum" in schema else [schema["const"]]
+        types = types_of(schema, place) if "type" in schema else TYPES
+        texts = [json_bytes(each, place) for each in values if any(has_type(each, name) for name in types)]
         if not texts:
-            raise _problem(place, "no value of the enum or const has the type")
+            raise problem(place, "no value of the enum or const has the type")
         return self.nodes.either([self.nodes.text(text) for text in dict.fromkeys(texts)])
 
     def of_type(self, name: str, schema: dict[str, Any], place: str) -> Part:
@@ -156,22 +154,23 @@ class _Builder:
 
     def object(self, schema: dict[str, Any], place: str) -> Part:
         """Add an object: the properties in their order, those that are not required left out or not."""
+        nodes = self.nodes
         properties, required = schema.get("properties", {}), schema.get("required", [])
         others = schema.get("additionalProperties", True)
         if not isinstance(properties, dict) or not isinstance(required, list):
-            raise _problem(place, "properties must be an object, and required a list")
+            raise problem(place, "properties must be an object, and required a list")
         for name in required:
-            if name not in properties:
-                if others is False or not isinstance(name, str):
-                    raise _problem(place, f"required {escape(str(name))} is no property")
-                properties = {**properties, name: others}
-        least, most = _bounds(schema, "minProperties", "maxProperties", place)
+            if not isinstance(name, str) or (name not in properties and others is False):
+                raise problem(place, f"required {escape(str(name))} is no property")
+        properties = properties | {name: others for name in required if name not in properties}
+        required = set(required)
+        least, most = bounds_of(schema, "minProperties", "maxProperties", place)
         if least > len(required) or (most is not None and most < len(properties or [0])):
-            raise _problem(place, "minProperties and maxProperties are not supported; use required")
+            raise problem(place, "minProperties and maxProperties are not supported; use required")
         if not properties:
             return self.map(others, place)
         members = [
-            (name in required, self.member(self.nodes.text(_json(name, place)), each, f"{place}/properties/{name}"))
+            (name in required, self.member(nodes.text(json_bytes(name, place)), each, f"{place}/properties/{name}"))
             for name, each in properties.items()
             if each is not False or name in required
         ]
@@ -215,13 +214,13 @@ class _Builder:
 
     def array(self, schema: dict[str, Any], place: str) -> Part:
         """Add an array of items."""
-        least, most = _bounds(schema, "minItems", "maxItems", place)
+        least, most = bounds_of(schema, "minItems", "maxItems", place)
         if schema.get("uniqueItems") and (most is None or most > 1):
-            raise _problem(place, "uniqueItems is not supported; leave it out")
+            raise problem(place, "uniqueItems is not supported; leave it out")
         if "prefixItems" in schema:
-            each = _list(schema, "prefixItems", place)
+            each = list_of(schema, "prefixItems", place)
             if not least == most == len(each):
-                raise _problem(place, "prefixItems is supported where minItems and maxItems are their number")
+                raise problem(place, "prefixItems is supported where minItems and maxItems are their number")
             return self.items(lambda n: self.value(each[n], f"{place}/prefixItems/{n}"), least, most)
         items = schema.get("items", True)
         return self.items(lambda _: self.value(items, f"{place}/items"), least, most)
@@ -264,17 +263,18 @@ class _Builder:
 
     def string(self, schema: dict[str, Any], place: str) -> Part:
         """Add a string, quoted."""
-        least, most = _bounds(schema, "minLength", "maxLength", place)
+        least, most = bounds_of(schema, "minLength", "maxLength", place)
         pattern = schema.get("pattern")
         if "format" in schema:
-            if pattern is not None or schema["format"] not in FORMATS:
+            named = schema["format"]
+            if pattern is not None or not isinstance(named, str) or named not in FORMATS:
                 wanted = ", ".join(FORMATS)
-                raise _problem(place, f"format {escape(str(schema['format']))} is not supported; there are {wanted}")
-            pattern = FORMATS[schema["format"]]
+                raise problem(place, f"format {escape(str(named))} is not supported; there are {wanted}")
+            pattern = FORMATS[named]
         if pattern is None:
             return self.characters(least, most)
         if least or most is not None or not isinstance(pattern, str):
-            raise _problem(place, "pattern wants a text, and no minLength or maxLength beside it")
+            raise problem(place, "pattern wants a text, and no minLength or maxLength beside it")
         return self.quoted(add_pattern(pattern, self.nodes, self.escaped))
 
     def characters(self, least: int, most: int | None) -> Part:
@@ -320,18 +320,18 @@ class _Builder:
 def _number_pattern(schema: dict[str, Any], place: str, *, whole: bool) -> str:
     """Return the pattern of the numbers between the bounds of a schema."""
     if not (schema.get("multipleOf") is None or (whole and schema["multipleOf"] == 1)):
-        raise _problem(place, "multipleOf is not supported; leave it out")
+        raise problem(place, "multipleOf is not supported; leave it out")
     given = {name: schema[name] for name in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
              if name in schema}  # fmt: skip
     if not given:
         return INTEGER if whole else NUMBER
     for name, bound in given.items():
-        if isinstance(bound, bool) or not isinstance(bound, int | float) or abs(bound) > LARGEST:
-            raise _problem(place, f"{name} must be a number of up to 15 digits")
+        if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) <= LARGEST:
+            raise problem(place, f"{name} must be a number of up to 15 digits")
         if not whole and bound != int(bound):
-            raise _problem(place, f"{name} {bound} is not supported: a number's bounds must be whole")
+            raise problem(place, f"{name} {bound} is not supported: a number's bounds must be whole")
         if not whole and name.startswith("exclusive") and abs(bound) > LARGEST_OPEN_BOUND:
-            raise _problem(place, f"{name} {bound} is not supported: more than {LARGEST_OPEN_BOUND}")
+            raise problem(place, f"{name} {bound} is not supported: more than {LARGEST_OPEN_BOUND}")
     lows = [(math.ceil(given.get("minimum", -LARGEST)), False)]
     highs = [(math.floor(given.get("maximum", LARGEST)), False)]
     if "exclusiveMinimum" in given:
@@ -341,60 +341,5 @@ def _number_pattern(schema: dict[str, Any], place: str, *, whole: bool) -> str:
     low, above_low = max(lows)
     high, below_high = min(highs, key=lambda bound: (bound[0], not bound[1]))
     if low > high or (low == high and (above_low or below_high)):
-        raise _problem(place, "no number lies between its bounds")
+        raise problem(place, "no number lies between its bounds")
     return integers(low, high) if whole else decimals(low, high, above_low=above_low, below_high=below_high)
-
-
-def _types(schema: dict[str, Any], place: str) -> list[str]:
-    """Return the types that a schema names, else the one that its keywords are for."""
-    if "type" in schema:
-        names = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        if not names or any(name not in TYPES for name in names):
-            raise _problem(place, f"type must be one or several of {', '.join(TYPES)}")
-        return ["number"] if names == ["integer", "number"] else list(dict.fromkeys(names))
-    found = [name for name, keywords in KEYWORDS.items() if keywords & set(schema)]
-    return found or list(TYPES)
-
-
-def _has_type(value: Any, name: str) -> bool:
-    match value:
-        case bool():
-            return name == "boolean"
-        case None:
-            return name == "null"
-        case int() | float():
-            return name == "number" or (name == "integer" and value == int(value))
-        case str():
-            return name == "string"
-        case list():
-            return name == "array"
-        case _:
-            return name == "object"
-
-
-def _bounds(schema: dict[str, Any], least: str, most: str, place: str) -> tuple[int, int | None]:
-    low, high = schema.get(least, 0), schema.get(most)
-    for name, bound in ((least, low), (most, high)):
-        if not (type(bound) is int and bound >= 0) and not (name == most and bound is None):
-            raise _problem(place, f"{name} must be a whole number from 0 on")
-    if high is not None and low > high:
-        raise _problem(place, f"{least} is more than {most}")
-    return low, high
-
-
-def _list(schema: dict[str, Any], keyword: str, place: str) -> list[Any]:
-    found = schema[keyword]
-    if not isinstance(found, list) or not found:
-        raise _problem(place, f"{keyword} must be a list of one or more")
-    return found
-
-
-def _json(value: Any, place: str) -> bytes:
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):
-        raise _problem(place, "a value that is no JSON text") from None
-
-
-def _problem(place: str, what: str) -> ConfigError:
-    return ConfigError(f"JSON schema: {escape(place)}: {what}")

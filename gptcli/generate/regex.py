@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from gptcli.base.errors import ConfigError
 from gptcli.base.escape import escape
 
-MAX_NODES = 20_000  # of the automaton as written, which a repetition multiplies
+MAX_LENGTH = 16 << 10  # characters of a pattern
+MAX_SIZE = 60_000  # nodes and moves of the automaton as written, which a repetition multiplies
 MAX_NESTING = 100
 
 Ranges = list[tuple[int, int]]  # of code points, both ends included
@@ -28,6 +29,11 @@ _CLASSES: dict[str, Ranges] = {
     "s": [(9, 13), (32, 32)],
 }
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0}
+
+
+def merged(ranges: Ranges) -> Ranges:
+    """Return the same code points in as few ranges as can be."""
+    return complement(complement(ranges))
 
 
 def complement(ranges: Ranges) -> Ranges:
@@ -73,14 +79,20 @@ Part = tuple[int, int]  # first and last node
 class Nodes:
     """A non-deterministic automaton over bytes (Thompson 1968); every node lies on a way to the end."""
 
-    most: int = MAX_NODES
+    most: int = MAX_SIZE
+    size: int = 0
     empty: list[list[int]] = field(default_factory=list)  # moves that read nothing
     moves: list[list[tuple[int, int, int]]] = field(default_factory=list)  # (lowest byte, highest, node)
 
+    def grow(self, by: int) -> None:
+        """Count nodes and moves; ConfigError where there are too many."""
+        self.size += by
+        if self.size > self.most:
+            raise ConfigError(f"the pattern is too large: more than {self.most} nodes and moves; repeat less")
+
     def add(self) -> int:
-        """Add a node; ConfigError where there are too many."""
-        if len(self.empty) >= self.most:
-            raise ConfigError(f"the pattern is too large: more than {self.most} nodes; repeat less")
+        """Add a node."""
+        self.grow(1)
         self.empty.append([])
         self.moves.append([])
         return len(self.empty) - 1
@@ -94,6 +106,7 @@ class Nodes:
         """Add what matches any of some sequences of byte ranges."""
         first, last = self.add(), self.add()
         for sequence in sequences:
+            self.grow(len(sequence))
             node = first
             for number, (lowest, highest) in enumerate(sequence, 1):
                 following = last if number == len(sequence) else self.add()
@@ -149,6 +162,8 @@ def parse(pattern: str) -> tuple[Nodes, Part]:
 
 def add_pattern(pattern: str, nodes: Nodes, characters: Callable[[Ranges], Part]) -> Part:
     """Add what matches a pattern; `characters` adds what matches one character of some ranges."""
+    if len(pattern) > MAX_LENGTH:
+        raise ConfigError(f"pattern {escape(pattern)}: {len(pattern):,} characters, more than {MAX_LENGTH:,}")
     parser = _Parser(pattern, nodes, characters)
     part = parser.alternatives()
     if parser.place < len(pattern):
@@ -162,6 +177,7 @@ class _Parser:
     def __init__(self, pattern: str, nodes: Nodes, characters: Callable[[Ranges], Part]) -> None:
         self.pattern, self.nodes, self.add_characters = pattern, nodes, characters
         self.place = self.depth = 0
+        self.brackets: dict[int, tuple[Ranges, int]] = {}  # those read, by where each begins, with where it ends
 
     def fail(self, what: str) -> ConfigError:
         return ConfigError(f"pattern {escape(self.pattern)}: {what} at character {self.place + 1}")
@@ -295,6 +311,13 @@ class _Parser:
         return [(ord(character),) * 2]
 
     def bracket(self) -> Ranges:
+        begun = self.place
+        if begun not in self.brackets:  # a copy of what is repeated costs no reading
+            self.brackets[begun] = self.members(), self.place
+        ranges, self.place = self.brackets[begun]
+        return ranges
+
+    def members(self) -> Ranges:
         negated = self.peek() == "^"
         self.place += negated
         ranges: Ranges = []
@@ -309,7 +332,7 @@ class _Parser:
                 low = [(low[0][0], high[0][1])]
             ranges += low
         self.place += 1
-        return complement(ranges) if negated else ranges
+        return complement(ranges) if negated else merged(ranges)
 
     def member(self) -> Ranges:
         character = self.take()

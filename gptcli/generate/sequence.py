@@ -43,6 +43,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()  # control tokens that end the text, beside <|endoftext|>
     owner: str = ""  # only prompts of the same owner share what was computed of their common beginning
     first: tuple[int, ...] | None = None  # what the window begins with instead of the tokenizer's own token
+    constraint: Constraint | None = None  # of the options, where it was made before: that can take a second
     void: bool = False  # nothing is written: it keeps its place among the others
 
 
@@ -74,7 +75,7 @@ class Completion:
 
 
 class TextBuffer:
-    """Bytes of tokens -> text that can be shown: whole characters, and nothing that may begin a stop string."""
+    """Bytes of tokens -> text that can be escape: whole characters, and nothing that may begin a stop string."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self.stops = stops
@@ -210,12 +211,12 @@ class ActiveSequence:
         token = self._drawn(logits, uniforms)
         while self.blocked is not None and self._is_blocked(self.blocked, token):
             logits[token] = -math.inf
-            if not torch.isfinite(logits).any():
-                raise GptcliError("every token that may come next is blocked; shorten --block-list")
             token = self._drawn(logits, uniforms)
         return token
 
     def _drawn(self, logits: Tensor, uniforms: NDArray[np.float64] | None) -> int:
+        if logits.max() == -math.inf:
+            raise GptcliError("every token that could come next is blocked or leaves the pattern; loosen one of them")
         if uniforms is not None:
             return draw_by_key(logits.numpy(), self.options, uniforms)
         return draw(logits.numpy(), self.options, self.random.random() if self.options.temperature else 0.0)
@@ -269,7 +270,7 @@ class ActiveSequence:
             self.state = self.constraint.automaton.after(self.state, self.token_bytes[token])
         if stopped:
             completion.finish_reason = "stop"
-        elif self.constraint is not None and self.constraint.automaton.ended(self.state):
+        elif self.constraint is not None and self.constraint.ended(self.state):
             self.finish("stop")
         elif len(completion.ids) >= self.room:
             self.finish("length")

@@ -1,5 +1,6 @@
 """Options that say what a text may be, how long, and how fast: constraints, minimum, end of text, guesses, logprobs."""
 
+import json
 import random
 import re
 from typing import Any
@@ -9,12 +10,13 @@ import torch
 from random_models import randomized
 
 from gptcli.api.records import completion_record
+from gptcli.base.errors import ConfigError
 from gptcli.config.generate import GenerateOptions
 from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer, learn_merges
 from gptcli.device.runtime import Runtime
-from gptcli.generate.constrain import Constraint, TokenTable
-from gptcli.generate.dfa import Automaton
+from gptcli.generate.constrain import Constraint, Constraints, TokenTable
+from gptcli.generate.dfa import DEAD, Automaton
 from gptcli.generate.engine import Completion, Engine, Request
 from gptcli.generate.packed_weights import pack
 from gptcli.generate.prompt_lookup import Lookup
@@ -89,7 +91,7 @@ def test_rows_under_a_pattern_leave_others_alone(engine: Engine, tokenizer: Toke
 
 
 def test_the_tokens_allowed_are_those_that_leave_a_way_to_a_match(tokenizer: Tokenizer) -> None:
-    constraint = Constraint(Automaton("(the|this) [cd]at"), TokenTable(tokenizer))
+    constraint = Constraint(Automaton("(the|this) [cd]at"), TokenTable(tokenizer.written_bytes))
     words = ["the cat", "the dat", "this cat", "this dat"]
     allowed = {index for index, no in enumerate(constraint.forbidden(0).tolist()) if not no}
     wanted = {
@@ -98,6 +100,50 @@ def test_the_tokens_allowed_are_those_that_leave_a_way_to_a_match(tokenizer: Tok
         if content and index != tokenizer.end_of_text and any(word.encode().startswith(content) for word in words)
     }
     assert allowed == wanted
+
+
+@pytest.fixture(scope="module")
+def lacking(engine: Engine) -> Engine:
+    """Without a token for the byte q."""
+    document = json.loads(engine.tokenizer.plain_content)
+    del document["model"]["vocab"]["q"]
+    return Engine(engine.model, Tokenizer(json.dumps(document).encode()), CPU, slots=4)
+
+
+@pytest.mark.parametrize("drawing", [{"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.9}, {}])
+def test_where_no_token_goes_on_the_text_fails_alone(lacking: Engine, drawing: dict[str, Any]) -> None:
+    bound = GenerateOptions(regex="a(q|qq)b", max_tokens=9, **drawing)
+    free = GenerateOptions(max_tokens=9, stop_at_eos=False)
+    found = list(lacking.run([Request([5], bound), Request([5], free)], keep_failed=True))
+    assert [completion.finish_reason for completion in found] == ["error", "length"]
+    assert "leaves the pattern" in str(found[0].error)
+    assert found[0].text == "a"
+
+
+def test_a_text_that_may_end_does_so_where_no_token_goes_on(lacking: Engine) -> None:
+    for options in ({"stop_at_eos": False}, {"temperature": 0.0}):
+        (completion,) = lacking.run([Request([5], GenerateOptions(regex="a(q|qq)*", max_tokens=9, **options))])
+        assert (completion.text, completion.finish_reason) == ("a", "stop")
+
+
+def test_no_text_ends_in_a_state_that_is_none() -> None:
+    automaton = Automaton("a")
+    assert automaton.after(0, b"ax") == DEAD
+    assert not automaton.accepts(DEAD)
+    assert automaton.ended(DEAD)
+
+
+def test_a_pattern_that_failed_is_made_anew(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptcli.generate.dfa.MAX_STATES", 50)
+    constraints = Constraints(tokenizer)
+    options = GenerateOptions(regex="(a|b)*a(a|b){9}c")
+    first = constraints.of(options)
+    assert first is not None
+    assert constraints.of(options) is first
+    with pytest.raises(ConfigError, match="more than 50 states"):
+        first.automaton.after(0, bytes(random.Random(1).choices(b"ab", k=999)))
+    assert constraints.of(options) is not first
+    assert len(constraints.made) == 1
 
 
 # ------------------------------------------------------------------------------------------------- length and end

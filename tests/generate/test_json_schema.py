@@ -1,8 +1,10 @@
 """JSON Schema as an automaton: what is written under a schema is valid by an implementation of the standard."""
 
+import contextlib
 import json
 import random
 import re
+import time
 from typing import Any
 
 import jsonschema
@@ -20,6 +22,7 @@ from gptcli.device.runtime import Runtime
 from gptcli.generate import json_patterns
 from gptcli.generate.constrain import automaton_of, matches
 from gptcli.generate.engine import Engine, Request
+from gptcli.generate.json_schema import SUPPORTED, TYPES
 from gptcli.model.gpt import GPT
 
 torch.set_num_threads(1)
@@ -41,7 +44,7 @@ def written(schema: Any, chance: random.Random) -> str:
     assert automaton is not None
     state, content = 0, bytearray()
     while not (automaton.accepts(state) and (automaton.ended(state) or chance.random() < 0.3)):
-        ways = [byte for byte, after in enumerate(automaton.row(state)) if after >= 0]
+        ways = [byte for byte, after in enumerate(automaton.row(state).tolist()) if after >= 0]
         closing = [byte for byte in ways if byte in b'"]}1,:']
         byte = chance.choice(closing if closing and (len(content) > 60 or chance.random() < 0.3) else ways)
         content.append(byte)
@@ -200,6 +203,8 @@ def test_any_value_of_some_depth_can_be_written(value: Any) -> None:
             ["{}", '{"a":null}', '{,"b":null}', '{"b":null,}', '{"b":null,"a":null}'],
         ),
         ({"properties": {"a": {"type": "null"}}}, ["{}", '{"a":null}'], ['{"b":1}']),
+        ({"const": 10**400, "type": "integer"}, ["1" + "0" * 400], ["1"]),
+        ({"enum": [2.0, 3.5], "type": "integer"}, ["2.0"], ["3.5"]),
         ({"type": "object"}, ["{}", '{"a": [1, {"b": "c"}]}'], ["[]", "1"]),
     ],
 )  # fmt: skip
@@ -222,6 +227,9 @@ def test_texts_of_a_schema_and_others(schema: Any, right: list[str], wrong: list
         ({"minItems": 3, "maxItems": 2}, "minItems"), ({"minLength": -1}, "minLength"), ({"enum": []}, "enum"),
         ({"minimum": 5, "maximum": 4}, "between"), ({"type": "string", "pattern": "(?=a)"}, "pattern"),
         ({"minProperties": 1}, "minProperties"), ({"type": "string", "minLength": 100_000}, "too large"),
+        ({"required": [{}]}, "required"), ({"type": "string", "format": []}, "format"), ({"type": [{}]}, "type"),
+        ({"minimum": float("nan")}, "minimum"), ({"enum": [float("inf")]}, "no JSON"),
+        ({"$defs": [{}], "$ref": "#/$defs/" + "9" * 5000}, "leads nowhere"), ({"items": {"$ref": []}}, "ref"),
         ({"type": "integer", "exclusiveMinimum": True}, "exclusiveMinimum"), ({"enum": [1], "type": "string"}, "type"),
     ],
 )  # fmt: skip
@@ -230,10 +238,52 @@ def test_what_cannot_be_held_to_is_refused_by_its_name(schema: Any, named: str) 
         automaton_of(GenerateOptions(json_schema=json.dumps(schema)))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a": ' * 50 + "1" + "}" * 50])
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["#/$defs/0", "a{2", "[\ud800]", *TYPES]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(SUPPORTED)), inner, max_size=4),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.dictionaries(st.sampled_from(sorted(SUPPORTED)), ANYTHING, max_size=4))
+def test_a_schema_of_any_wrong_values_is_one_error_or_an_automaton(schema: Any) -> None:
+    with contextlib.suppress(ConfigError):
+        automaton_of(GenerateOptions(json_schema=json.dumps(schema)))
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"title": "' + "a" * (64 << 10) + '"}', "{", "[" * 100_000, '{"a": ' * 50 + "1" + "}" * 50]
+)
 def test_a_schema_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="JSON schema"):
         automaton_of(GenerateOptions(json_schema=text))
+
+
+def referred(schema: Any) -> Any:
+    """A schema that stands 2^10 times in the whole."""
+    definitions = {f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(10)}
+    return {"$defs": definitions | {"d10": schema}, "$ref": "#/$defs/d0"}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        referred({"enum": ["x"] * 10_000}),
+        referred({"type": "string", "enum": ["x"] + [1] * 10_000}),
+        referred({"type": ["null"] * 6000}),
+        {"required": [f"k{n}" for n in range(7000)]},
+        {"properties": {f"k{n}": {} for n in range(300)}},
+        {"type": "array", "items": {}, "minItems": 10**9},
+    ],
+)
+def test_hostile_schemas_take_bounded_time(schema: Any) -> None:
+    started = time.process_time()
+    with contextlib.suppress(ConfigError):
+        automaton = automaton_of(GenerateOptions(json_schema=json.dumps(schema)))
+        assert automaton is not None
+        automaton.explore()
+    assert time.process_time() - started < 5
 
 
 def test_a_schema_nested_without_end_is_refused() -> None:
