@@ -49,9 +49,10 @@ def _blocked(tokenizer: Tokenizer, how: SafeguardOptions) -> Blocked | None:
     phrases: tuple[str, ...] = ()
     if path is not None:
         try:
-            phrases = tuple(line.strip("\n\r") for line in Path(path).read_text("utf-8").split("\n") if line.strip())
+            lines = Path(path).read_text("utf-8-sig").split("\n")
         except UnicodeDecodeError:
             raise DataError(f"{escape(path)}: not UTF-8; convert it, iconv -t utf-8") from None
+        phrases = tuple(line.strip("\n\r") for line in lines if line.strip())
         if not phrases:
             raise DataError(f"{escape(path)}: holds no phrase; write one a line")
     if prepared is None:

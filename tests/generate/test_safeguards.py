@@ -101,7 +101,7 @@ def test_where_everything_is_blocked_the_text_fails_alone(model: GPT, words: Tok
 
 
 def test_the_flags_of_generate(tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
-    (tmp_path / "list.txt").write_text("e\nA\n")
+    (tmp_path / "list.txt").write_text("\ufeffe\nA\n")
     asked = ("generate", tiny.run, "The", "--max-tokens", 25, "--n", 3)
     found = run_cli(*asked, "--block-list", tmp_path / "list.txt")
     assert found.code == 0, found.err

@@ -165,6 +165,6 @@ def read_schema(name: str) -> str:
     if name == "-":
         return console.prompt_text(None)
     try:
-        return Path(name).read_text("utf-8")
+        return Path(name).read_text("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{escape(name)}: not UTF-8; convert it, iconv -t utf-8") from None
