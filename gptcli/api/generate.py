@@ -50,9 +50,6 @@ class Writer:
         runtime = pack(opened.model, opened.runtime, quantize=quantize)
         self.engine = Engine(opened.model, self.tokenizer, runtime, slots=batch_size, most=most, safeguards=held_to)
 
-        # No control token is text: one that is drawn ends it.
-        self.stop_ids = frozenset(self.tokenizer.specials.values()) - {self.tokenizer.end_of_text}
-
     def stream(self, prompt: str, options: GenerateOptions) -> Iterator[str]:
         """Yield the text of one sample, piece by piece, whole characters only; raises at its end as `check_match`."""
         (request,) = self._requests(prompt, options, samples=1)
@@ -89,7 +86,7 @@ class Writer:
     def _requests(self, prompt: Prompt, options: GenerateOptions, samples: int | None = None) -> list[Request]:
         if isinstance(prompt, str) and self.chat:
             prompt = [Message(USER, prompt)]
-        stop_ids, first = self.stop_ids, None
+        stop_ids, first = self.tokenizer.stop_ids, None
         if isinstance(prompt, str):
             ids = self._fit(prompt, options)
         else:

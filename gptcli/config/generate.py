@@ -54,6 +54,11 @@ class GenerateOptions(Section):
     json_schema: str | None = value(None, "the completion is JSON that this JSON Schema describes, given as JSON")
     lookup: int = number(0, "guess this many tokens from the text so far (prompt lookup), for speed only", ge=0, le=64)
 
+    @property
+    def constrained(self) -> bool:
+        """Return whether the text must be a choice, match a pattern or be JSON of a schema."""
+        return bool(self.choices) or self.regex is not None or self.json_schema is not None
+
     def problems(self) -> Iterator[tuple[str, str]]:
         bound = [name for name in ("choices", "regex", "json_schema") if getattr(self, name) not in ((), None)]
         if len(bound) > 1:

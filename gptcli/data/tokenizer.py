@@ -235,6 +235,12 @@ class Tokenizer:
         controls = set(self.specials.values())
         return [b"" if index in controls else content for index, content in enumerate(self.token_bytes)]
 
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Return the control tokens but for that between documents: no text has one, so that one which is drawn ends
+        it."""
+        return frozenset(self.specials.values()) - {self.end_of_text}
+
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the exact bytes of ids, specials as their text; IndexError for an id outside of the vocabulary."""
         return b"".join(map(self.token_bytes.__getitem__, ids))

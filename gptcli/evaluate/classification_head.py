@@ -38,16 +38,29 @@ class Ensemble:
 
     def probabilities(self, texts: Sequence[str]) -> tuple[Floats, set[int]]:
         """Return probabilities (texts, labels) float64, and the numbers of the texts that were cut to a context."""
-        total, cut = np.zeros((len(texts), len(self.labels))), set[int]()
-        for member in self.members:
-            model, tokenizer = member.model, member.tokenizer
-            room = model.config.context_length
-            encoded = tokenizer.encode_batch([label_text(text) for text in texts])
-            sequences = [[*tokenizer.bos_ids, *ids] for ids in encoded]
-            cut |= {number for number, ids in enumerate(sequences) if len(ids) > room}
-            sequences = [ids[:room] for ids in sequences]
+        encoded = self.encode(texts)
+        rooms = [member.model.config.context_length for member in self.members]
+        cut = {number for number, of_members in enumerate(encoded) for ids, room in zip(of_members, rooms, strict=True)
+               if len(ids) > room}  # fmt: skip
+        return self.probabilities_of_ids(encoded), cut
+
+    def encode(self, texts: Sequence[str]) -> list[tuple[list[int], ...]]:
+        """Return the ids of each text, by each member. Touches no model, so that any thread may do it."""
+        cleaned = [label_text(text) for text in texts]
+        of_members = (
+            [[*member.tokenizer.bos_ids, *ids] for ids in member.tokenizer.encode_batch(cleaned)]
+            for member in self.members
+        )
+        return list(zip(*of_members, strict=True))
+
+    def probabilities_of_ids(self, encoded: Sequence[tuple[list[int], ...]]) -> Floats:
+        """Return the probabilities of texts that `encode` gave, of each as much as a context holds."""
+        total = np.zeros((len(encoded), len(self.labels)))
+        for number, member in enumerate(self.members):
+            model = member.model
+            sequences = [of_members[number][: model.config.context_length] for of_members in encoded]
             total += label_probabilities(model, sequences, member.runtime, pooling=member.metadata.pooling).numpy()
-        return total / len(self.members), cut
+        return total / len(self.members)
 
 
 def common_labels(named: Sequence[tuple[Path, tuple[str, ...]]]) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ class Running:
         start = f"{before}\nfrom gptcli.cli.main import main\nmain()"
         command = [sys.executable, "-c", start, "serve", str(run), "--port", "0", *flags]
         where.mkdir(parents=True, exist_ok=True)
+        self.run = run
         self.log = (where / "log.txt").open("w+")
         env = environment(where / "cache", changes)
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, env=env, cwd=where, text=True)

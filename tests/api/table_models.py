@@ -19,7 +19,12 @@ FORM = Conversation()
 
 
 def table_model(
-    directory: Path, paths: Sequence[str | list[str]], *, context_length: int = 256, breaks_after: str = ""
+    directory: Path,
+    paths: Sequence[str | list[str]],
+    *,
+    context_length: int = 256,
+    breaks_after: str = "",
+    origin: dict[str, str] | None = None,
 ) -> Path:
     """A checkpoint that answers with any of `paths`, all as likely; a path given as a list goes round for ever. Each
     token is a byte. After the character `breaks_after` a logit is not finite."""
@@ -40,5 +45,6 @@ def table_model(
         for index in tokenizer.encode(breaks_after):
             model.head.weight[0, index] = 3e38  # times the norm's gain more than a float32 holds
     directory.mkdir(parents=True)
-    checkpoint.save_model(model, tokenizer, directory, step=1, metadata=ModelMetadata(conversation=FORM))
+    metadata = ModelMetadata(conversation=FORM, origin=origin or {})
+    checkpoint.save_model(model, tokenizer, directory, step=1, metadata=metadata)
     return directory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,6 +96,44 @@ def test_16_and_17_log_probabilities_of_a_chat(chat: Running) -> None:
                 top,
             )
     assert chat.refused(400, "invalid_value", CHAT, asked(("user", "a")) | {"top_logprobs": 2})
+
+
+def test_a_control_token_ends_a_text_as_in_generate(chat: Running, run_cli: RunCli) -> None:
+    found = chat.ok(COMPLETIONS, {"prompt": "Y", "temperature": 0, "max_tokens": 50})
+    assert (found["choices"][0]["text"], found["choices"][0]["finish_reason"]) == ("es, man", "stop")
+    assert run_cli("generate", chat.run, "Y", "--temperature", 0, "--max-tokens", 50).text == "es, man"
+
+
+def test_requests_are_drawn_as_the_makers_advise_where_nothing_else_is_said(tmp_path: Path) -> None:
+    advice = json.dumps({"do_sample": True, "temperature": 0.25, "top_k": 1, "top_p": 0.5})
+    model = table_model(tmp_path / "model", ["gold", "silver", "copper"], origin={"generation_config.json": advice})
+    with serving(model, tmp_path, "--top-p", "0.9") as running:
+        assert running.ask("GET", "/v1/models")[1]["data"][0]["defaults"]["temperature"] == 0.25
+        found = running.ok(CHAT, asked(("user", "Hi")) | {"temperature": 1, "n": 12})["choices"]
+        assert len({choice["message"]["content"] for choice in found}) == 1  # of three as likely: top_k is 1
+        assert "temperature 0.25, top_k 1; an option of yours wins" in running.said()
+
+
+@pytest.mark.parametrize("schema", [{"required": [{}]}, {"type": "string", "format": []}, {"enum": [1e200, [{}]]}])
+def test_a_schema_that_is_wrong_harms_nobody(server: Running, schema: Any) -> None:
+    body = {**TEXT, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+    assert server.ask("POST", COMPLETIONS, body)[0] in (200, 400)
+    assert server.ok(COMPLETIONS, TEXT)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("regex", "(", "regex"), ("regex", "a" * 20_000, "regex"), ("regex", "(a{1000}){1000}", "regex"),
+        ("response_format", {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}, "response_format"),
+        ("choices", ["a" * 65_000], "choices"),
+    ],
+)  # fmt: skip
+def test_a_pattern_that_cannot_be_used_is_refused_by_its_field(
+    server: Running, field: str, value: Any, named: str
+) -> None:
+    error = server.refused(400, "invalid_schema", COMPLETIONS, {**TEXT, field: value})
+    assert error["param"] == named
 
 
 def test_18_entries_end_with_the_text(chat: Running) -> None:

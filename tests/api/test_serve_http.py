@@ -31,7 +31,7 @@ def test_33_a_slow_head_is_ended(server: Running) -> None:
 
 
 def test_35_a_key_is_needed_everywhere_but_for_health(tiny: Tiny, tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("Secret-1\nsecret-2\n")
+    (tmp_path / "keys").write_text("\ufeffSecret-1\nsecret-2\n")
     running = Running(tiny.run, tmp_path, "--api-key-file", "keys").wait()
     for path in ("/v1/models", "/metrics", "/openapi.json", "/tokenizer_info"):
         status, found, headers = running.ask("GET", path)
@@ -57,6 +57,16 @@ def test_36_other_sites_and_names_are_refused(server: Running) -> None:
 
 def test_36_without_a_key_no_other_host_is_served(tiny: Tiny, run_cli: RunCli) -> None:
     run_cli("serve", tiny.run, "--host", "0.0.0.0", "--port", "0").error(2, "serve", "--api-key-file")
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", "no such name"])
+def test_a_host_that_is_none_is_one_line(tiny: Tiny, run_cli: RunCli, host: str) -> None:
+    run_cli("serve", tiny.run, "--host", host, "--no-key", "--port", "0").error(2, "serve", "--host")
+
+
+@pytest.mark.parametrize("path", ["", "a" * 108, "a" * 300])
+def test_a_path_that_no_socket_has_is_one_line(tiny: Tiny, run_cli: RunCli, path: str) -> None:
+    run_cli("serve", tiny.run, "--unix-socket", path).error(2, "serve", "--unix-socket")
 
 
 def test_38_text_never_becomes_a_control_token(server: Running) -> None:

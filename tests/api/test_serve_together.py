@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import Tiny
-from serving import CHAT, COMPLETIONS, TEXT, Running, serving
+from serving import CHAT, COMPLETIONS, TEXT, Running, received, serving
 from table_models import table_model
 
 
@@ -172,6 +172,101 @@ def test_30_a_dead_engine_ends_the_server_with_a_report(tiny: Tiny, tmp_path: Pa
     assert "in broken" in report.read_text()
 
 
+BROKEN_PROMPT = """
+from gptcli.generate.engine import Engine
+add = Engine.add
+def broken(self, request):
+    return add(self, request) if len(request.prompt) < 20 else 1 / 0
+Engine.add = broken
+"""
+
+
+def test_30_a_bug_in_one_text_leaves_the_others_alone(tiny: Tiny, tmp_path: Path) -> None:
+    running = Running(tiny.run, tmp_path, before=BROKEN_PROMPT).wait()
+    error = running.refused(500, "internal_error", COMPLETIONS, {"prompt": ["old", "the old bridge " * 3]})
+    assert error["message"] == "this is a bug in gptcli"
+    assert running.ok(COMPLETIONS, TEXT)["usage"]["completion_tokens"] > 0
+    assert running.is_free()
+    assert running.end() == 0
+    assert "ZeroDivisionError" in running.said()
+
+
+SLOW_PATTERN = """
+import time
+import gptcli.generate.constrain as constrain
+automaton_of = constrain.automaton_of
+def slow(options):
+    if options.regex is not None: time.sleep(3)
+    return automaton_of(options)
+constrain.automaton_of = slow
+"""
+
+
+def test_28_a_pattern_is_made_beside_the_steps_of_a_stream(endless: Path, tmp_path: Path) -> None:
+    with serving(endless, tmp_path, "--queue", "1", before=SLOW_PATTERN) as running:
+        stream = running.send(CHAT, question(stream=True))
+        received(stream, b"data:")
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            asked = pool.submit(running.ok, CHAT, question(regex="[ab]{4}", max_tokens=9))
+            time.sleep(0.5)
+            assert running.metric("gptcli_queue_texts") == 1
+            running.refused(429, "queue_full", CHAT, question())
+            received(stream, b"data:", 20)
+            assert not asked.done()
+            assert asked.result()["choices"][0]["message"]["content"] == "abab"
+        stream.close()
+        assert running.is_free()
+
+
+ENCODED = """
+import threading
+from gptcli.data.tokenizer import Tokenizer
+encode, file = Tokenizer.encode_batch, open("threads.txt", "w")
+def spied(self, texts):
+    print(threading.current_thread().name, file=file, flush=True)
+    return encode(self, texts)
+Tokenizer.encode_batch = spied
+"""
+
+
+def test_28_texts_are_encoded_beside_the_steps_of_a_stream(endless: Path, tmp_path: Path) -> None:
+    with serving(endless, tmp_path, before=ENCODED) as running:
+        for size in (10, 10_000):
+            assert running.ok("/v1/score", {"input": ["x" * size] * 2})["data"][1]["bytes"] == size
+            running.ok(COMPLETIONS, {"prompt": "x" * (size // 2), "max_tokens": 1})
+    names = (tmp_path / "threads.txt").read_text().split()
+    assert len(names) >= 4
+    assert "gptcli-engine" not in names
+
+
+def test_the_time_limit_is_of_each_text(endless: Path, tmp_path: Path) -> None:
+    with serving(endless, tmp_path, "--batch-size", "1", "--timeout", "1") as running:
+        found = running.ok(CHAT, question(n=3, max_tokens=8000, logprobs=True))
+    assert found["timeout"] is True
+    lengths = [len(choice["logprobs"]["content"]) for choice in found["choices"]]
+    assert min(lengths) > max(lengths) / 10
+
+
+SLOW = """
+import time
+import gptcli.api.serve.worker as worker
+from gptcli.generate.engine import Engine
+worker.STUCK_SECONDS = 1.0
+step, steps = Engine.step, []
+def slow(*given, **named):
+    end = time.monotonic() + (4 if not steps else 0)
+    steps.append(1)
+    while time.monotonic() < end: pass
+    return step(*given, **named)
+Engine.step = slow
+"""
+
+
+def test_30_an_engine_that_works_is_alive_however_slow_it_is(tiny: Tiny, tmp_path: Path) -> None:
+    with serving(tiny.run, tmp_path, before=SLOW) as running:
+        assert running.ok(COMPLETIONS, TEXT)["usage"]["completion_tokens"] > 0
+
+
 STUCK = """
 import time
 import gptcli.api.serve.worker as worker
@@ -192,8 +287,8 @@ def test_30_an_engine_that_takes_no_steps_is_not_healthy(tiny: Tiny, tmp_path: P
                 break
             time.sleep(0.05)
     assert running.process.wait(10) == 1
-    assert states == {200, 503}
-    assert "error: the engine takes no steps any more" in running.said()
+    assert 200 in states
+    assert "error: the engine does nothing any more" in running.said()
 
 
 BUG = """

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import functools
-from collections.abc import Awaitable, Callable, Generator
+import weakref
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, ParamSpec, TypeVar
@@ -23,7 +25,6 @@ from gptcli.api.serve.openapi import document as openapi_document
 from gptcli.api.serve.problems import Problem, dumps, invalid
 from gptcli.api.serve.shapes import Head
 from gptcli.api.serve.worker import Worker
-from gptcli.config.generate import GenerateOptions
 
 MAX_BODY_BYTES = 4 << 20
 BODY_SECONDS = 30.0
@@ -42,7 +43,6 @@ class Settings:
 
     run: str
     name: str  # of the model
-    defaults: GenerateOptions
     rules: Rules
     ping: float = 15.0  # seconds of silence before a comment in a stream; 0: none
     interval: float = 0.02  # seconds between events of a stream
@@ -53,19 +53,19 @@ class Routes:
     """The handlers, over one worker."""
 
     def __init__(self, worker: Worker, settings: Settings) -> None:
-        self.worker, self.settings = worker, settings
+        self.worker, self.settings, self.in_turns = worker, settings, InTurns()
         self.metrics = Metrics(worker)
 
     # ------------------------------------------------------------------------------------------------------- writing
 
     async def completions(self, request: Request) -> Any:
         document = await self._object(request)
-        ask = await _in_pool(request.state.facts["bytes"], read_completion, document, self.settings.defaults)
+        ask = await _in_pool(request.state.facts["bytes"], read_completion, document, self.worker.available().defaults)
         return await self._answer(request, ask, chat=False)
 
     async def chat(self, request: Request) -> Any:
         document = await self._object(request)
-        ask = await _in_pool(request.state.facts["bytes"], read_chat, document, self.settings.defaults)
+        ask = await _in_pool(request.state.facts["bytes"], read_chat, document, self.worker.available().defaults)
         if self.worker.available().task != "chat":
             raise invalid(None, "this model was not tuned to converse; ask /v1/completions", "unsupported_route")
         return await self._answer(request, ask, chat=True)
@@ -77,7 +77,11 @@ class Routes:
         if service.task == "classify":
             raise invalid(None, "this model names labels; ask /v1/classify", "unsupported_route")
         shared = "" if how.share_prefix else facts["owner"]
-        prepared = await _in_pool(facts["bytes"], service.requests, ask, shared)
+        if ask.options.constrained:
+            with self.worker.counted(facts["owner"]):
+                prepared = await self.in_turns.do(facts["owner"], service.requests, ask, shared)
+        else:
+            prepared = await _in_pool(facts["bytes"], service.requests, ask, shared)
         job = self.worker.submit(prepared.requests, facts["owner"])
         head = Head(chat, how.name, service.fingerprint, ask)
         return Answer(self.worker, job, head, self.metrics, facts, prepared, ping=how.ping, interval=how.interval)
@@ -94,7 +98,7 @@ class Routes:
         fields, texts = await self._inputs(request)
         fields.rest()
         service = self.worker.check_room(request.state.facts["owner"])
-        found = await self._measure(request, service.classify(texts))
+        found = await self._measure(request, service.classify, texts)
         data = [
             {"index": number, "label": service.labels[row.index(max(row))], "probs": row, "num_classes": len(row)}
             for number, row in enumerate(found)
@@ -107,12 +111,15 @@ class Routes:
             raise invalid("text_1", "scores of pairs are not supported; input takes texts", "unsupported_parameter")
         fields.rest()
         service = self.worker.check_room(request.state.facts["owner"])
-        found = await self._measure(request, service.score(texts))
+        found = await self._measure(request, service.score, texts)
         data = [{"index": number} | row for number, row in enumerate(found)]
         return {"object": "list", "model": self.settings.name, "data": data}
 
-    async def _measure(self, request: Request, work: Generator[None, None, Any]) -> Any:
-        """Return what work gives; it ends where the client goes away."""
+    async def _measure(
+        self, request: Request, begin: Callable[[Sequence[str]], Generator[None, None, Any]], texts: Sequence[str]
+    ) -> Any:
+        """Return what the work that begins with texts gives; it ends where the client goes away."""
+        work = await _in_pool(request.state.facts["bytes"], begin, texts)
         measuring = asyncio.create_task(self.worker.call(work, request.state.facts["owner"]))
         gone = asyncio.create_task(wait_for_disconnect(request.receive))
         try:
@@ -176,7 +183,7 @@ class Routes:
 
     async def models(self, request: Request) -> Any:
         service = self.worker.available()
-        defaults = self.settings.defaults
+        defaults = service.defaults
         facts = {
             "id": self.settings.name,
             "object": "model",
@@ -195,7 +202,7 @@ class Routes:
         return {"object": "list", "data": [facts]}
 
     async def health(self, _request: Request) -> Response:
-        state = "failed" if self.worker.stuck else self.worker.state
+        state = self.worker.state
         headers = {} if state == "ready" else {"retry-after": "1"}
         body = dumps({"status": "ok" if state == "ready" else state})
         return _json(body, 200 if state == "ready" else 503, headers)
@@ -239,6 +246,20 @@ class Routes:
             raise Problem(408, "request_timeout", f"the body did not come within {BODY_SECONDS:.0f} s") from None
         request.state.facts["bytes"] = len(content)
         return await _in_pool(len(content), read_object, bytes(content))
+
+
+class InTurns:
+    """A thread for work that may take seconds. Of each client one piece waits for it, so that they take turns."""
+
+    def __init__(self) -> None:
+        self.thread = concurrent.futures.ThreadPoolExecutor(1, "gptcli-patterns")
+        self.locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    async def do(self, owner: str, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+        """Return what `work` gives."""
+        async with self.locks.setdefault(owner, asyncio.Lock()):
+            whole = functools.partial(work, *given, **named)
+            return await asyncio.get_running_loop().run_in_executor(self.thread, whole)
 
 
 async def _in_pool(size: int, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:

@@ -9,6 +9,7 @@ import queue
 import signal
 import socket
 import stat
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from gptcli.api.serve.worker import Worker
 from gptcli.base.errors import ConfigError, GptcliError, RefusedError
 from gptcli.base.escape import escape
 from gptcli.base.report import Report
-from gptcli.config.generate import GenerateOptions
 
 if TYPE_CHECKING:
     from gptcli.api.serve.service import Service
@@ -31,6 +31,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 END_SECONDS = 1.0  # for telling that an answer is cut
 LOG_LINES = 10_000  # that wait where stderr is slow; more are lost, and no answer waits for them
 MOST_CONNECTIONS = 2000
+SWITCH_SECONDS = 5e-4  # between threads: the engine's gives way at each operation, and waits so long for its next turn
+SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def serve(
     run: str,
     place: Place,
     limits: Limits,
-    defaults: GenerateOptions,
+    given: dict[str, Any],
     how: dict[str, Any],
     *,
     name: str,
@@ -78,7 +80,7 @@ def serve(
     bug: Callable[[BaseException], None],
     report: Report,
 ) -> int:
-    """Serve a run until a signal; return the exit code.
+    """Serve a run until a signal; return the exit code. `given` are options of drawing for requests that name none.
 
     `announce` gets the URL as soon as the server listens, before the model is loaded; `bug` gets an error that nobody
     expected, of one request, which is answered 500. RefusedError where the place is
@@ -89,10 +91,11 @@ def serve(
             f"--host {escape(place.host)}: others can reach it; give --api-key-file, or --no-key to serve without one"
         )
     _raise_file_limit()
+    sys.setswitchinterval(SWITCH_SECONDS)
     listener = _unix_listener(place.unix_socket) if place.unix_socket is not None else _listener(place)
     try:
         return asyncio.run(
-            _serve(run, place, limits, defaults, how, listener, name=name, announce=announce, bug=bug, report=report)
+            _serve(run, place, limits, given, how, listener, name=name, announce=announce, bug=bug, report=report)
         )
     finally:
         listener.close()
@@ -105,7 +108,7 @@ async def _serve(
     run: str,
     place: Place,
     limits: Limits,
-    defaults: GenerateOptions,
+    given: dict[str, Any],
     how: dict[str, Any],
     listener: socket.socket,
     *,
@@ -119,11 +122,11 @@ async def _serve(
     def load() -> Service:
         from gptcli.api.serve.service import Service
 
-        return Service(run, defaults, how)
+        return Service(run, given, how, report)
 
     worker = Worker(load, loop, queue_limit=limits.queue, timeout=limits.timeout)
     log = _Log(report.message)
-    settings = Settings(run, name, defaults, place.rules(), ping=limits.ping, share_prefix=place.share_prefix)
+    settings = Settings(run, name, place.rules(), ping=limits.ping, share_prefix=place.share_prefix)
     server = make_server(make_app(worker, settings, log.add, bug), most_connections=MOST_CONNECTIONS)
     ending = _Ending(worker, server, limits.grace, report)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -151,10 +154,8 @@ async def _watch(worker: Worker, ending: _Ending, report: Report, name: str) -> 
             f"{escape(name)}: {service.task}, {service.parameters:,} parameters, context of {service.context_length} "
             f"tokens, {service.engine.count} texts at once"
         )
-    while not worker.failed.is_set() and not worker.stuck:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(worker.failed.wait(), 1.0)
-    error = getattr(worker, "error", None) or GptcliError("the engine takes no steps any more")
+    await worker.watch()
+    error = getattr(worker, "error", None) or GptcliError("the engine does nothing any more")
     ending.fail(error)
 
 
@@ -227,8 +228,8 @@ class _Log:
 def _listener(place: Place) -> socket.socket:
     try:
         found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise ConfigError(f"--host {escape(place.host)}: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:  # a part of the name has more than 63 characters
+        raise ConfigError(f"--host {escape(place.host)}: {getattr(error, 'strerror', 'no name of a host')}") from None
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -243,6 +244,8 @@ def _listener(place: Place) -> socket.socket:
 
 def _unix_listener(path: str) -> socket.socket:
     """Listen on a socket that only its owner can open; one that nobody listens on any more is replaced."""
+    if not 0 < len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
+        raise ConfigError(f"--unix-socket {escape(path)}: want a path of 1 to {SOCKET_PATH_BYTES} bytes")
     listener = socket.socket(socket.AF_UNIX)
     old = Path(path)
     if old.exists() and stat.S_ISSOCK(old.stat().st_mode):

@@ -5,27 +5,33 @@ What touches the model runs in the worker's thread; this is the module that impo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from gptcli.api.chat import Fitted, Speaker
 from gptcli.api.classify import Classifier
 from gptcli.api.generate import Writer
+from gptcli.api.sampling_defaults import with_makers_defaults
 from gptcli.api.serve.fields import Ask
 from gptcli.api.serve.problems import Problem, invalid
 from gptcli.base.errors import ConfigError, DataError
+from gptcli.base.report import Report
 from gptcli.config.generate import GenerateOptions
 from gptcli.data.conversation import ASSISTANT, SYSTEM, Message
 from gptcli.evaluate.perplexity import TextScore, score_windows
+from gptcli.generate.constrain import Constraint
 from gptcli.generate.engine import Engine, Request
 from gptcli.model.gpt import GPT
 from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.metadata import read_config, read_metadata
 from gptcli.train.weights import weights_sha256
+
+T = TypeVar("T")
 
 PART_TOKENS = 2048  # of texts to label between two steps of the engine
 
@@ -41,11 +47,12 @@ class Prepared(NamedTuple):
 class Service:
     """A loaded model and what it can be asked."""
 
-    def __init__(self, run: str, defaults: GenerateOptions, how: dict[str, Any]) -> None:
-        """Load the run; `how` holds batch_size, quantize and where the model computes, as for Writer."""
+    def __init__(self, run: str, given: dict[str, Any], how: dict[str, Any], report: Report) -> None:
+        """Load the run; `given` are options of drawing for requests that name none, before those of the model's makers,
+        and `how` holds batch_size, quantize and where the model computes, as for Writer."""
         directory = find_checkpoint(run)
         metadata = read_metadata(directory)
-        self.defaults, self.labels = defaults, metadata.labels
+        self.defaults, self.labels = with_makers_defaults(run, given, report), metadata.labels
         self.speaker: Speaker | None = None
         self.classifier: Classifier | None = None
         if metadata.labels:
@@ -74,12 +81,15 @@ class Service:
         """Return the engine's requests, prompt by prompt. Touches no model, so that any thread may do it."""
         if ask.messages:
             return self._chat_requests(ask, owner)
-        requests, texts = [], []
+        requests, texts, constraint = [], [], self._constraint(ask.options)
         for prompt in ask.prompts:
             ids = self._prompt_ids(prompt)
             texts.append(prompt if isinstance(prompt, str) else self.tokenizer.decode(list(prompt)))
             ids = self._fit(ids, ask.options)
-            requests += [Request(ids, ask.options, sample, owner=owner) for sample in range(ask.n)]
+            for sample in range(ask.n):
+                requests.append(
+                    Request(ids, ask.options, sample, self.tokenizer.stop_ids, owner=owner, constraint=constraint)
+                )
         return Prepared(requests, texts)
 
     def _chat_requests(self, ask: Ask, owner: str) -> Prepared:
@@ -90,9 +100,18 @@ class Service:
             goes_on = messages.pop().content
         fitted = self._fit_chat(messages, ask.options)
         ids = self._fit([*fitted.ids, *self._encode(goes_on, "messages")], ask.options)
-        made = (self.speaker.request(ids, ask.options, sample) for sample in range(ask.n))
-        requests = [dataclasses.replace(request, owner=owner) for request in made]
+        made = [self.speaker.request(ids, ask.options, sample) for sample in range(ask.n)]
+        constraint = self._constraint(ask.options)
+        requests = [dataclasses.replace(request, owner=owner, constraint=constraint) for request in made]
         return Prepared(requests, [""], fitted.dropped_turns)
+
+    def _constraint(self, options: GenerateOptions) -> Constraint | None:
+        """Make what holds a text to its pattern or schema, which can take seconds."""
+        try:
+            return self.engine.constraints.of(options)
+        except ConfigError as error:
+            field = "choices" if options.choices else "response_format" if options.regex is None else "regex"
+            raise invalid(field, str(error), "invalid_schema") from None
 
     def _fit_chat(self, messages: list[Message], options: GenerateOptions) -> Fitted:
         """Return the ids of a conversation, without the oldest turns that cannot fit."""
@@ -130,10 +149,8 @@ class Service:
             raise invalid(field, message, "context_length_exceeded")
 
     def _encode(self, text: str, field: str) -> list[int]:
-        try:
-            return self.tokenizer.encode(text)
-        except DataError as error:  # a byte that no token stands for
-            raise invalid(field, str(error)) from None
+        with refusing(field):
+            return self.tokenizer.encode_batch([text])[0]  # which lets other threads go on, as `encode` does not
 
     def _fit(self, ids: list[int], options: GenerateOptions) -> list[int]:
         try:
@@ -142,8 +159,6 @@ class Service:
             code = "context_length_exceeded" if "context" in str(error) else "invalid_value"
             field = next((name for name in ("logit_bias", "temperature") if str(error).startswith(name)), "prompt")
             raise invalid(field, str(error), code) from None
-        except ConfigError as error:
-            raise invalid(None, str(error), "invalid_schema") from None
 
     def tokens(self, text: str) -> list[int]:
         """Return the ids of a text."""
@@ -166,21 +181,35 @@ class Service:
         return self._fit_chat(list(messages), dataclasses.replace(self.defaults, max_tokens=1)).ids
 
     def classify(self, texts: Sequence[str]) -> Generator[None, None, list[list[float]]]:
-        """Return the probabilities of the labels of each text, a few texts at a time."""
+        """Return the work that gives the probabilities of the labels of each text, a few texts at a time.
+
+        Like `score`, it encodes the texts here and now, in any thread, and leaves to the engine's what needs the model.
+        """
         if self.classifier is None:
             raise Problem(404, "not_found", "this model names no labels; make a classifier with gptcli finetune")
-        found: list[list[float]] = []
-        for some in batched(texts, max(1, PART_TOKENS // self.context_length)):
-            found += self.classifier.ensemble.probabilities(some)[0].tolist()
-            yield
-        return found
+        ensemble = self.classifier.ensemble
+        with refusing("input"):
+            encoded = ensemble.encode(texts)
+
+        def work() -> Generator[None, None, list[list[float]]]:
+            found: list[list[float]] = []
+            for some in batched(encoded, max(1, PART_TOKENS // self.context_length)):
+                found += ensemble.probabilities_of_ids(some).tolist()
+                yield
+            return found
+
+        return work()
 
     def score(self, texts: Sequence[str]) -> Generator[None, None, list[dict[str, Any]]]:
-        """Return log-probability, tokens and bits per byte of each text, as `gptcli score` does, window by window."""
+        """Return the work that gives log-probability, tokens and bits per byte of each text, as `gptcli score` does,
+        window by window."""
+        with refusing("input"):
+            return self._score(self.tokenizer.encode_batch(texts))
+
+    def _score(self, encoded: Sequence[list[int]]) -> Generator[None, None, list[dict[str, Any]]]:
         found: list[dict[str, Any]] = []
-        for text in texts:
+        for ids in encoded:
             whole = TextScore(0.0, 0, 0)
-            ids = self._encode(text, "input")
             for _, part in score_windows(self.engine.model, self.tokenizer, [ids], self.engine.runtime):
                 whole += part
                 yield
@@ -191,10 +220,19 @@ class Service:
         return found
 
 
-def batched(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """Yield the texts, `size` at a time."""
-    for start in range(0, len(texts), size):
-        yield texts[start : start + size]
+@contextlib.contextmanager
+def refusing(field: str) -> Iterator[None]:
+    """Refuse a field whose text has a byte that no token stands for."""
+    try:
+        yield
+    except DataError as error:
+        raise invalid(field, str(error)) from None
+
+
+def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield the items, `size` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def model_name(run: str) -> str:

@@ -94,6 +94,7 @@ class TokenFacts:
         self.likeliest = ask.logprobs or 0
         self.done = 0  # tokens told
         self.written = 0  # bytes of those
+        self.prefix = tokenizer.prefix if completion.request.first is not None else b""  # which the text leaves out
         self.offset = len(prompt_text)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -127,6 +128,8 @@ class TokenFacts:
             best = self.completion.alternatives[self.done] if self.done < len(self.completion.alternatives) else []
             self._add(made, index, self.completion.logprobs[self.done], best, self.offset)
             content = self.tokenizer.token_bytes[index]
+            if self.prefix and content:
+                content, self.prefix = content.removeprefix(self.prefix), b""
             self.written += len(content)
             self.offset += len(self.decoder.decode(content))  # whole characters, as the text has them
             self.done += 1

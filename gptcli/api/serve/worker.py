@@ -6,13 +6,14 @@ Only this thread touches the model. The event loop hands it messages by a queue 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from gptcli.api.serve.problems import Problem, retry_later
 from gptcli.base.errors import GptcliError, is_out_of_memory
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from gptcli.generate.engine import Completion, Request
 
 State = Literal["loading", "ready", "draining", "failed"]
-STUCK_SECONDS = 30.0  # without a step while there is something to write: the engine counts as dead
+STUCK_SECONDS = 30.0  # without any work of the thread while there is something to write: it counts as dead
+WATCH_SECONDS = 1.0
 QUEUE_SECONDS = 60.0
 
 
@@ -34,7 +36,7 @@ class Piece:
     text: str
     tokens: int
     finish_reason: str | None
-    problem: Problem | None = None
+    problem: Exception | None = None  # to be told instead; what is no Problem is a bug
 
 
 @dataclass(eq=False)
@@ -48,7 +50,15 @@ class Job:
     newest: dict[int, Piece] = field(default_factory=dict)  # of each text, since the loop looked last
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     queued_at: float = field(default_factory=time.monotonic)
-    began_at: float | None = None
+    has_begun: bool = False
+
+
+class Running(NamedTuple):
+    """A text that the engine writes."""
+
+    job: Job
+    number: int  # of the text in the job
+    began_at: float
 
 
 class Worker:
@@ -66,13 +76,13 @@ class Worker:
         self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.turns: deque[str] = deque()  # owners with texts that wait, the next to be served first
         self.jobs: dict[str, deque[Job]] = {}
-        self.running: dict[Completion, tuple[Job, int]] = {}
+        self.running: dict[Completion, Running] = {}
         self.measuring: deque[Callable[[], bool]] = deque()  # work in parts, of which one is done after each step
         self.pending = 0  # texts submitted and not yet given to the engine
         self.pending_of: Counter[str] = Counter()  # those of each owner
         self.counting = threading.Lock()  # of both, which both threads do
         self.row_seconds = 1.0  # of a text, averaged
-        self.stepped_at = time.monotonic()
+        self.cpu_seconds: Callable[[], float] = time.monotonic  # of the engine's thread; before it begins, it is alive
         self.cut = 0  # texts ended by the server before they were done
         self.thread = threading.Thread(target=self._run, name="gptcli-engine", daemon=True)
 
@@ -110,7 +120,7 @@ class Worker:
             if not future.done():
                 future.set_result(result)
 
-        def set_exception(error: BaseException) -> None:
+        def set_exception(error: Exception) -> None:
             if not future.done():
                 future.set_exception(error)
 
@@ -122,24 +132,28 @@ class Worker:
             except StopIteration as ended:
                 result = ended.value
                 self._post(lambda: set_result(result))
-            except BaseException as error:
+            except Exception as error:
                 found = as_problem(error)
                 self._post(lambda: set_exception(found))
             else:
                 return True
             return False
 
-        self._count_pending(owner, 1)
-        self.inbox.put(lambda: self.measuring.append(go_on))
-        try:
+        with self.counted(owner):
+            self.inbox.put(lambda: self.measuring.append(go_on))
             return await future
+
+    @contextlib.contextmanager
+    def counted(self, owner: str) -> Iterator[None]:
+        """Count one more that waits, among an owner's, for as long as it takes."""
+        self._count_pending(owner, 1)
+        try:
+            yield
         finally:
             self._count_pending(owner, -1)
 
     def available(self) -> Service:
         """Return the service; Problem 503 while it loads, drains or after it failed."""
-        if self.state == "ready" and self.stuck:
-            raise retry_later(503, "engine_failed", "the engine does not answer", 30)
         if self.state != "ready" or self.service is None:
             what = {"loading": "the model is loading", "draining": "the server ends"}.get(
                 self.state, "the engine failed"
@@ -148,10 +162,19 @@ class Worker:
             raise retry_later(503, code, what, 1 if self.state == "loading" else 30)
         return self.service
 
-    @property
-    def stuck(self) -> bool:
-        """Return whether the engine has something to write and took no step for long."""
-        return bool(self.running) and time.monotonic() - self.stepped_at > STUCK_SECONDS
+    async def watch(self) -> None:
+        """Return when the engine has failed, or does nothing any more though there is something to write.
+
+        A step may take as long as it likes: what tells life is the thread's time on a CPU, however slow that is.
+        """
+        idle, before = 0.0, 0.0
+        while not self.failed.is_set() and idle < STUCK_SECONDS:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.failed.wait(), WATCH_SECONDS)
+            with contextlib.suppress(OSError):  # the thread has just ended
+                now = self.cpu_seconds()
+                idle = idle + WATCH_SECONDS if self.running and now == before else 0.0
+                before = now
 
     def drain(self) -> None:
         """Take no more jobs, and refuse those that wait."""
@@ -172,6 +195,9 @@ class Worker:
             return
 
     def _run(self) -> None:
+        if hasattr(time, "pthread_getcpuclockid"):  # not on macOS
+            clock = time.pthread_getcpuclockid(threading.get_ident())
+            self.cpu_seconds = lambda: time.clock_gettime(clock)
         try:
             self.service = self.load()
         except BaseException as error:
@@ -192,7 +218,7 @@ class Worker:
         self.error: BaseException = error
         self.state = "failed"
         problem = Problem(500, "engine_failed", "the engine failed")
-        told = {job for job, _ in self.running.values()} | {job for jobs in self.jobs.values() for job in jobs}
+        told = {running.job for running in self.running.values()} | {job for jobs in self.jobs.values() for job in jobs}
         for job in told:
             self._refuse(job, problem)
         self._post(self.ready.set)
@@ -203,9 +229,7 @@ class Worker:
         assert self.service is not None
         engine = self.service.engine
         if not engine.busy and not self.turns and not self.measuring:
-            message = self.inbox.get()
-            self.stepped_at = time.monotonic()  # no step was due before
-            message()
+            self.inbox.get()()
         while True:
             try:
                 self.inbox.get_nowait()()
@@ -219,7 +243,6 @@ class Worker:
             part = self.measuring.popleft()
             if part():
                 self.measuring.append(part)
-        self.stepped_at = time.monotonic()
 
     def _step(self) -> None:
         assert self.service is not None
@@ -232,8 +255,8 @@ class Worker:
             self._post(lambda: _hand_out(by_job))
 
     def _piece(self, completion: Completion) -> tuple[Job, Piece]:
-        job, index = self.running[completion]
-        problem = None
+        job, index, began_at = self.running[completion]
+        problem: Exception | None = None
         if completion.finish_reason is not None:
             del self.running[completion]
             job.unfinished -= 1
@@ -241,8 +264,7 @@ class Worker:
                 problem = Problem(500, "engine_error", str(completion.error))
             elif completion.finish_reason == "cancelled":
                 problem = retry_later(503, "draining", "the server ends", 30)
-            took = time.monotonic() - (job.began_at or job.queued_at)
-            self.row_seconds += 0.1 * (took - self.row_seconds)
+            self.row_seconds += 0.1 * (time.monotonic() - began_at - self.row_seconds)
         return job, Piece(index, completion.text, len(completion.ids), completion.finish_reason, problem)
 
     def _begin(self, job: Job) -> None:
@@ -273,15 +295,15 @@ class Worker:
             else:
                 del self.jobs[owner]
             self._count_pending(owner, -1)
-            job.began_at = job.began_at or time.monotonic()
+            job.has_begun = True
             try:
                 completion = engine.add(request)
-            except GptcliError as error:  # a pattern or schema that cannot be used
+            except Exception as error:  # of this job alone: the others go on
                 self._drop(job)
-                self._refuse(job, Problem(400, "invalid_schema", str(error)))
+                self._refuse(job, as_problem(error))
                 continue
             job.completions[index] = completion
-            self.running[completion] = job, index
+            self.running[completion] = Running(job, index, time.monotonic())
 
     def _drop(self, job: Job) -> None:
         """Take a job's waiting texts out of the queue, and its running ones out of the engine."""
@@ -295,7 +317,7 @@ class Worker:
             if not jobs and job.owner in self.jobs:
                 del self.jobs[job.owner]
                 self.turns.remove(job.owner)
-        for completion in [found for found, (of, _) in self.running.items() if of is job]:
+        for completion in [found for found, running in self.running.items() if running.job is job]:
             del self.running[completion]
             self.service.engine.cancel(completion)
 
@@ -303,12 +325,12 @@ class Worker:
         """End texts that take too long: those in the making as they are, those that wait with a refusal."""
         assert self.service is not None
         now = time.monotonic()
-        for completion, (job, _) in list(self.running.items()):
-            if job.began_at is not None and now - job.began_at > self.timeout:
+        for completion, running in list(self.running.items()):
+            if now - running.began_at > self.timeout:
                 self.service.engine.cancel(completion, "timeout")
                 self._tell(*self._one(completion))
         for job in [job for jobs in self.jobs.values() for job in jobs]:
-            if job.began_at is None and now - job.queued_at > QUEUE_SECONDS:
+            if not job.has_begun and now - job.queued_at > QUEUE_SECONDS:
                 self._drop(job)
                 self._refuse(job, Problem(504, "timeout", "no row was free in time"))
 
@@ -318,7 +340,7 @@ class Worker:
 
     def _refuse_waiting(self) -> None:
         for job in [job for jobs in self.jobs.values() for job in jobs]:
-            if job.began_at is None:
+            if not job.has_begun:
                 self._drop(job)
                 self._refuse(job, retry_later(503, "draining", "the server ends", 30))
 
@@ -329,7 +351,7 @@ class Worker:
             self.service.engine.cancel(completion)
             self._tell(*self._one(completion))
 
-    def _refuse(self, job: Job, problem: Problem) -> None:
+    def _refuse(self, job: Job, problem: Exception) -> None:
         self._tell(job, [Piece(-1, "", 0, "error", problem)])
 
     def _tell(self, job: Job, pieces: list[Piece]) -> None:
@@ -350,7 +372,7 @@ def _hand_out(by_job: dict[Job, list[Piece]]) -> None:
         job.changed.set()
 
 
-def as_problem(error: BaseException) -> BaseException:
+def as_problem(error: Exception) -> Exception:
     """Return what is told about an error: that of a text or of memory as a problem, a bug as it is."""
     if is_out_of_memory(error):
         return Problem(500, "engine_error", "out of memory; ask for less at once")

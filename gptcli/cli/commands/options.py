@@ -148,11 +148,6 @@ def drawing(command: F) -> F:
     return command
 
 
-def take_drawing(how: dict[str, Any]) -> GenerateOptions:
-    """Take the options of drawing out of those that a command was given."""
-    return GenerateOptions(**take_given(how))
-
-
 def take_given(how: dict[str, Any]) -> dict[str, Any]:
     """Take the options of drawing out of those that a command was given, by name, only those that were given."""
     given = {name: how.pop(name) for name in keys_of(GenerateOptions) if name in how}

@@ -13,6 +13,7 @@ from gptcli.base.errors import ConfigError
 from gptcli.base.escape import escape
 from gptcli.cli.commands import options
 from gptcli.cli.commands.safeguards import safeguarded, take_safeguards
+from gptcli.config.generate import GenerateOptions
 
 
 @click.command(no_args_is_help=True)
@@ -98,9 +99,9 @@ def serve(
     options.ask_for_huge_pages()
     from gptcli.cli import console
 
-    chosen = options.take_drawing(how)
+    given = options.take_given(how)
     report = console.ConsoleReport("serve", quiet=quiet)
-    how["safeguards"] = take_safeguards(how, chosen, report)
+    how["safeguards"] = take_safeguards(how, GenerateOptions(**given), report)
     keys = _keys(api_key_file)
     if not Path(run).exists():
         raise ConfigError(f"{escape(run)}: no such directory; want the directory of a run or of a checkpoint")
@@ -114,7 +115,7 @@ def serve(
         run,
         place,
         Limits(queue, timeout, grace, ping),
-        chosen,
+        given,
         how,
         name=model_name or Path(run).resolve().name,
         announce=console.write_line,
@@ -136,7 +137,7 @@ def _keys(path: str | None) -> tuple[str, ...]:
         given = os.environ.get("GPTCLI_API_KEY", "").strip()
         return (given,) if given else ()
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{escape(path)}: cannot be read ({getattr(error, 'strerror', error)})") from None
     keys = tuple(line.strip() for line in lines if line.strip())
