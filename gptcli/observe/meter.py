@@ -1,10 +1,11 @@
-"""Bytes that a computation takes, counted on fake tensors (torch's FakeTensorMode), which have shapes and no values."""
+"""Bytes that a computation takes, counted on tensors that have shapes and no values: those of the meta device, which
+stand for an accelerator, and fake ones of the CPU (torch's FakeTensorMode)."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -52,8 +53,8 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def metered(device: torch.device) -> Iterator[Meter]:
-    """Make the tensors of a block fake ones on `device` ("meta" stands for an accelerator), and count their bytes."""
-    with fake_tensors(), Meter() as meter, _FusedAttention(), device:
+    """Make the tensors of a block ones without values on `device`, meta or cpu, and count their bytes."""
+    with nullcontext() if device.type == "meta" else fake_tensors(), Meter() as meter, _FusedAttention(), device:
         yield meter
 
 

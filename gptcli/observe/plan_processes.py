@@ -62,34 +62,39 @@ class SharedPlan:
         ]
 
 
+@functools.lru_cache(maxsize=4)
+def tensor_sizes(model: GPT, optim: OptimConfig) -> tuple[tuple[int, bool], ...]:
+    """Return of each tensor of a model its size, and whether Muon updates it."""
+    muon = set(model.matrix_shapes()) if optim.name == "muon" else set()
+    return tuple((weight.numel(), name in muon) for name, weight in model.named_parameters())
+
+
 @functools.lru_cache(maxsize=64)
 def divided(model: GPT, optim: OptimConfig, processes: int) -> Owners:
     """Return which of several processes updates which weights."""
-    muon = set(model.matrix_shapes()) if optim.name == "muon" else set()
-    named = list(model.named_parameters())
-    sizes = [weight.numel() for _, weight in named]
-    return divide(sizes, update_costs(sizes, [name in muon for name, _ in named]), processes)
+    sizes, by_muon = map(list, zip(*tensor_sizes(model, optim), strict=True))
+    return divide(sizes, update_costs(sizes, by_muon), processes)
 
 
 @functools.lru_cache(maxsize=64)
 def largest_state(model: GPT, optim: OptimConfig, processes: int) -> int:
     """Return the bytes of optimizer state of the process that has most: Muon keeps one number a weight, AdamW two."""
-    muon = set(model.matrix_shapes()) if optim.name == "muon" else set()
     own = [0] * processes
-    for (name, weight), owner in zip(model.named_parameters(), divided(model, optim, processes).owners, strict=True):
-        own[owner] += weight.numel() * (4 if name in muon else 8)
+    owners = divided(model, optim, processes).owners
+    for (size, by_muon), owner in zip(tensor_sizes(model, optim), owners, strict=True):
+        own[owner] += size * (4 if by_muon else 8)
     return max(own)
 
 
 def shared_memory(work: Workload, processes: int, exchange: str, *, saves: bool) -> Memory:
     """Plan the peak of one process. The first `saves`, and has all optimizer state while it does."""
     owners = divided(work.model, work.optim, processes)
-    weights, sums = 4 * work.model.num_parameters(), 4 * max(owners.lengths)
+    sizes = [size for size, _ in tensor_sizes(work.model, work.optim)]
+    weights, largest, sums = 4 * sum(sizes), 4 * max(sizes), 4 * max(owners.lengths)
     state, update, validation = fixed_bytes(whole_step(work))
     held = {"weights": weights, "optimizer state": largest_state(work.model, work.optim, processes)}
     found, rounds = pass_bytes(work), -(-work.micro_steps // processes)
     kept = (sums if exchange == "micro_batch" else weights) if rounds > 1 else 0  # of gradients, between micro-batches
-    largest = 4 * max(weight.numel() for weight in work.model.parameters())
     moments = [
         Memory("loss", held | {"gradients": kept, "activations": found.activations,
                                "logits and head": found.loss - found.activations}),
