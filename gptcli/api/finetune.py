@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from gptcli.api.open_model import load
+from gptcli.api.teacher import along, distilled, find_teacher
 from gptcli.base import fsio
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import escape
@@ -22,7 +23,7 @@ from gptcli.device.processes import Processes, joined
 from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime
 from gptcli.interop.peft import AdapterWeights
 from gptcli.model.gpt import GPT
-from gptcli.model.lora import WEIGHTS, add_adapters
+from gptcli.model.lora import add_adapters
 from gptcli.observe.tensorboard import check_installed, recording
 from gptcli.tasks.dataset import read_examples, rows_job
 from gptcli.tasks.text import text_job
@@ -33,7 +34,7 @@ from gptcli.train.resume import as_it_began
 from gptcli.train.run import Job, Outcome, Training
 from gptcli.train.run_directory import check_vacant, claimed, clear
 from gptcli.train.state import TrainState
-from gptcli.train.weights import WholeWeights, weights_sha256
+from gptcli.train.weights import WholeWeights, identity, weights_sha256
 
 
 def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = False, report: Report) -> Outcome:
@@ -56,6 +57,10 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
                 f"train.frozen_blocks: {config.train.frozen_blocks}, but the base has {count(blocks, 'block')}"
             )
         job = _job(config, base, model, tokenizer, runtime, report)
+        if config.distill is not None:
+            teacher = find_teacher(config.distill, job.tokenizer, runtime)
+            rows = min(config.data.max_tokens or model.config.context_length, model.config.context_length)
+            job = distilled(job, along(teacher, rows))
         if config.optim.warmup_steps >= job.train.steps:
             raise ConfigError(f"optim.warmup_steps: must be below the {count(job.train.steps, 'step')} of the run")
         _tell_of_idle(config, job, processes, report)
@@ -98,11 +103,11 @@ def _tell_of_idle(config: FinetuneConfig, job: Job, processes: Processes, report
 
 def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, runtime: Runtime, report: Report) -> Job:
     """Return the run as a job, its data read and looked at."""
-    metadata, identity = read_metadata(base), _identity(base)
+    metadata, base_identity = read_metadata(base), identity(base)
     adapter = _adapter(config, base)
     if config.task == "text":
         metadata = dataclasses.replace(metadata, labels=(), adapter=adapter)
-        return text_job(config, base, tokenizer, model.config, metadata, identity, runtime, report)
+        return text_job(config, base, tokenizer, model.config, metadata, base_identity, runtime, report)
 
     def load_base() -> GPT:
         return load(base, device=runtime.device, dtype=torch.float32)[0]
@@ -114,17 +119,9 @@ def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, r
         config,
         examples,
         dataclasses.replace(examples.task.metadata, adapter=adapter, origin=metadata.origin),
-        identity,
+        base_identity,
         runtime,
     )
-
-
-def _identity(base: Path) -> list[str]:
-    """Return what identifies the weights of a checkpoint: hashes."""
-    adapter = read_metadata(base).adapter
-    if adapter is None:
-        return [weights_sha256(base)]
-    return [adapter.base_sha256, fsio.sha256(base / WEIGHTS)]
 
 
 def _adapter(config: FinetuneConfig, base: Path) -> Adapter | None:

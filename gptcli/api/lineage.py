@@ -53,9 +53,10 @@ def _lines(found: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         for step, counts in corpus["steps"].items():
             told = [f"{name} {value}" for name, value in counts.items() if isinstance(value, int | float)]
             facts.append((f"{prefix}corpus {step}", ", ".join(told)))
-    if base := found.get("base"):
-        facts.append((f"{prefix}base", ", ".join(base["sha256"])))
-        facts += _lines(base["lineage"], f"{prefix}base: ") if base["lineage"] else []
+    for name in ("base", "teacher"):
+        if model := found.get(name):
+            facts.append((f"{prefix}{name}", ", ".join(model["sha256"])))
+            facts += _lines(model["lineage"], f"{prefix}{name}: ") if model["lineage"] else []
     return facts
 
 

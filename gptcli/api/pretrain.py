@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptcli.api.teacher import along, distilled, find_teacher
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import escape
+from gptcli.base.places import cache_directory
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.config import yaml_file, yaml_write
@@ -24,11 +26,13 @@ from gptcli.data.batches import TokenBatches, TokenRows, derived_seed
 from gptcli.data.mixture import MixedBatches
 from gptcli.data.prepared import prepare_parts
 from gptcli.data.shards import ResidentTokens, TokenArray, is_prepared, near, read_index
+from gptcli.data.taught import TaughtTokens
 from gptcli.data.text import TextOptions, find_sources
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.processes import Processes, joined
 from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime
 from gptcli.observe.tensorboard import check_installed, recording
+from gptcli.tasks.distill import DistillObjective, keep_what_it_says, wanted_tokenizer
 from gptcli.tasks.text import validate_texts, write_sample
 from gptcli.train.autoconfig import AutoConfig, training_flops_per_second
 from gptcli.train.checkpoint_paths import checkpoints
@@ -65,9 +69,12 @@ def pretrain(
         config = begun.config
         runtime = make_runtime(config.runtime, local_rank=processes.local_rank)
         tokenizer = begun.tokenizer
-        batches = _batches(config, tokenizer, begun.prepared, runtime, processes)
+        taught = begun.taught or _taught(config, tokenizer, begun.prepared, runtime, report)
+        batches = _batches(config, tokenizer, begun.prepared, runtime, processes, taught.kept)
         _check_shares(config, batches, processes)
         job = _job(config, tokenizer, begun.prepared, batches, runtime, report)
+        if taught.objective is not None:
+            job = distilled(job, taught.objective)
         if runtime.on_cpu:
             keep_freed_memory()
         state = new_state(_model_config(config, tokenizer), config, runtime)
@@ -87,6 +94,28 @@ class _Begun:
     tokenizer: Tokenizer
     prepared: Sequence[Path]
     deadline: Deadline | None = None
+    taught: _FromTeacher | None = None
+
+
+@dataclass(frozen=True)
+class _FromTeacher:
+    """What a run has of its teacher, if there is one."""
+
+    objective: DistillObjective | None = None
+    kept: Sequence[TaughtTokens] = ()  # for each prepared directory; none: the teacher reads along
+
+
+def _taught(
+    config: PretrainConfig, tokenizer: Tokenizer, prepared: Sequence[Path], runtime: Runtime, report: Report
+) -> _FromTeacher:
+    """Open the teacher, and have it read the text before the run where the run file allows it the room."""
+    if config.distill is None:
+        return _FromTeacher()
+    teacher = find_teacher(config.distill, tokenizer, runtime)
+    kept = keep_what_it_says(teacher, prepared, cache_directory(config.data.cache_dir), runtime, report)
+    if kept is None:
+        return _FromTeacher(along(teacher, config.model.context_length))
+    return _FromTeacher(DistillObjective(teacher, None), kept)
 
 
 def _shared(begun: _Begun | None, processes: Processes) -> _Begun:
@@ -133,15 +162,17 @@ def _begin(
             keep_freed_memory()  # as in the run, whose speed is measured
         speed = training_flops_per_second(config, runtime) * processes.count
         config = autoconfig.choose_model_size(config, speed, ends_at - time.monotonic())
-    tokenizer, prepared = prepare_parts(config.data, config.tokenizer, report)
-    batches = _batches(config, tokenizer, prepared, runtime, processes)
+    tokenizer, prepared = prepare_parts(config.data, wanted_tokenizer(config), report)
+    taught = _taught(config, tokenizer, prepared, runtime, report)
+    batches = _batches(config, tokenizer, prepared, runtime, processes, taught.kept)
     deadline = None
     if ends_at is not None:
         most_steps = batches.most_steps if isinstance(batches, MixedBatches) else None
         probe = new_state(_model_config(config, tokenizer), config, runtime)
         config, pause_seconds = autoconfig.choose_steps(
-            config, probe, batches, runtime, ends_at=ends_at, processes=processes.count, most_steps=most_steps
-        )
+            config, probe, batches, runtime, ends_at=ends_at, processes=processes.count, most_steps=most_steps,
+            objective=taught.objective or next_token_nats,
+        )  # fmt: skip
         deadline = Deadline(ends_at, config.train, pause_seconds=pause_seconds, most_steps=most_steps)
     if isinstance(batches, MixedBatches):
         _tell_mixture(batches, config.train.steps, report)
@@ -151,7 +182,7 @@ def _begin(
         if budget_seconds is not None:
             config = autoconfig.choose_bigrams(config, epochs, tokenizer.vocab_size)
         config = autoconfig.choose_compile(config, runtime, budget_seconds)
-    return _Begun(config, tokenizer, prepared, deadline)
+    return _Begun(config, tokenizer, prepared, deadline, taught)
 
 
 def _check_shares(config: PretrainConfig, batches: Batches, processes: Processes) -> None:
@@ -178,7 +209,12 @@ Batches = TokenBatches | MixedBatches
 
 
 def _batches(
-    config: PretrainConfig, tokenizer: Tokenizer, prepared: Sequence[Path], runtime: Runtime, processes: Processes
+    config: PretrainConfig,
+    tokenizer: Tokenizer,
+    prepared: Sequence[Path],
+    runtime: Runtime,
+    processes: Processes,
+    taught: Sequence[TaughtTokens],
 ) -> Batches:
     """Return the batches of prepared directories; DataError where one and the tokenizer do not fit."""
     for directory in prepared:
@@ -188,6 +224,7 @@ def _batches(
         raise DataError("the tokenizer has no <|endoftext|>; train it with gptcli train-tokenizer")
     context_length, seed, goldfish = config.model.context_length, config.runtime.seed, config.loss.goldfish
     tokens = [near(TokenArray(directory, "train"), runtime.device) for directory in prepared]
+    said: list[TaughtTokens | None] = [*taught] or [None] * len(tokens)
     shapes: dict[str, Any] = {
         "batch_size": config.train.batch_size,
         "micro_batch_size": micro_batch_rows(
@@ -197,11 +234,12 @@ def _batches(
         "seed": seed,
     }
     if not config.data.mixed:
-        return TokenBatches(tokens[0], context_length=context_length, goldfish=goldfish, **shapes)
+        return TokenBatches(tokens[0], context_length=context_length, goldfish=goldfish, taught=said[0], **shapes)
     sources = [
-        TokenRows(text, context_length=context_length, seed=derived_seed(seed, name), goldfish=goldfish, name=name)
-        for text, name in zip(tokens, config.data.inputs, strict=True)
-    ]
+        TokenRows(text, context_length=context_length, seed=derived_seed(seed, name), goldfish=goldfish, taught=of_text,
+                  name=name)
+        for text, of_text, name in zip(tokens, said, config.data.inputs, strict=True)
+    ]  # fmt: skip
     return MixedBatches(sources, config.data.parts, temperature=config.data.temperature, **shapes)
 
 

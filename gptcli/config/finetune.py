@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gptcli.config.distill import DistillConfig
 from gptcli.config.loss import LossConfig
 from gptcli.config.parallel import ParallelConfig
 from gptcli.config.schema import Section, is_name, number, value
@@ -154,6 +155,7 @@ class FinetuneConfig(Section):
     lora: LoraConfig | None = None  # null: all weights are trained
     optim: OptimConfig = field(default_factory=lambda: OptimConfig.from_preset("finetune"))
     loss: LossConfig = field(default_factory=LossConfig)
+    distill: DistillConfig | None = None  # null: no teacher
     train: TuneConfig = field(default_factory=TuneConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -162,5 +164,7 @@ class FinetuneConfig(Section):
         yield from ((name, "must name a directory") for name in ("run_dir", "base") if not is_name(getattr(self, name)))
         if self.task in ("classify", "prefer") and self.loss.goldfish is not None:
             yield "loss", f"goldfish is for text that is learnt by heart, not for task {self.task}; leave it out"
+        if self.task in ("classify", "prefer") and self.distill is not None:
+            yield "distill", f"is for tasks that learn text, not for task {self.task}; leave it out"
         if self.runtime.compile:
             yield "runtime.compile", "is for pretrain only, whose steps have one shape; leave it out"

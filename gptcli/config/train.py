@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from gptcli.base.units import parse_duration
 from gptcli.config.data import DataConfig, TokenizerConfig
+from gptcli.config.distill import DistillConfig
 from gptcli.config.loss import LossConfig
 from gptcli.config.model import ModelConfig
 from gptcli.config.parallel import ParallelConfig
@@ -186,6 +187,7 @@ class PretrainConfig(Section):
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    distill: DistillConfig | None = None  # null: no teacher
     train: TrainConfig = field(default_factory=TrainConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -20,6 +20,7 @@ from gptcli.base.errors import DataError
 from gptcli.config.loss import GoldfishConfig
 from gptcli.data.goldfish import dropped
 from gptcli.data.shards import ResidentTokens, TokenArray
+from gptcli.data.taught import Taught, TaughtTokens
 
 FEISTEL_ROUNDS = 4
 IGNORE = -100  # a target that is not learnt, the value of PyTorch and Hugging Face
@@ -32,6 +33,7 @@ class Batch(NamedTuple):
     lengths: tuple[int, ...] | None = None  # of sequences laid end to end in one row; None: rows are whole windows
     seed: int | None = None  # of its dropout
     values: Tensor | None = None  # a number for each sequence, float32 (S,): what some tasks' objectives need beside it
+    taught: Taught | None = None  # what a teacher says of the targets, (B, T, k), where that is known already
 
 
 class Step(NamedTuple):
@@ -75,6 +77,15 @@ def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
+class Rows(NamedTuple):
+    """Rows of a text."""
+
+    ids: Tensor  # (R, T) int64
+    targets: Tensor  # the same, IGNORE where nothing is learnt
+    taught: Taught | None  # what a teacher says of them, (R, T, k)
+    place: str  # of the first
+
+
 class TokenRows:
     """The rows of one text, epoch after epoch, by their numbers."""
 
@@ -85,23 +96,26 @@ class TokenRows:
         context_length: int,
         seed: int,
         goldfish: GoldfishConfig | None = None,
+        taught: TaughtTokens | None = None,
         name: str = "the training split",
     ) -> None:
-        """Raise DataError where the tokens do not fill one row."""
+        """Raise DataError where the tokens do not fill one row. `taught`: what a teacher says of the tokens."""
         if len(tokens) < context_length:
             raise DataError(
                 f"{name} has {len(tokens)} tokens, fewer than one context of {context_length}; "
                 "give more text or lower model.context_length (in fine-tuning data.max_tokens)"
             )
         self.tokens, self.context_length, self.seed, self.goldfish = tokens, context_length, seed, goldfish
+        self.taught = taught
         self.count = max(1, len(tokens) // context_length - 1)  # of an epoch; one row less leaves room for the phase
 
-    def read(self, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor, str]:
-        """Return the rows (R, T), what is learnt of them, IGNORE elsewhere, and the place of the first."""
+    def read(self, numbers: NDArray[np.int64]) -> Rows:
+        """Return the rows of so many numbers (R,)."""
         starts = np.concatenate([self._starts(int(epoch), numbers) for epoch in np.unique(numbers // self.count)])
         rows = self.tokens.rows(starts, self.context_length)
         targets = rows if self.goldfish is None else self._learnt(starts, rows, self.goldfish)
-        return rows, targets, self.tokens.place(int(starts[0]))
+        taught = None if self.taught is None else self.taught.rows(starts, self.context_length)
+        return Rows(rows, targets, taught, self.tokens.place(int(starts[0])))
 
     def _starts(self, epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the positions of the first tokens of the rows that lie in `epoch`."""
@@ -133,9 +147,10 @@ class TokenBatches:
         first_token: int,
         seed: int,
         goldfish: GoldfishConfig | None = None,
+        taught: TaughtTokens | None = None,
     ) -> None:
         """Raise DataError where the tokens do not fill one row."""
-        self.source = TokenRows(tokens, context_length=context_length, seed=seed, goldfish=goldfish)
+        self.source = TokenRows(tokens, context_length=context_length, seed=seed, goldfish=goldfish, taught=taught)
         self.tokens, self.rows = tokens, self.source.count
         self.context_length, self.first_token = context_length, first_token
         self.batch_size, self.micro_batch_size, self.goldfish = batch_size, micro_batch_size, goldfish
@@ -154,8 +169,8 @@ class TokenBatches:
         return steps * self.batch_size / self.rows
 
     def _batch(self, numbers: NDArray[np.int64]) -> Batch:
-        rows, targets, place = self.source.read(numbers)
-        return Batch(begun(rows, self.first_token), targets, place)
+        rows = self.source.read(numbers)
+        return Batch(begun(rows.ids, self.first_token), rows.targets, rows.place, taught=rows.taught)
 
 
 def begun(rows: Tensor, first_token: int) -> Tensor:

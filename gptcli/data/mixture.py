@@ -8,17 +8,19 @@ has been read as often as its cap allows is left out, and the rest divided by th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gptcli.base.errors import ConfigError
 from gptcli.base.units import count
 from gptcli.config.data import SourceConfig
 from gptcli.data.batches import Batch, Step, TokenRows, begun, counted, derived_seed, permute
+from gptcli.data.taught import Taught
 
 BLOCK = 1024
 
@@ -198,15 +200,15 @@ class MixedBatches:
 
     def _batch(self, first: int) -> Batch:
         texts, numbers = self.mixture.divide(first, self.micro_batch_size)
-        rows: torch.Tensor | None = None
-        places: dict[int, str] = {}
-        for text in np.unique(texts):
-            own = torch.from_numpy(np.flatnonzero(texts == text))
-            read, learnt, places[int(text)] = self.sources[text].read(numbers[texts == text])
-            if rows is None:
-                rows = read.new_empty(len(texts), self.context_length)
-                targets = torch.empty_like(rows)
-            rows[own.to(rows.device)], targets[own.to(rows.device)] = read, learnt
-        assert rows is not None
-        place = f"{self.names[texts[0]]}: {places[int(texts[0])]}"
-        return Batch(begun(rows, self.first_token), targets, place)
+        read = {int(text): self.sources[text].read(numbers[texts == text]) for text in np.unique(texts)}
+        places = torch.from_numpy(texts.argsort(kind="stable").argsort())  # of each row among those, text by text
+
+        def in_order(parts: Iterable[Tensor]) -> Tensor:
+            found = torch.cat(list(parts))
+            return found[places.to(found.device)]
+
+        ids, targets = in_order(rows.ids for rows in read.values()), in_order(rows.targets for rows in read.values())
+        said = [rows.taught for rows in read.values() if rows.taught is not None]
+        taught = Taught(*map(in_order, zip(*said, strict=True))) if said else None
+        place = f"{self.names[texts[0]]}: {read[int(texts[0])].place}"
+        return Batch(begun(ids, self.first_token), targets, place, taught=taught)

@@ -148,7 +148,7 @@ def read_index(directory: Path) -> dict[str, Any]:
     return index
 
 
-def _mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+def mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return the tokens of a file, read when they are used. Without MADV_RANDOM the kernel would read a hundred
     kilobytes ahead for each row of a batch: of files that memory does not hold, a hundred times slower. Some file
     systems map nothing: there all of the file is read."""
@@ -182,7 +182,7 @@ class TokenArray:
             if have != want:
                 found = "is missing" if have is None else f"has {have} bytes, want {want}"
                 raise DataError(f"{escape(str(path))}: {found}; run gptcli prepare again")
-            self.shards.append(_mapped(path, dtype))
+            self.shards.append(mapped(path, dtype))
         self.starts = [0, *itertools.accumulate(len(shard) for shard in self.shards)]
 
     def __len__(self) -> int:

@@ -112,8 +112,8 @@ def lineage_section(checkpoint: Path) -> str:
         "recipe": found["recipe_sha256"],
         "tokenizer": found["tokenizer_sha256"],
         "code": f"{found['code_sha256']}, gptcli {found['gptcli']}",
-        **({"base": ", ".join(found["base"]["sha256"])} if "base" in found else {}),
     }
+    rows |= {name: ", ".join(found[name]["sha256"]) for name in ("base", "teacher") if name in found}
     inputs = "".join(f"| input | {source['sha256']} |\n" for source in found["inputs"])
     return (
         "\n## Lineage\n\nHashes (sha256) of what the model was made of.\n\n| | |\n|---|---|\n"

@@ -11,15 +11,19 @@ import torch
 from gptcli.base.errors import ConfigError, GptcliError
 from gptcli.base.units import amount, count
 from gptcli.config.train import PretrainConfig, RuntimeConfig
-from gptcli.data.size import find_vocabulary, training_tokens
+from gptcli.data.size import TokenCount, find_vocabulary, training_tokens
+from gptcli.data.taught import record_dtype
 from gptcli.device import accelerators, machine
 from gptcli.device.runtime import make_runtime
 from gptcli.generate.kv_cache import cache_bytes
 from gptcli.model.gpt import GPT
 from gptcli.observe.memory import Memory, Workload, training_memory
 from gptcli.observe.plan_processes import plan_processes, shared_memory
-from gptcli.observe.plan_report import USABLE_MEMORY, Plan, Rates, Target
+from gptcli.observe.plan_report import USABLE_MEMORY, Plan, Rates, Target, TeacherPlan
 from gptcli.observe.step_times import step_times
+from gptcli.tasks.distill import WINDOWS_A_TOKEN, wanted_tokenizer
+from gptcli.train.checkpoint_paths import find_checkpoint
+from gptcli.train.metadata import read_config
 from gptcli.train.micro_batches import micro_batch_rows
 from gptcli.train.step_paired import can_pair
 
@@ -34,6 +38,7 @@ def make_plan(
     bytes_per_second: float | None = None,
 ) -> Plan:
     """Return the plan of a run on `target`, or on so many of them, which exchange `bytes_per_second` each."""
+    config = dataclasses.replace(config, tokenizer=wanted_tokenizer(config))
     tokenizer, vocab_size = find_vocabulary(config)
     model_config = dataclasses.replace(config.model, vocab_size=vocab_size)
     with torch.device("meta"):
@@ -60,9 +65,15 @@ def make_plan(
             activation_checkpointing=config.runtime.activation_checkpointing,
         )
 
+    data = training_tokens(config.data, tokenizer, vocab_size)
+    teacher = plan_teacher(config, data, tokens)
+
     def memory(micro_batch: int) -> Memory:
         work = workload(micro_batch)
-        return training_memory(work) if processes == 1 else shared_memory(work, processes, exchange, saves=True)
+        found = training_memory(work) if processes == 1 else shared_memory(work, processes, exchange, saves=True)
+        if teacher is None or teacher.kept_bytes is not None:
+            return found
+        return Memory(found.moment, found.parts | {"teacher": teacher.parameters * target.activation_size})
 
     rows, exchange = micro_batch_rows(train, T, on_cpu=target.on_cpu, processes=processes), config.parallel.exchange
     room = USABLE_MEMORY * target.memory_bytes if target.memory_bytes else math.inf
@@ -76,7 +87,8 @@ def make_plan(
         matrix_weights=round((per_token - attention) / 6),
         steps=train.steps,
         tokens_per_step=train.batch_size * T,
-        data=training_tokens(config.data, tokenizer, vocab_size),
+        data=data,
+        teacher=teacher,
         weight_flops=(per_token - attention) * tokens,
         attention_flops=attention * tokens,
         memory=memory(rows),
@@ -84,6 +96,23 @@ def make_plan(
         micro_batches={size: memory(size).total_bytes for size in sizes},
         measured_step_seconds=measured_step_seconds,
     )
+
+
+def plan_teacher(config: PretrainConfig, data: TokenCount | None, tokens: int) -> TeacherPlan | None:
+    """Return what the teacher of a run takes, which reads the data once or along with the student's `tokens`."""
+    if config.distill is None:
+        return None
+    shape = read_config(find_checkpoint(config.distill.teacher))
+    with torch.device("meta"):
+        model = GPT(shape)
+    forward = model.train_flops_per_token(shape.context_length) / 3
+    assert shape.vocab_size is not None
+    top_k = min(config.distill.top_k, shape.vocab_size)
+    kept = None if data is None else data.tokens * record_dtype(shape.vocab_size, top_k).itemsize
+    if kept is None or kept > config.distill.cache_bytes:
+        return TeacherPlan(model.num_parameters(), forward * tokens, None)
+    assert data is not None
+    return TeacherPlan(model.num_parameters(), WINDOWS_A_TOKEN * forward * data.tokens, kept)
 
 
 def parameters_by_part(model: GPT) -> dict[str, int]:

@@ -52,6 +52,22 @@ class Rates:
 
 
 @dataclass(frozen=True)
+class TeacherPlan:
+    """What a run's teacher takes."""
+
+    parameters: int
+    flops: float  # of what it reads in the run
+    kept_bytes: int | None  # on disk, of what it says of the text, which it then reads once; None: it reads along
+
+    def line(self) -> str:
+        """For a person."""
+        reads = (
+            "reads along" if self.kept_bytes is None else f"reads the text once, keeps {amount(self.kept_bytes, 'B')}"
+        )
+        return f"{amount(self.parameters)} parameters; {reads}: {self.flops:.3g} FLOPs"
+
+
+@dataclass(frozen=True)
 class Plan:
     """What `gptcli plan` prints."""
 
@@ -69,6 +85,7 @@ class Plan:
     micro_batches: dict[int, int]  # sequences in a forward pass -> bytes, for every divisor of the batch
     measured_step_seconds: float | None
     shared: SharedPlan | None = None  # of several processes, each on a target of its own
+    teacher: TeacherPlan | None = None
 
     @property
     def processes(self) -> int:
@@ -99,7 +116,8 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        computing = self.flops / (self.target.flops_per_second * self.mfu)
+        flops = self.flops + (self.teacher.flops if self.teacher else 0)
+        computing = flops / (self.target.flops_per_second * self.mfu)
         if self.shared is None:
             return computing
         return computing / (self.processes * self.shared.busy) + self.steps * self.shared.exchange_seconds
@@ -158,6 +176,7 @@ class Plan:
                 "epochs": self.epochs,
             },
             "flops": {"weights": self.weight_flops, "attention": self.attention_flops, "total": self.flops},
+            "teacher": dataclasses.asdict(self.teacher) if self.teacher else None,
             "memory_bytes": {**self.memory.parts, "total": self.memory.total_bytes},
             "memory_moment": self.memory.moment,
             "cache_bytes_per_text": self.cache_bytes,
@@ -203,7 +222,8 @@ class Plan:
         else:
             lines.append(("data", "not there yet"))
         products = f"6 x {amount(self.matrix_weights)} weights x {amount(self.tokens)} tokens = {self.weight_flops:.3g}"
-        return [*lines, ("FLOPs", f"{self.flops:.3g}: {products}, attention {self.attention_flops:.3g}")]
+        lines.append(("FLOPs", f"{self.flops:.3g}: {products}, attention {self.attention_flops:.3g}"))
+        return [*lines, ("teacher", self.teacher.line())] if self.teacher else lines
 
     def _memory_lines(self) -> list[tuple[str, str]]:
         lines = [("memory", f"{amount(self.memory.total_bytes, 'B')}, most in the {self.memory.moment}")]

@@ -35,9 +35,11 @@ from gptcli.device.runtime import Runtime, matmul_flops_per_second
 from gptcli.model.gpt import GPT
 from gptcli.train.compile import unable_to_compile
 from gptcli.train.loop import train_step
+from gptcli.train.loss import next_token_nats
 from gptcli.train.optimizers import make_optimizers
 from gptcli.train.resume import as_it_began
 from gptcli.train.state import TrainState
+from gptcli.train.step import Objective
 
 PROBE_SECONDS = 0.5
 MIN_PROBE_STEPS = 3
@@ -143,7 +145,8 @@ class AutoConfig:
             )
         if text_bytes:
             vocab_size = min(vocab_size, max(512, 1 << (text_bytes // BYTES_PER_VOCABULARY_ENTRY).bit_length()))
-        trains_tokenizer = config.tokenizer.path is None and not any(is_prepared(Path(p)) for p in config.data.inputs)
+        given = config.tokenizer.path is not None or config.distill is not None
+        trains_tokenizer = not given and not any(is_prepared(Path(p)) for p in config.data.inputs)
         if trains_tokenizer and self.is_open(config, "tokenizer.vocab_size"):
             config = self.fill(config, {"tokenizer.vocab_size": vocab_size})
             self.report.message(f"vocabulary: {vocab_size:,} tokens, by the model's width and the size of the text")
@@ -164,11 +167,12 @@ class AutoConfig:
     def choose_steps(
         self, config: PretrainConfig, state: TrainState, batches: Callable[[int], Step], runtime: Runtime,
         *, ends_at: float, processes: int = 1, most_steps: int | None = None,
+        objective: Objective = next_token_nats,
     ) -> tuple[PretrainConfig, float]:  # fmt: skip
         """Choose the number of steps until time.monotonic() is `ends_at`, and when to validate -> the config, and the
         seconds that a validation with its sample and checkpoint takes. Trains `state` for a moment; `processes` that
         take the steps together are taken to be so many times as fast. `most_steps`: as many as there are data for."""
-        seconds_a_step = step_seconds(config, state, batches, runtime) / processes
+        seconds_a_step = step_seconds(config, state, batches, runtime, objective) / processes
         tokens_a_step = config.train.batch_size * config.model.context_length
         left = max(ends_at - time.monotonic(), seconds_a_step)
         scored_per_second = 3 * tokens_a_step / seconds_a_step  # forward is a third of a step
@@ -241,13 +245,22 @@ class AutoConfig:
         return self.fill(config, open_values)
 
 
-def step_seconds(config: PretrainConfig, state: TrainState, batches: Callable[[int], Step], runtime: Runtime) -> float:
+def step_seconds(
+    config: PretrainConfig,
+    state: TrainState,
+    batches: Callable[[int], Step],
+    runtime: Runtime,
+    objective: Objective = next_token_nats,
+) -> float:
     """Return the median seconds of an optimizer step, from PROBE_SECONDS of real ones after one that does not count."""
     times: list[float] = []
     end = math.inf
     while time.perf_counter() < end or len(times) <= MIN_PROBE_STEPS:
         started = time.perf_counter()
-        train_step(state, batches(len(times)), config.optim.grad_clip_norm, runtime, seed=config.runtime.seed)
+        train_step(
+            state, batches(len(times)), config.optim.grad_clip_norm, runtime, seed=config.runtime.seed,
+            objective=objective,
+        )  # fmt: skip
         synchronize(runtime.device)
         times.append(time.perf_counter() - started)
         end = min(end, time.perf_counter() + PROBE_SECONDS)

@@ -42,7 +42,10 @@ def make_lineage(run_file: Mapping[str, Any], tokenizer_sha256: str, sources: Se
     if dropped := [found for source in inputs if (found := _corpus_report(source)) is not None]:
         document["corpus"] = dropped
     if "base" in content:
-        document["base"] = {"sha256": content["base"], "lineage": _base_lineage(str(run_file.get("base", "")))}
+        document["base"] = {"sha256": content["base"], "lineage": _lineage_of(str(run_file.get("base", "")))}
+    if "teacher" in content:
+        named = str(run_file["distill"]["teacher"])
+        document["teacher"] = {"sha256": content["teacher"], "lineage": _lineage_of(named)}
     return document
 
 
@@ -69,9 +72,9 @@ def _hash(document: Any) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _base_lineage(base: str) -> dict[str, Any] | None:
+def _lineage_of(run: str) -> dict[str, Any] | None:
     try:
-        return read_lineage(find_checkpoint(base))
+        return read_lineage(find_checkpoint(run))
     except (ConfigError, DataError):
         return None
 

@@ -118,12 +118,17 @@ def head_cross_entropy(
     return _HeadCrossEntropy.apply(flat, head_weight, targets.reshape(-1), cap, bias)  # type: ignore[no-untyped-call]
 
 
-def next_token_nats(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
-    """Return the summed cross-entropy of the batch's targets, a float32 scalar: what pretraining minimises."""
+def batch_hidden(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
+    """Return the head's input (B, T, C) of a batch, whole windows or packed sequences."""
     layout = None
     if batch.lengths is not None:
         layout = PackedSequences(batch.lengths, device=runtime.device, dropout=model.dropout_rate)
-    hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype, layout=layout)
+    return model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype, layout=layout)
+
+
+def next_token_nats(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
+    """Return the summed cross-entropy of the batch's targets, a float32 scalar: what pretraining minimises."""
+    hidden = batch_hidden(model, batch, runtime)
     targets = batch.targets.to(runtime.device)
     return head_cross_entropy(hidden, model.head.weight, targets, cap=model.config.logit_softcap, bias=model.head.bias)
 
@@ -168,9 +173,7 @@ def _chunks(
 
 def target_hidden(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
     """Return the head's input (N, C) where a packed batch has its N targets."""
-    assert batch.lengths is not None
-    layout = PackedSequences(batch.lengths, device=runtime.device, dropout=model.dropout_rate)
-    hidden = model.hidden(batch.inputs.to(runtime.device), dtype=runtime.dtype, layout=layout)
+    hidden = batch_hidden(model, batch, runtime)
     return hidden[0, (batch.targets[0] != IGNORE).to(runtime.device)]
 
 

@@ -17,7 +17,11 @@ from gptcli.config.schema import Section, all_keys, keys_with
 
 T = TypeVar("T", bound=Section)
 
-CONTENT = {"content.tokenizer": "the tokenizer has changed", "content.inputs": "the text or the rows have changed"}
+CONTENT = {
+    "content.tokenizer": "the tokenizer has changed",
+    "content.inputs": "the text or the rows have changed",
+    "content.teacher": "the teacher has changed",
+}
 
 
 def as_it_began(config: T, run_yaml: Path) -> T:

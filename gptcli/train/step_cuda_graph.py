@@ -46,7 +46,7 @@ class CudaGraphStep(GradientStep):
         """Add the gradient of one micro-batch by the recording, where it fits -> its loss."""
         if self.held is None:  # the first makes the gradients
             loss = self.forward_backward_one(objective, batch, targets, runtime)
-            if batch.lengths is None:
+            if batch.lengths is None and batch.taught is None:
                 inputs, targets_held = (ids.to(runtime.device, copy=True) for ids in (batch.inputs, batch.targets))
                 fixed = Batch(inputs, targets_held, "")
                 self.held = objective, fixed, torch.tensor(float(targets), device=runtime.device), loss.clone()

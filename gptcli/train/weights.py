@@ -9,7 +9,9 @@ import torch
 
 from gptcli.base import fsio
 from gptcli.model.gpt import GPT
+from gptcli.model.lora import WEIGHTS as ADAPTER_FILE
 from gptcli.model.safetensors_io import read_tensors, write_tensors
+from gptcli.train.metadata import read_metadata
 
 MODEL_FILE = "model.safetensors"
 
@@ -47,3 +49,11 @@ def weights_sha256(directory: Path) -> str:
         if isinstance(stated := files.get("model.safetensors", {}).get("sha256"), str):
             return stated
     return fsio.sha256(directory / "model.safetensors")
+
+
+def identity(checkpoint: Path) -> list[str]:
+    """Return what identifies the weights of a checkpoint: their hash, of an adapter that of its base, too."""
+    adapter = read_metadata(checkpoint).adapter
+    if adapter is None:
+        return [weights_sha256(checkpoint)]
+    return [adapter.base_sha256, fsio.sha256(checkpoint / ADAPTER_FILE)]
