@@ -10,6 +10,7 @@ from gptcli.config.model import ModelConfig
 from gptcli.config.train import PretrainConfig
 from gptcli.data.batches import Batch, counted
 from gptcli.device.machine import synchronize
+from gptcli.device.processes import ALONE, Processes
 from gptcli.device.runtime import Runtime, keep_freed_memory
 from gptcli.train.initial import new_state
 from gptcli.train.loop import train_step
@@ -19,8 +20,11 @@ from gptcli.train.state import TrainState
 STEPS, STEP_SECONDS = 5, 5.0  # at least so many measured steps, and more while time is left
 
 
-def step_times(config: PretrainConfig, model_config: ModelConfig, runtime: Runtime) -> tuple[TrainState, list[float]]:
-    """Measure the seconds of optimizer steps of the run on made-up tokens, after two that warm up.
+def step_times(
+    config: PretrainConfig, model_config: ModelConfig, runtime: Runtime, processes: Processes = ALONE
+) -> tuple[TrainState, list[float]]:
+    """Measure the seconds of optimizer steps of the run on made-up tokens, after two that warm up; all `processes` that
+    share the steps call this.
 
     Returns the state that they left, too.
     """
@@ -28,13 +32,14 @@ def step_times(config: PretrainConfig, model_config: ModelConfig, runtime: Runti
     if runtime.on_cpu:
         keep_freed_memory()
     state = new_state(model_config, config, runtime)
-    rows = micro_batch_rows(config.train, model_config.context_length, on_cpu=runtime.on_cpu)
+    state.processes = processes
+    rows = micro_batch_rows(config.train, model_config.context_length, on_cpu=runtime.on_cpu, processes=processes.count)
     shape = (rows, model_config.context_length)
     ids = torch.randint(model_config.vocab_size, shape, generator=torch.Generator().manual_seed(1))
     step = counted([Batch(ids, ids, "made up")] * (config.train.batch_size // rows))
     times: list[float] = []
     end = time.perf_counter() + STEP_SECONDS
-    while len(times) < STEPS + 2 or time.perf_counter() < end:
+    while processes.largest(len(times) < STEPS + 2 or time.perf_counter() < end):
         start = time.perf_counter()
         train_step(state, step, config.optim.grad_clip_norm, runtime, seed=1)
         synchronize(runtime.device)

@@ -72,6 +72,25 @@ def test_training_alone_is_a_table_of_tabs_in_a_pipe(tiny: Tiny, run_cli: RunCli
     assert list(facts) == ["training", "a step", "FLOP/s", "peak memory"]
 
 
+def test_several_processes_are_measured_beside_one(tiny: Tiny, run_cli: RunCli) -> None:
+    result = run_cli("bench", tiny.run_file, "--processes", 2, "--json")
+    assert result.code == 0, result.err
+    facts = json.loads(result.out)
+    assert (facts["processes"], facts["backend"], facts["tokens_per_step"]) == (2, "gloo", 128)
+    sizes = [each["bytes"] for each in facts["all_reduce"]]
+    assert sizes == sorted(sizes)
+    for each in facts["all_reduce"]:
+        assert each["bus_bytes_per_second"] == pytest.approx(
+            each["bytes"] / each["seconds"]
+        )  # of two: 2 (n - 1) / n = 1
+    one, both = facts["one_process"], facts["all_processes"]
+    assert facts["speedup"] == pytest.approx(one["step_seconds"] / both["step_seconds"])
+    assert facts["efficiency"] == pytest.approx(facts["speedup"] / 2)
+    assert "measuring 2 processes" in result.err
+    result = run_cli("bench", tiny.run_file, "--processes", 2, "-s", "train.batch_size=1")
+    result.error(2, "bench", "train.batch_size: 1 is fewer than the 2 processes")
+
+
 def test_a_word_that_is_no_command_of_bench_is_taken_for_a_run_file(run_cli: RunCli) -> None:
     run_cli("bench", "nothing.yaml").error(2, "bench", "nothing.yaml: no such file")
 

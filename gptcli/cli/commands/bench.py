@@ -8,6 +8,7 @@ import click
 
 from gptcli.cli.commands import options
 from gptcli.cli.commands.groups import DefaultGroup
+from gptcli.device.world import world
 
 DEFAULT_BATCHES = (1, 8, 32)
 
@@ -27,26 +28,44 @@ def bench() -> None:
 @bench.command(name="all", no_args_is_help=True)
 @click.argument("run_file")
 @options.overrides
+@click.option(
+    "--processes",
+    type=click.IntRange(2, 1024),
+    help="Measure so many processes on this machine beside one instead: their bandwidth, and the speed of a step.",
+)
 @options.as_json
-def everything(run_file: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def everything(run_file: str, overrides: tuple[str, ...], processes: int | None, as_json: bool) -> int:
     """Measure training and writing with a run file's model, the machine's peaks, and the time a start takes.
 
-    Only the run file and its tokenizer are read: tokens are made up and weights are new.
+    Only the run file and its tokenizer are read: tokens are made up and weights are new. Started by torchrun or srun,
+    it measures all processes that were started, as with --processes on one machine.
 
     \b
-    Example:
+    Examples:
       gptcli bench all run.yaml --json | jq .training.mfu
+      gptcli bench run.yaml --processes 2 --json | jq .efficiency
     """
     from gptcli.cli import console
+    from gptcli.cli.commands import training
 
     config = options.load_sized(run_file, overrides)
-    from gptcli.api.bench import bench_all
+    if processes is not None:
+        return training.launch("bench", run_file, overrides, processes, {"--json": as_json}, option="--processes")
+    report = console.ConsoleReport("bench")
+    facts: Any
+    if world().count > 1:
+        from gptcli.api.bench_processes import bench_processes
 
-    facts = bench_all(config, report=console.ConsoleReport("bench"))
-    if as_json:
-        console.write_json(facts.as_dict())
+        facts = bench_processes(config, report=report)
     else:
+        from gptcli.api.bench import bench_all
+
+        facts = bench_all(config, report=report)
+    if facts is not None and as_json:
+        console.write_json(facts.as_dict())
+    elif facts is not None:
         console.write_facts(facts.lines())
+    return 0
 
 
 @bench.command()

@@ -41,7 +41,8 @@ def finetune(
 
     loaded = load_run_file(FinetuneConfig, run_file, overrides, resume=resume)
     if nproc and nproc > 1:
-        return training.launch("finetune", run_file, overrides, nproc, resume, force, as_json, quiet)
+        flags = training.flags_of(resume=resume, force=force, as_json=as_json, quiet=quiet)
+        return training.launch("finetune", run_file, overrides, nproc, flags)
     from gptcli.api.finetune import finetune as run  # only now torch: a bad run file answers at once
 
     return training.run_training(

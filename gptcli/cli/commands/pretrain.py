@@ -55,7 +55,8 @@ def pretrain(
     overrides = overrides if budget is None else (*overrides, f"train.budget={budget}")
     loaded = load_run_file(PretrainConfig, run_file, overrides, resume=resume)
     if nproc and nproc > 1:
-        return training.launch("pretrain", run_file, overrides, nproc, resume, force, as_json, quiet)
+        flags = training.flags_of(resume=resume, force=force, as_json=as_json, quiet=quiet)
+        return training.launch("pretrain", run_file, overrides, nproc, flags)
     from gptcli.api.pretrain import pretrain as run  # only now torch: a bad run file answers at once
     from gptcli.train.deadline import process_start
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,21 +29,24 @@ def launch(
     run_file: str,
     overrides: Sequence[str],
     count: int,
-    resume: bool,
-    force: bool,
-    as_json: bool,
-    quiet: bool,
+    flags: Mapping[str, bool],
+    *,
+    option: str = "--nproc",
 ) -> int:
-    """Run the command in `count` processes; return its exit code."""
+    """Run the command in `count` processes, with the `flags` that are true; return its exit code."""
     if world().count > 1:
-        raise click.UsageError("--nproc starts processes, and this is one of several already; leave it out")
+        raise click.UsageError(f"{option} starts processes, and this is one of several already; leave it out")
     if run_file == "-":
         raise ConfigError("the run file is stdin, which several processes cannot read; save it to a file")
     from gptcli.device.launch import launch as start
 
     settings = [part for override in overrides for part in ("-s", override)]
-    flags = {"--resume": resume, "--force": force, "--json": as_json, "--quiet": quiet}
     return start([command, *settings, *(flag for flag, given in flags.items() if given), "--", run_file], count)
+
+
+def flags_of(*, resume: bool, force: bool, as_json: bool, quiet: bool) -> dict[str, bool]:
+    """Return the flags of a run for `launch`."""
+    return {"--resume": resume, "--force": force, "--json": as_json, "--quiet": quiet}
 
 
 def run_training(
