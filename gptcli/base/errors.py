@@ -9,7 +9,7 @@
     └─ InterruptedRun  130  SIGINT, 143 SIGTERM, 128 + N signal N; the run can be resumed
 
 Messages follow one form, `PLACE: what is wrong; what to do`, where PLACE is a file, file:line or key.
-Any other exception that reaches the command line is a bug in gptcli and exits with 70.
+`cli/main.py` prints it and exits; any other exception that gets there is a bug in gptcli and exits with 70.
 """
 
 

@@ -1,7 +1,8 @@
 """Logits -> the next token, exactly.
 
-`draw` is the norm: temperature, then top-k, top-p and min-p, ties by the lower id, in float64. `draw_on_device` does
-the same for many rows without waiting for a device; tests/generate/test_sampling.py holds both to one table.
+`draw` is the reference: temperature, then top-k, top-p and min-p, ties by the lower id, in float64. `draw_on_device`
+draws for many rows without waiting for a device and differs in ties at the k-th place alone;
+tests/generate/test_sampling.py holds both to one table.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def penalize(logits: Tensor, seen: Tensor, penalty: float) -> None:
 
 
 def subtract_penalties(logits: Tensor, written: Mapping[int, int], presence: float, frequency: float) -> None:
-    """Subtract presence + frequency * count from the logits (V,) of tokens by how often each was written, in place."""
+    """Subtract presence + frequency * count from the logit of each token that was written, in place; logits (V,)."""
     ids, counts = torch.tensor(list(written)), torch.tensor(list(written.values()), dtype=logits.dtype)
     logits[ids] -= counts * frequency + presence
 
@@ -83,7 +84,7 @@ def _top(logits: Logits, count: int) -> Ids:
 
 
 def _nucleus_candidates(logits: Logits, weights: Weights, least: float) -> tuple[Ids, Weights]:
-    """Return ids and weights, likeliest first, of as many tokens as reach the sum `least`."""
+    """Return ids and weights, likeliest first, of TOP_P_TRIAL tokens if they sum to `least`, else of all."""
     ids = _top(logits, min(TOP_P_TRIAL, len(logits)))
     if len(ids) < len(logits) and weights[ids].sum() < least * (1 + 1e-9):
         ids = _top(logits, len(logits))
@@ -91,7 +92,7 @@ def _nucleus_candidates(logits: Logits, weights: Weights, least: float) -> tuple
 
 
 def draw(logits: Logits, options: GenerateOptions, uniform: float) -> int:
-    """Return the token where the cumulative distribution of logits (V,) reaches `uniform`, in [0, 1).
+    """Return the first token at which the cumulative distribution of logits (V,) exceeds `uniform`, in [0, 1).
 
     Temperature 0 takes the likeliest.
     """
@@ -139,5 +140,5 @@ def draw_on_device(logits: Tensor, options: GenerateOptions, uniforms: Tensor) -
     total = reached[:, -1:].contiguous()
     index = torch.searchsorted(reached, uniforms[:, None] * total, right=True)
     index = torch.minimum(index, torch.searchsorted(reached, total))
-    index.clamp_(max=weights.shape[1] - 1)  # where they are not finite, there is none; others find that out
+    index.clamp_(max=weights.shape[1] - 1)  # no index is right where logits are not finite; the caller finds those
     return (index if ids is None else ids.gather(1, index))[:, 0]

@@ -187,7 +187,7 @@ class GPT(nn.Module):
     rotary_sin: Tensor
     local_cos: Tensor  # of layers of sliding attention, where rope_local_theta is set
     local_sin: Tensor
-    activation_checkpointing = False  # whether training keeps the input of each block alone
+    activation_checkpointing = False  # training stores only the input of each block
     compiled_blocks: Sequence[Callable[..., Tensor]] = ()  # for training on whole windows (train.compile)
 
     def __init__(self, config: ModelConfig, *, labels: int = 0) -> None:
@@ -310,7 +310,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def grow(self, vocab_size: int) -> None:
-        """Make room for new tokens: each begins as the mean of those there are, as likely as an average one."""
+        """Add rows for new tokens, each the mean of the existing rows; does nothing where there is room already."""
         have = self.config.vocab_size
         assert have is not None
         if vocab_size <= have:
@@ -384,7 +384,7 @@ class GPT(nn.Module):
 
 @contextmanager
 def evaluating(model: GPT) -> Iterator[None]:
-    """Put the model in eval mode, without dropout, for the block."""
+    """Hold the model in eval mode, without dropout, inside the `with` statement."""
     was_training = model.training
     model.eval()
     try:

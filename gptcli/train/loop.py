@@ -33,7 +33,9 @@ class Hooks:
     save: Callable[[TrainState], None]
     sample: Callable[[TrainState], None]
     report: Callable[[Record], None]
-    keep_time: Callable[[TrainState, float], None]  # gets the seconds of a step, and may rescale what is left
+    keep_time: Callable[
+        [TrainState, float], None
+    ]  # gets the mean seconds of a step since the last log line; may rescale the schedule
     stop: Callable[[], bool]  # polled between micro-batches; evaluate and sample may raise Stopped, too
 
 
@@ -66,7 +68,7 @@ def train(
             state, step, optim.grad_clip_norm, runtime, seed=seed, objective=objective, stop=hooks.stop
         )
         state.step += 1
-        state.tokens += clock.step_tokens  # read; fine-tuning learns some of them
+        state.tokens += clock.step_tokens  # all that were read; fine-tuning computes its loss on some of them
         state.post_step_pending = True
         if due(state.step, config.log_every_steps, state.last_step(config.steps)):
             facts = {"step": state.step, "tokens": state.tokens, "loss_nats": nats / max(1, step.targets)}
@@ -150,5 +152,5 @@ def _not_finite(state: TrainState, loss_nats: float, grad_norm: float, location:
 
 
 def due(step: int, every: int, last: int) -> bool:
-    """Return True after every `every` steps (0: never) and after the last."""
+    """Return whether `step` is a multiple of `every` or the last step; never where `every` is 0."""
     return bool(every) and (step % every == 0 or step == last)

@@ -1,7 +1,7 @@
 """The parts of a training step: gradients of micro-batches, their norm, clipping, and the update.
 
-`loop.train_step` calls them in this order. Three other classes do the same in less time: step_paired on a CPU, two
-micro-batches at a time, step_cuda_graph for small models on CUDA, and step_replicated in several processes.
+`loop.train_step` calls them in this order. Three subclasses compute the same step: PairedStep on a CPU, two
+micro-batches at a time, CudaGraphStep for small models on CUDA, and ReplicatedStep across processes; step_choice picks one.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ class GradientStep:
     def forward_backward(
         self, objective: Objective, micro_batches: Sequence[Batch], targets: int, runtime: Runtime
     ) -> list[Tensor]:
-        """Add the gradients of the micro-batches' losses, each divided by `targets` -> the losses, scalars.
+        """Add the gradients of the micro-batches' losses / `targets`; return the losses, scalars, not divided.
 
         `targets` are those of the whole step; there are at most `concurrency` micro-batches.
         """
         return [self.forward_backward_one(objective, batch, targets, runtime) for batch in micro_batches]
 
     def forward_backward_one(self, objective: Objective, batch: Batch, targets: int, runtime: Runtime) -> Tensor:
-        """Add the gradient of one micro-batch -> its loss."""
+        """Add the gradient of one micro-batch's loss / `targets`; return the loss."""
         self.seed_dropout(batch)
         loss = objective(self.model, batch, runtime)
         torch.autograd.backward(loss / targets)
         return loss.detach()
 
     def seed_dropout(self, batch: Batch) -> None:
-        """Decide what this thread drops in a micro-batch: only its seed does."""
+        """Seed this thread's dropout from the batch, so that its masks depend on nothing else."""
         if batch.seed is not None:
             on_cpu = self.model.embedding.weight.device.type == "cpu"
             compiled = bool(self.model.compiled_blocks)
@@ -94,7 +94,7 @@ class GradientStep:
         return self.run_parallel(tasks)
 
     def gradients(self) -> list[Tensor]:
-        """Return the gradients there are."""
+        """Return the gradients of all weights that have one."""
         return [weight.grad for weight in self.optimizers.names if weight.grad is not None]
 
     def _gradient_batches(self) -> list[list[Tensor]]:

@@ -8,5 +8,6 @@ near        sketches -> pairs of documents that are alike
 passages    sketches -> long passages that occurred before
 group       sketches -> a drop list for each shard
 drops       a drop list and its shard -> the documents that stay: apply
-languages, rules, pii, overlap, extract, canaries   what their names say
+pages       HTML and WARC -> text: extract
+languages, rules, pii, overlap, canaries   what their names say
 """
