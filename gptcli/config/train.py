@@ -171,8 +171,8 @@ class RuntimeConfig(Section):
     )
     activation_checkpointing: bool = value(
         False,
-        "store only the input of each block and compute the rest again for the backward pass: less memory, a third more "
-        "work",
+        "store only the input of each block and compute the rest again for the backward pass: less memory, a third "
+        "more work",
         may_change=True,
     )
     seed: int = number(1, "random seed of initial weights, batches, dropout and samples", ge=0, lt=1 << 63)

@@ -2,7 +2,8 @@
 
 A row's float32 results do not depend, to the last bit, on what else is computed with it: the shapes that an operation
 sees are those of the row alone, or such that the library computes each row in one way
-(tests/generate/test_kv_cache.py holds it to that). For that prompts are cut into blocks of queries at fixed positions, and keys are taken in multiples of KEY_BLOCK.
+(tests/generate/test_kv_cache.py holds it to that). For that prompts are cut into blocks of queries at fixed
+positions, and keys are taken in multiples of KEY_BLOCK.
 
     B rows   T tokens   H query heads   K key/value heads   G = H / K   D head width   N keys   S rows of the cache
 """
