@@ -25,7 +25,7 @@ from gptcli.data.filters.canaries import FORMAT, Canary
 from gptcli.data.filters.pii import find_pii
 from gptcli.data.leaks import leaking_tokens
 from gptcli.data.prepared import prepare_parts
-from gptcli.data.shards import TokenArray
+from gptcli.data.shards import TokenArray, read_index
 from gptcli.evaluate.memorisation import (
     MEMBER_TOKENS,
     PREFIX,
@@ -37,12 +37,17 @@ from gptcli.evaluate.memorisation import (
 )
 from gptcli.evaluate.novelty import copied
 from gptcli.generate.engine import Engine, Request
-from gptcli.model.lora import WEIGHTS as ADAPTER_WEIGHTS
-from gptcli.train.audits import audit_path
+from gptcli.train.audits import FORMAT as AUDIT_FORMAT
+from gptcli.train.audits import audit_path, audited_sha256
+from gptcli.train.lineage import known_inputs, read_lineage
 from gptcli.train.loaded_model import LoadedModel
-from gptcli.train.weights import weights_sha256
 
 SHOWN_TOKENS = 20  # of a leaking vocabulary
+LINEAGE_TOLD = {
+    True: "that of the lineage",
+    False: "not that of the lineage; what is called training text here was not read in training, as far as is known",
+    None: "as given: there is no lineage to hold it against",
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Audit:
     found: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        return {"checkpoint": self.checkpoint, **self.found, "figures": self.figures()}
+        return {"format": AUDIT_FORMAT, "checkpoint": self.checkpoint, **self.found, "figures": self.figures()}
 
     def figures(self) -> dict[str, float]:
         """Return one number for each thing that --fail-above can hold a model to."""
@@ -88,6 +93,8 @@ class Audit:
     def lines(self) -> list[tuple[str, str]]:
         """Return (name, value) pairs for a person."""
         found, lines = self.found, list[tuple[str, str]]()
+        if "of_the_lineage" in found:
+            lines.append(("text", LINEAGE_TOLD[found["of_the_lineage"]]))
         for name, each in (found.get("extraction") or {}).items():
             low, high = each["interval"]
             lines.append((f"passages of {name} text", f"{each['whole']} of {each['passages']} recited whole "
@@ -131,12 +138,20 @@ def audit(
     planted = None if canaries is None else read_canaries(canaries)
     loaded = open_model(run, **how)
     skipped: dict[str, str] = {}
-    found: dict[str, Any] = {"weights_sha256": _identity(loaded), "options": vars(options), "skipped": skipped}
+    found: dict[str, Any] = {
+        "weights_sha256": audited_sha256(loaded.directory),
+        "options": vars(options),
+        "skipped": skipped,
+    }
     if loaded.metadata.labels:
         raise DataError(f"{escape(str(loaded.directory))}: a classifier, which writes nothing; audit its base")
-    splits = _splits(loaded, data, skipped, report)
+    directories = _directories(loaded, data, skipped, report)
+    splits = _splits(loaded, directories)
     samples = _samples(loaded, options, report)
-    if splits is not None:
+    if splits:
+        found["of_the_lineage"] = of_lineage = _of_the_lineage(loaded, directories)
+        if of_lineage is False:
+            report.warning(f"{', '.join(escape(str(path)) for path in directories)}: {LINEAGE_TOLD[False]}")
         found |= _against_text(loaded, splits, samples, options, skipped, report)
     if planted is not None:
         report.message("asking for canaries")
@@ -156,28 +171,32 @@ def audit(
     return result
 
 
-def _identity(loaded: LoadedModel) -> str:
-    """Return the hash of the weights, or of the adapter that was trained."""
-    if loaded.metadata.adapter is None:
-        return weights_sha256(loaded.directory)
-    return fsio.sha256(loaded.directory / ADAPTER_WEIGHTS)
-
-
-def _splits(
-    loaded: LoadedModel, data: str | None, skipped: dict[str, str], report: Report
-) -> list[tuple[TokenArray, TokenArray]] | None:
-    """Return the training and held-out tokens of the model's text, part by part; None, and why, where there is none."""
+def _directories(loaded: LoadedModel, data: str | None, skipped: dict[str, str], report: Report) -> list[Path]:
+    """Return the prepared directories of the model's text, part by part; none, and why, where it is not known."""
     if data is not None:
-        directories = [Path(data)]
-    else:
-        run_yaml = loaded.directory.resolve().parent.parent / "run.yaml"
-        try:
-            config = yaml_file.load(PretrainConfig, run_yaml).value
-            given = TokenizerConfig(path=str(loaded.directory / "tokenizer.json"))
-            _, directories = prepare_parts(config.data, given, report)
-        except (ConfigError, DataError) as error:
-            skipped["training text"] = f"name it with --data PREPARED ({error})"
-            return None
+        return [Path(data)]
+    below = loaded.directory.resolve().parent
+    try:
+        if below.name != "checkpoints":
+            raise ConfigError("the checkpoint lies in no run")
+        config = yaml_file.load(PretrainConfig, below.parent / "run.yaml").value
+        given = TokenizerConfig(path=str(loaded.directory / "tokenizer.json"))
+        return prepare_parts(config.data, given, report)[1]
+    except (ConfigError, DataError) as error:
+        skipped["training text"] = f"name it with --data PREPARED ({error})"
+        return []
+
+
+def _of_the_lineage(loaded: LoadedModel, directories: Sequence[Path]) -> bool | None:
+    """Return whether the model, or a base of it, was made of the inputs of prepared text; None where either says
+    nothing."""
+    known = known_inputs(read_lineage(loaded.directory))
+    given = {fact["sha256"] for path in directories for fact in read_index(path)["inputs"]}
+    return given <= known if given and known else None
+
+
+def _splits(loaded: LoadedModel, directories: Sequence[Path]) -> list[tuple[TokenArray, TokenArray]]:
+    """Return the training and held-out tokens of prepared text, part by part."""
     splits = [(TokenArray(path, "train"), TokenArray(path, "validation")) for path in directories]
     size = loaded.tokenizer.vocab_size
     if any(tokens.index.max_id >= size for pair in splits for tokens in pair):
@@ -218,7 +237,10 @@ def _against_text(
     if loaded.room >= PREFIX + SUFFIX:
         report.message("reciting passages")
         passages = {name: drawn(split, PREFIX + SUFFIX) for split, name in enumerate(("training", "held-out"))}
-        found["extraction"] = {name: extraction(loaded, ids).as_dict() for name, ids in passages.items() if ids}
+        if passages["training"]:
+            found["extraction"] = {name: extraction(loaded, ids).as_dict() for name, ids in passages.items() if ids}
+        else:
+            skipped["passages"] = f"no document of the training text has the {PREFIX + SUFFIX} tokens of a passage"
     else:
         skipped["passages"] = f"the context has {loaded.room} tokens, and a passage {PREFIX + SUFFIX}"
     length = min(MEMBER_TOKENS, loaded.room)

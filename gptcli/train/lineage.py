@@ -58,6 +58,15 @@ def read_lineage(checkpoint: Path) -> dict[str, Any] | None:
     return document
 
 
+def known_inputs(lineage: Mapping[str, Any] | None) -> set[str]:
+    """Return the hashes of all inputs of a checkpoint and of the bases that it comes from."""
+    found = set[str]()
+    while lineage is not None:
+        found |= {str(source["sha256"]) for source in lineage["inputs"]}
+        lineage = lineage.get("base", {}).get("lineage")
+    return found
+
+
 @functools.cache
 def code_sha256() -> str:
     """Return the hash of gptcli's own source files, their names included."""

@@ -126,6 +126,61 @@ def test_its_figures_stand_in_the_model_card(learnt_by_heart: Path, tmp_path: Pa
     assert "no proof" in card
 
 
+def test_text_that_is_not_that_of_the_lineage_is_told(tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
+    (tmp_path / "other.txt").write_text(english(40, seed=7))
+    for name, corpus in (("own", tiny.corpus), ("other", tmp_path / "other.txt")):
+        done = run_cli("prepare", corpus, "-t", tiny.tokenizer, "-o", tmp_path / name, "-q")
+        assert done.code == 0, done.err
+    asked = ("--samples", 1, "--prefixes", 2, "--sample-tokens", 8, "-q", "--json")
+    own = run_cli("audit", tiny.run, "--data", tmp_path / "own", *asked)
+    assert (own.code, own.err, json.loads(own.text)["of_the_lineage"]) == (0, "", True)
+    other = run_cli("audit", tiny.run, "--data", tmp_path / "other", *asked)
+    assert (other.code, json.loads(other.text)["of_the_lineage"]) == (0, False)
+    other.error(0, "audit", "other: not that of the lineage")
+
+
+def test_a_model_without_a_lineage_and_documents_shorter_than_a_passage_are_audited(
+    tiny: Tiny, tmp_path: Path, run_cli: RunCli
+) -> None:
+    run = ("-s", f"run_dir={tmp_path}/run", "-s", "model.context_length=64", "-s", "train.steps=1")
+    assert run_cli("pretrain", tiny.run_file, "-q", *run).code == 0
+    assert run_cli("export", tmp_path / "run", "-o", tmp_path / "hf", "--to", "hf").code == 0
+    assert run_cli("import", tmp_path / "hf", "-o", tmp_path / "model").code == 0
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps({"text": "the old sailor"}) + "\n" for _ in range(40)))
+    (tmp_path / "held.txt").write_text(english(40, seed=8))
+    texts = (
+        tmp_path / "short.jsonl",
+        "--validation",
+        tmp_path / "held.txt",
+        "-t",
+        tmp_path / "model" / "tokenizer.json",
+    )
+    done = run_cli("prepare", *texts, "-o", tmp_path / "text", "-q")
+    assert done.code == 0, done.err
+    asked = ("--samples", 1, "--prefixes", 2, "--sample-tokens", 8, "-q", "--json")
+    found = run_cli("audit", tmp_path / "model", "--data", tmp_path / "text", *asked)
+    assert found.code == 0, found.err
+    document = json.loads(found.text)
+    assert document["of_the_lineage"] is None
+    assert "no document of the training text" in document["skipped"]["passages"]
+    assert (tmp_path / "model" / "audit.json").is_file()
+    again = run_cli("import", tmp_path / "hf", "-o", tmp_path / "model", "--force")  # the audit is of what it replaces
+    assert again.code == 0, again.err
+    (tmp_path / "model" / "audit.json").write_text('{"a user\'s": "own"}')
+    run_cli("import", tmp_path / "hf", "-o", tmp_path / "model", "--force").error(
+        5, "import", "audit.json, which gptcli"
+    )
+
+
+def test_an_audit_of_other_weights_of_the_same_name_is_not_shown(tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
+    steps = ("-q", "-s", f"run_dir={tmp_path}/run", "-s", "train.steps=1")
+    assert run_cli("pretrain", tiny.run_file, *steps).code == 0
+    assert run_cli("audit", tmp_path / "run", "--samples", 1, "--prefixes", 2, "--sample-tokens", 8, "-q").code == 0
+    assert json.loads(run_cli("lineage", tmp_path / "run", "--json").text)["audit"]
+    assert run_cli("pretrain", tiny.run_file, *steps, "--force", "-s", "runtime.seed=2").code == 0
+    assert json.loads(run_cli("lineage", tmp_path / "run", "--json").text)["audit"] is None
+
+
 def test_what_cannot_be_measured_is_said(tiny: Tiny, run_cli: RunCli) -> None:
     found = run_cli("audit", tiny.run, "--samples", 2, "--prefixes", 5, "--sample-tokens", 8, "--json", "-q")
     assert found.code == 0, found.err

@@ -12,6 +12,7 @@ holds the directory's lock, sweeps the first two and gives the third its name ba
 """
 
 from gptcli.base.fsio.directories import (
+    ADDED,
     MANIFEST,
     check_replaceable,
     delete,
@@ -46,6 +47,7 @@ from gptcli.base.fsio.locks import LOCK, is_held, locked
 from gptcli.base.fsio.operations import make_directory, take_warnings
 
 __all__ = [
+    "ADDED",
     "KINDS",
     "LOCK",
     "MANIFEST",

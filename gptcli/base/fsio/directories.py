@@ -27,6 +27,7 @@ FORMAT, VERSION = "gptcli-manifest", 1
 MANIFEST_BYTES = 64 << 20  # of 300,000 files
 LOCK_BYTES = 512
 MAKER = b"gptcli"
+ADDED = {"audit.json": "gptcli audit 1"}  # what gptcli adds to a directory that is there, and the format it names
 NAMING_FILES = ("config.json", "index.json", "README.md")  # of a checkpoint, prepared text, an export
 
 
@@ -68,9 +69,9 @@ def check_replaceable(path: Path, *, force: bool) -> None:
 def foreign(directory: Path) -> str | None:
     """Return what speaks against gptcli having made all of a directory, None where it has.
 
-    Its own directories hold a manifest with its mark that names every file in them. Before there was a mark, manifests
-    held nothing but names, sizes and hashes: such a directory is taken for its own where all of these are right and
-    one of its files names gptcli.
+    Its own directories hold a manifest with its mark that names every file in them but those in ADDED. Before there was
+    a mark, manifests held nothing but names, sizes and hashes: such a directory is taken for its own where all of these
+    are right and one of its files names gptcli.
     """
     try:
         if (directory / MANIFEST).stat().st_size > MANIFEST_BYTES:
@@ -84,7 +85,7 @@ def foreign(directory: Path) -> str | None:
     if files is None:
         return f"its {MANIFEST} is none of gptcli's"
     for entry in sorted(directory.iterdir()):
-        made = entry.name in (MANIFEST, *files) or (entry.name == LOCK and _is_lock(entry))
+        made = entry.name in (MANIFEST, *files) or (entry.name == LOCK and _is_lock(entry)) or _is_added(entry)
         if not made or entry.is_symlink() or not entry.is_file():
             return f"holds {escape(entry.name)}, which gptcli did not make"
     if "format" in manifest:
@@ -102,6 +103,16 @@ def _is_lock(path: Path) -> bool:
         return False
     content = path.read_bytes()
     return not content or content.startswith(b"pid ")
+
+
+def _is_added(path: Path) -> bool:
+    if path.name not in ADDED or not path.is_file() or path.stat().st_size > MANIFEST_BYTES:
+        return False
+    try:
+        document = read_json(path)
+    except DataError:
+        return False
+    return isinstance(document, dict) and document.get("format") == ADDED[path.name]
 
 
 def publish(temporary: Path, path: Path) -> None:
