@@ -62,10 +62,11 @@ def read_gguf(path: Path) -> Pretrained:
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     architecture = _architecture(facts, place)
     config = read_shape(facts, tensors, architecture, place)
+    vocabulary = read_vocabulary(facts, place)
     names, settings = _settings(facts)
     ends = {"eos_token_id": [facts[key] for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
                              if type(facts.get(key)) is int]}  # fmt: skip
-    tokenizer = mark(read_vocabulary(facts, place), settings, names, ends)
+    tokenizer = mark(vocabulary, settings, names, ends)
     template = facts.get("tokenizer.chat_template")
     origin = {"tokenizer_config.json": json.dumps(settings, ensure_ascii=False, indent=2) + "\n",
               "generation_config.json": json.dumps(_generation(facts, ends), indent=2) + "\n"}  # fmt: skip

@@ -13,12 +13,14 @@ from torch import Tensor
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import escape
 from gptcli.config.model import PARTS, ModelConfig, RopeScaling
+from gptcli.config.schema import keys_of
 from gptcli.interop.configs import differing, whole
 from gptcli.interop.gguf_names import Architecture
 from gptcli.model.rotary import rotary_frequencies
 
 Facts = Mapping[str, Any]
 
+EMBEDDING = "token_embd.weight"
 FREQUENCIES = "rope_freqs.weight"  # what each frequency is divided by: Llama 3.1 has no key for its scaling
 
 _KEYS = {
@@ -63,9 +65,9 @@ def read_shape(facts: Facts, tensors: Mapping[str, Any], architecture: Architect
     name, family = architecture.name, architecture.family
     found = {key.removeprefix(f"{name}."): value for key, value in facts.items() if key.startswith(f"{name}.")}
     fields = {**family.fixed, **_read(found, architecture, place)}
-    fields["vocab_size"] = len(facts.get("tokenizer.ggml.tokens", ()))
-    if "token_embd.weight" in tensors:
-        fields["vocab_size"] = int(tensors["token_embd.weight"].shape[-1])
+    if EMBEDDING not in tensors:
+        raise DataError(f"{place}: tensor {EMBEDDING} is missing; the file is not complete")
+    fields["vocab_size"] = int(tensors[EMBEDDING].shape[-1])
     fields["tie_embeddings"] = "output.weight" not in tensors
     block = architecture.names.block.format(0)
     for part in PARTS:
@@ -83,10 +85,14 @@ def read_shape(facts: Facts, tensors: Mapping[str, Any], architecture: Architect
 
 def _read(found: Facts, architecture: Architecture, place: str) -> dict[str, Any]:
     """Return the fields of ours that the metadata says; `found`: its keys without the architecture's name."""
-    fields = {name: _rounded(found[key]) for name, key in _keys(architecture).items() if key in found}
+    keys = _keys(architecture)
+    fields = {name: _rounded(found[key]) for name, key in keys.items() if key in found}
     for name in ("hidden_size", "num_heads", "num_layers"):
-        if type(fields.get(name)) is not int or fields[name] < 1:
-            raise DataError(f"{place}: {_KEYS[name]} {escape(str(fields.get(name)))}: want one whole number")
+        if name not in fields:
+            raise DataError(f"{place}: {keys[name]} is missing; the file is not complete")
+    for name, given in fields.items():
+        if (wrong := keys_of(ModelConfig)[name].problem(given)) is not None:
+            raise DataError(f"{place}: {keys[name]} {escape(str(given))}: {wrong}")
     fields.setdefault("num_kv_heads", fields["num_heads"])
     fields.setdefault("head_dim", fields["hidden_size"] // fields["num_heads"])
     if (values := found.get("attention.value_length", fields["head_dim"])) != fields["head_dim"]:
@@ -95,16 +101,25 @@ def _read(found: Facts, architecture: Architecture, place: str) -> dict[str, Any
         fields["logit_scale"] = 1 / divisor
     scaling = found.get("rope.scaling.type", "none")
     if scaling == "linear":
-        fields["rope_scaling"] = RopeScaling(kind="linear", factor=float(found.get("rope.scaling.factor", 1.0)))
+        fields["rope_scaling"] = _linear(found.get("rope.scaling.factor", 1.0), place)
     elif scaling not in ("none", "default"):
         raise DataError(f"{place}: rope.scaling.type {escape(str(scaling))}: gptcli does not read it from a GGUF "
                         "file; import the model's Hugging Face directory")  # fmt: skip
-    return {**fields, **architecture.derived(fields), **_pattern(found)}
+    return {**fields, **architecture.derived(fields), **_pattern(found, fields["num_layers"])}
 
 
-def _pattern(found: Facts) -> dict[str, Any]:
+def _linear(factor: Any, place: str) -> RopeScaling:
+    try:
+        return RopeScaling(kind="linear", factor=factor)
+    except ConfigError as error:
+        raise DataError(f"{place}: rope.scaling.{error.problems[0]}") from None
+
+
+def _pattern(found: Facts, num_layers: int) -> dict[str, Any]:
     """Return the layers with a window, where the file says so: every n-th is without, or one answer for each."""
     given = found.get(_PATTERN)
+    if type(given) is int and given > num_layers:
+        return {"attention_pattern": ("sliding",)}
     if type(given) is int and given > 0:
         return {"attention_pattern": ("sliding",) * (given - 1) + ("full",)}
     if isinstance(given, list):

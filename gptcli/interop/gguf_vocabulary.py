@@ -23,25 +23,28 @@ SPLITS = {
     "falcon3": "llama3", "pixtral": "llama3",
     "qwen2": "qwen2", "stablelm2": "qwen2", "deepseek-r1-qwen": "qwen2", "hunyuan": "qwen2",
 }  # fmt: skip
+# Splits before which llama.cpp puts bos_token where the file says nothing of it (llama-vocab.cpp).
+BEGUN = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral")
 COMPOSED = ("qwen2", "deepseek-r1-qwen")  # whose own tokenizers compose characters first (NFC), as llama.cpp does not
 
 
 def read_vocabulary(facts: Mapping[str, Any], place: str) -> Tokenizer:
     """Read the tokenizer in a file's metadata; DataError where there is none that can be read."""
     kind = facts.get("tokenizer.ggml.model")
-    tokens = facts.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list) or not tokens:
+    tokens = _list(facts, "tokens", str, place=place)
+    if not tokens:
         raise DataError(f"{place}: no tokenizer in it; get a file that has one")
-    types = facts.get("tokenizer.ggml.token_type") or [Kind.NORMAL] * len(tokens)
-    if len(types) != len(tokens):
-        raise DataError(f"{place}: {len(types)} types of {len(tokens)} tokens; the file is damaged")
+    types = _list(facts, "token_type", int, place=place) or [Kind.NORMAL] * len(tokens)
+    scores = _list(facts, "scores", float, int, place=place) or [0.0] * len(tokens)
+    for what, found in (("types", types), ("scores", scores)):
+        if len(found) != len(tokens):
+            raise DataError(f"{place}: {len(found)} {what} of {len(tokens)} tokens; the file is damaged")
     begin = facts.get("tokenizer.ggml.bos_token_id") if adds_begin(facts) else None
     begin = begin if type(begin) is int and 0 <= begin < len(tokens) else None
     match kind:
         case "gpt2":
             content = _byte_level(facts, tokens, types, place, begin)
         case "llama":
-            scores = facts.get("tokenizer.ggml.scores") or [0.0] * len(tokens)
             pieces = [Piece(*piece) for piece in zip(tokens, map(float, scores), types, strict=True)]
             prefix = facts.get("tokenizer.ggml.add_space_prefix", True)
             content = sentencepiece.tokenizer_json(Model(pieces=pieces, prefix=bool(prefix)), begin)
@@ -53,14 +56,24 @@ def read_vocabulary(facts: Mapping[str, Any], place: str) -> Tokenizer:
 
 def adds_begin(facts: Mapping[str, Any]) -> bool:
     """Return whether llama.cpp puts bos_token before every text."""
-    return bool(facts.get("tokenizer.ggml.add_bos_token", facts.get("tokenizer.ggml.model") == "llama"))
+    unsaid = facts.get("tokenizer.ggml.model") == "llama" or facts.get("tokenizer.ggml.pre") in BEGUN
+    return bool(facts.get("tokenizer.ggml.add_bos_token", unsaid))
+
+
+def _list(facts: Mapping[str, Any], name: str, *kinds: type, place: str) -> list[Any]:
+    """Return a list of the metadata, empty where there is none; DataError names one of anything else."""
+    key = f"tokenizer.ggml.{name}"
+    found = facts.get(key, [])
+    if not isinstance(found, list) or any(type(each) not in kinds for each in found):
+        raise DataError(f"{place}: {key}: want a list of {kinds[0].__name__}; the file is damaged")
+    return found
 
 
 def _byte_level(
     facts: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], place: str, begin: int | None
 ) -> bytes:
     pre = facts.get("tokenizer.ggml.pre", "default")
-    if pre not in SPLITS:
+    if not isinstance(pre, str) or pre not in SPLITS:
         raise DataError(f"{place}: text is split as {escape(str(pre))}; gptcli knows {', '.join(SPLITS)} "
                         "in a GGUF file; import the model's Hugging Face directory")  # fmt: skip
     added = [
@@ -72,7 +85,7 @@ def _byte_level(
     unused = {index for index, kind in enumerate(types) if kind == Kind.UNUSED}
     # Control tokens too: the tokenizers library gives those that are not there ids of its own.
     vocabulary = {token: index for index, token in enumerate(tokens) if index not in unused}
-    merges = facts.get("tokenizer.ggml.merges") or []
+    merges = _list(facts, "merges", str, place=place)
     document = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
         "normalizer": {"type": "NFC"} if pre in COMPOSED else None,

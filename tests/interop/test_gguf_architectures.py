@@ -127,7 +127,7 @@ def test_what_a_file_says_that_cannot_be_held_is_refused(tmp_path: Path) -> None
     for facts, word in (
         ({"llama__rope__scaling__type": "yarn"}, "rope.scaling.type yarn: .*Hugging Face directory"),
         ({"llama_attention_value_length": 8}, "values of 8"),
-        ({"llama_block_count": 0}, "block_count 0: want one whole number"),
+        ({"llama_block_count": 0}, "block_count 0: must be >= 1"),
         ({"llama_attention_head_count_kv": 3}, "3 does not divide"),
     ):
         file = rewritten(source, tmp_path / "other.gguf", "llama", **facts)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
 from conftest import RunCli
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_export_gguf import OURS, TEXTS, our_tokenizer, save
 from tokenizers import pre_tokenizers
 
@@ -19,8 +24,10 @@ from gptcli.api.export_model import export_gguf, export_hf
 from gptcli.api.import_model import import_model
 from gptcli.base.errors import DataError, GptcliError
 from gptcli.base.report import Report
+from gptcli.interop.gguf_names import ARCHITECTURES
 from gptcli.interop.gguf_read import read_gguf
-from gptcli.interop.gguf_vocabulary import read_vocabulary
+from gptcli.interop.gguf_shape import _KEYS, _PATTERN, _ROTARY, read_shape
+from gptcli.interop.gguf_vocabulary import adds_begin, read_vocabulary
 from gptcli.train.metadata import read_metadata
 
 gguf = pytest.importorskip("gguf")
@@ -51,12 +58,14 @@ def test_its_tokenizer_splits_text_as_before(pattern: str, tmp_path: Path) -> No
 KINDS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
 
 
-def rewritten(source: Path, target: Path, kind: str) -> dict[str, Any]:
-    """The file with its matrices of another type; the values that they stand for."""
+def rewritten(source: Path, target: Path, kind: str, **changed: Any) -> dict[str, Any]:
+    """The file with its matrices of another type, and other texts in its metadata; the values that they stand for."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, "llama")
     for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
+        if name in changed:
+            writer.add_key_value(name, changed[name], gguf.GGUFValueType.STRING)
+        elif not name.startswith("GGUF.") and name != "general.architecture":
             writer.add_key_value(
                 name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None
             )
@@ -108,6 +117,57 @@ def test_a_damaged_file_is_an_error_of_ours(tmp_path: Path) -> None:
         (tmp_path / "cut.gguf").write_bytes(content[:place])
         with pytest.raises(GptcliError):
             import_model(tmp_path / "cut.gguf", tmp_path / "back", report=Report(), force=True)
+
+
+@pytest.mark.parametrize("key", ["tokenizer.ggml.tokens", "tokenizer.ggml.merges", "llama.rope.freq_base",
+                                 "llama.block_count", "llama.attention.key_length"])  # fmt: skip
+def test_a_damaged_key_is_named(key: str, tmp_path: Path, run_cli: RunCli) -> None:
+    save(OURS["llama"], tmp_path / "ours")
+    export_gguf(tmp_path / "ours", tmp_path / "out", dtype="float32", report=Report())
+    rewritten(tmp_path / "out" / "model.gguf", tmp_path / "damaged.gguf", "F32", **{key: "x"})
+    wanted = ("import", "damaged.gguf", key.removeprefix("llama."))
+    run_cli("import", tmp_path / "damaged.gguf", "-o", tmp_path / "back").error(3, *wanted)
+
+
+SCALARS = st.one_of(
+    st.integers(-(2**63), 2**63), st.floats(width=32), st.booleans(), st.sampled_from(["", "x", "yarn"])
+)
+ANYTHING = SCALARS | st.lists(SCALARS | st.lists(SCALARS, max_size=2), max_size=3)
+KEYS = [*_KEYS.values(), *_ROTARY.values(), _PATTERN, "attention.layer_norm_rms_epsilon", "attention.sliding_window",
+        "rope.scaling.type", "rope.scaling.factor", "attention.value_length", "logit_scale", "attention.scale",
+        "final_logit_softcapping", "rope.freq_base_swa", "use_parallel_residual"]  # fmt: skip
+PLAIN = {"embedding_length": 64, "block_count": 2, "attention.head_count": 4, "attention.layer_norm_rms_epsilon": 1e-5}
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(sorted(ARCHITECTURES)), st.dictionaries(st.sampled_from(KEYS), ANYTHING, max_size=3))
+def test_a_shape_of_any_metadata_is_one_error_or_a_config(family: str, damaged: dict[str, Any]) -> None:
+    architecture = ARCHITECTURES[family]
+    facts = {f"{architecture.name}.{key}": value for key, value in (PLAIN | damaged).items()}
+    with contextlib.suppress(DataError):
+        read_shape(facts, {"token_embd.weight": SimpleNamespace(shape=np.array([64, 300]))}, architecture, "file")
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from(["gpt2", "llama"]), st.dictionaries(
+    st.sampled_from(["tokens", "token_type", "scores", "merges", "pre", "model", "bos_token_id", "add_bos_token"]),
+    ANYTHING, max_size=2))  # fmt: skip
+def test_a_vocabulary_of_any_metadata_is_one_error_or_a_tokenizer(kind: str, damaged: dict[str, Any]) -> None:
+    tokens = ["<s>", "<unk>", *[f"<0x{byte:02X}>" for byte in range(256)], *gguf_alphabet()]
+    facts = {"model": kind, "tokens": tokens, "token_type": [3, 2] + [1] * (len(tokens) - 2)} | damaged
+    with contextlib.suppress(DataError):
+        read_vocabulary({f"tokenizer.ggml.{key}": value for key, value in facts.items()}, "file")
+
+
+@pytest.mark.parametrize(("pre", "adds"), [("llama-bpe", True), ("llama3", True), ("falcon3", True), ("gpt-2", False)])
+def test_what_begins_a_text_where_the_file_does_not_say(pre: str, adds: bool) -> None:
+    tokens = ["<s>", *gguf_alphabet()]
+    facts = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre, "tokenizer.ggml.bos_token_id": 0,
+             "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [3] + [1] * 256}  # fmt: skip
+    theirs = tokenizers.Tokenizer.from_str(read_vocabulary(facts, "file").plain_content.decode())
+    assert (theirs.encode("a").ids[0] == 0) == adds
+    assert adds_begin(facts) == adds
+    assert not adds_begin(facts | {"tokenizer.ggml.add_bos_token": False})
 
 
 def test_what_it_came_with_goes_out_again(tmp_path: Path) -> None:
