@@ -315,21 +315,23 @@ class Home:
         (path / "run.yaml").write_text(yaml.safe_dump(document))
 
     def _tuning(self, dropout: float, train: dict[str, Any]) -> dict[str, Any]:
-        """Two epochs of ten steps, with four micro-batches each."""
+        """Two epochs of ten steps, with four micro-batches each; of rewards one, whose answers are used twice."""
         rows: list[dict[str, Any]] = []
         for number in range(89):
             text = english(number, 1).strip()
             turns = [{"role": "user", "content": text[:30]}, {"role": "assistant", "content": text[30:60]}]
-            rows.append({"text": text, "label": "ab"[number % 2], "messages": turns})
+            rows.append({"text": text, "label": "ab"[number % 2], "messages": turns, "prompt": text[:30]})
         (self.path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.steps = 20
+        rewards = {"group_size": 3, "max_tokens": 4, "regex": "[aeiou]", "updates": 2, "kl_weight": 0.1}
         return {
             "run_dir": "run",
             "base": "base",
             "task": self.task,
             "data": {"train": ["rows.jsonl"]},
+            **({"reward": rewards} if self.task == "reward" else {}),
             "train": {
-                "epochs": 2,
+                "epochs": 1 if self.task == "reward" else 2,
                 "batch_size": 8,
                 "micro_batch_tokens": 64,
                 "dropout": dropout,

@@ -37,9 +37,19 @@ from gptcli.train.state import TrainState
 from gptcli.train.weights import WholeWeights, identity, weights_sha256
 
 
-def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = False, report: Report) -> Outcome:
-    """Go on from a base checkpoint with the rows of a task, or from the newest whole checkpoint of the run."""
+def finetune(
+    config: FinetuneConfig, *, resume: bool = False, force: bool = False, allow_code: bool = False, report: Report
+) -> Outcome:
+    """Go on from a base checkpoint with the rows of a task, or from the newest whole checkpoint of the run.
+
+    `allow_code`: run the Python code that the run file names; ConfigError where it names some without.
+    """
     run_dir = Path(config.run_dir)
+    if config.reward.function is not None and config.task == "reward" and not allow_code:
+        raise ConfigError(
+            f"reward.function: {escape(config.reward.function)} is code, which is run only with --allow-code (from "
+            "Python: allow_code=True); look at it first"
+        )
     base = find_checkpoint(config.base)
     with joined(config.parallel, config.runtime) as processes, processes.held_by_first(claimed(run_dir)):
         report = report if processes.is_first else Report()
@@ -71,7 +81,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
             clear(run_dir)
         adapter = job.metadata.adapter
         weights = AdapterWeights(config.lora, adapter.base_path) if config.lora and adapter else WholeWeights()
-        state = TrainState(model, optimizers, weights=weights, processes=processes)
+        state = TrainState(model, optimizers, weights=weights, processes=processes, carried=job.carried)
         board = recording(run_dir / "tensorboard", report.warning, wanted=config.train.tensorboard)
         return Training(job, runtime, report, processes=processes, also_record=board).go(state, resume=resume)
 
@@ -90,7 +100,7 @@ def _checked(config: FinetuneConfig, base: Path, *, resume: bool, force: bool) -
 
 def _tell_of_idle(config: FinetuneConfig, job: Job, processes: Processes, report: Report) -> None:
     """Warn where a step has fewer micro-batches than processes, which would wait for each other."""
-    if processes.alone:
+    if processes.alone or config.task == "reward":
         return
     micro_batches = list(job.batches(0).micro_batches)
     if len(micro_batches) < processes.count:
@@ -118,6 +128,7 @@ def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, r
     return rows_job(
         config,
         examples,
+        model,
         dataclasses.replace(examples.task.metadata, adapter=adapter, origin=metadata.origin),
         base_identity,
         runtime,
@@ -148,8 +159,8 @@ def prepare_model(model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, meta
             model.level_embedding()
         model.add_label_head(labels, torch.Generator().manual_seed(derived_seed(config.runtime.seed, "labels")))
     model.activation_checkpointing = config.runtime.activation_checkpointing
-    if config.train.dropout is not None:
-        model.set_dropout(config.train.dropout)
+    if config.train.dropout is not None or config.task == "reward":
+        model.set_dropout(config.train.dropout or 0.0)
     if config.lora is not None:
         add_adapters(model, config.lora, torch.Generator().manual_seed(derived_seed(config.runtime.seed, "adapters")))
         for head in (model.label_head, *((model.embedding, model.head) if grows else ())):

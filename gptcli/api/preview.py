@@ -29,10 +29,15 @@ class PreviewRow:
 
     def as_dict(self) -> dict[str, Any]:
         fields = {"place": self.example.place, "tokens": list(self.tokens), "ids": self.example.ids}
+        if self.example.row is not None:
+            return fields
         return fields | ({"learnt": self.example.learnt} if self.label is None else {"label": self.label})
 
     def lines(self) -> list[str]:
         """Return the place with what is learnt, then the tokens; learnt ones stand in [brackets]."""
+        if self.example.row is not None:
+            head = f"{self.example.place}  {count(len(self.example.ids), 'token')} to answer"
+            return [head, "  " + "|".join(map(escape, self.tokens))]
         learnt = f"label {escape(self.label)}" if self.label is not None else f"{sum(self.example.learnt)} learnt"
         cut = ", cut" if self.example.truncated else ""
         words = (

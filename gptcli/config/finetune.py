@@ -25,10 +25,11 @@ class RowsConfig(Section):
     validation_fraction: float = number(0.1, "share of the rows to hold out where `validation` is empty", ge=0, lt=1)
     text_field: str = value("text", "field of the text (tasks classify and text)")
     label_field: str = value("label", "field of the label (task classify)")
-    prompt_field: str = value("prompt", "field of the prompt (tasks instruct and prefer)")
+    prompt_field: str = value("prompt", "field of the prompt (tasks instruct, prefer and reward)")
     prompt_template: str = value(
         "", "prompt of several fields (instruct, prefer): {instruction}\\n\\n{input}; empty paragraphs are left out"
     )
+    answer_field: str = value("answer", "field of the right answer (task reward)")
     completion_field: str = value("completion", "field of the completion (task instruct)")
     chosen_field: str = value("chosen", "field of the answer that is liked better (task prefer)")
     rejected_field: str = value("rejected", "field of the answer that is liked less (task prefer)")
@@ -102,6 +103,41 @@ class PreferConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RewardConfig(Section):
+    """Learning from rewards of the model's own answers (task reward): 1 for an answer that is data.answer_field, unless
+    regex or function says otherwise."""
+
+    regex: str | None = value(
+        None, "1 for an answer in which this pattern is found; where it has a group, that must be data.answer_field"
+    )
+    function: str | None = value(
+        None, "FILE.py:NAME, called with the answer and the row; run only with --allow-code", path=True
+    )
+    loss: Literal["grpo", "dr_grpo"] = value("grpo", "grpo (Shao et al. 2024) or dr_grpo (Liu et al. 2025)")
+    group_size: int = number(8, "answers to each prompt, whose rewards are compared", ge=2, le=1024)
+    max_tokens: int = number(64, "longest answer", ge=1, le=1 << 20)
+    updates: int = number(1, "optimizer steps that learn from the same answers", ge=1, le=1000)
+    clip: float = number(0.2, "furthest that a token's probability may go from what it was, relative to it", gt=0, lt=1)
+    kl_weight: float = number(0.0, "weight of the KL divergence from the base (beta)", ge=0, le=1000)
+
+    @property
+    def needs_answer(self) -> bool:
+        """Return whether every row needs the right answer."""
+        return self.function is None and (self.regex is None or re.compile(self.regex).groups > 0)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.regex is not None:
+            try:
+                re.compile(self.regex)
+            except re.error as error:
+                yield "regex", f"is no pattern: {error}"
+            if self.function is not None:
+                yield "regex", "function says what the reward is; leave out one of the two"
+        if self.function is not None and not re.fullmatch(r".+\.py:\w+", self.function):
+            yield "function", f"write FILE.py:NAME, got {self.function!r}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LoraConfig(Section):
     """Low-rank adapters (Hu et al. 2021): the base stays frozen and a small file is trained."""
 
@@ -124,7 +160,7 @@ class TuneConfig(Section):
     batch_size: int = number(16, "rows per optimizer step", ge=1, le=1 << 24)
     micro_batch_tokens: int = number(8192, "tokens per forward pass, at least one row", ge=1)
     dropout: float | None = number(
-        None, "dropout rate on embeddings, attention and sub-layers; null: the base's", ge=0, lt=1
+        None, "dropout rate on embeddings, attention and sub-layers; null: the base's, none in task reward", ge=0, lt=1
     )
     frozen_blocks: int = number(0, "freeze this many first blocks, and with any the embedding", ge=0)
     log_every_steps: int = number(10, "steps between lines of metrics.jsonl", ge=1, may_change=True)
@@ -146,12 +182,13 @@ class FinetuneConfig(Section):
 
     run_dir: str = value(doc="directory of the run: run.yaml, metrics.jsonl, checkpoints/", path=True, may_change=True)
     base: str = value(doc="run or checkpoint to start from", path=True)
-    task: Literal["classify", "instruct", "chat", "text", "prefer"] = value(
-        doc="classify, instruct, chat, text or prefer (pairs of answers)"
+    task: Literal["classify", "instruct", "chat", "text", "prefer", "reward"] = value(
+        doc="classify, instruct, chat, text, prefer (pairs of answers) or reward (of the model's own answers)"
     )
     data: RowsConfig
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     prefer: PreferConfig = field(default_factory=PreferConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     lora: LoraConfig | None = None  # null: all weights are trained
     optim: OptimConfig = field(default_factory=lambda: OptimConfig.from_preset("finetune"))
     loss: LossConfig = field(default_factory=LossConfig)
@@ -162,9 +199,9 @@ class FinetuneConfig(Section):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from ((name, "must name a directory") for name in ("run_dir", "base") if not is_name(getattr(self, name)))
-        if self.task in ("classify", "prefer") and self.loss.goldfish is not None:
+        if self.task in ("classify", "prefer", "reward") and self.loss.goldfish is not None:
             yield "loss", f"goldfish is for text that is learnt by heart, not for task {self.task}; leave it out"
-        if self.task in ("classify", "prefer") and self.distill is not None:
+        if self.task in ("classify", "prefer", "reward") and self.distill is not None:
             yield "distill", f"is for tasks that learn text, not for task {self.task}; leave it out"
         if self.runtime.compile:
             yield "runtime.compile", "is for pretrain only, whose steps have one shape; leave it out"

@@ -33,6 +33,8 @@ class Batch(NamedTuple):
     lengths: tuple[int, ...] | None = None  # of sequences laid end to end in one row; None: rows are whole windows
     seed: int | None = None  # of its dropout
     values: Tensor | None = None  # a number for each sequence, float32 (S,): what some tasks' objectives need beside it
+    written_log_p: Tensor | None = None  # of each target, float32 (N,), by the model that wrote it
+    reference_log_p: Tensor | None = None  # likewise, by a model to stay near to
     taught: Taught | None = None  # what a teacher says of the targets, (B, T, k), where that is known already
 
 

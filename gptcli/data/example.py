@@ -5,8 +5,8 @@ Every example begins with <|endoftext|>, as every window a model ever sees.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from gptcli.base.errors import DataError
 from gptcli.data.rows import Row
@@ -22,6 +22,7 @@ class Example(NamedTuple):
     truncated: bool
     rejected: Example | None = None  # the answer that is liked less, where the row is a pair of answers
     value: float = 0.0  # a number that comes with it: the log-probability that a reference model gives what is learnt
+    row: Mapping[str, Any] | None = None  # its fields, where it is a prompt that a model answers while it learns
 
     @property
     def sequences(self) -> tuple[Example, ...]:
@@ -37,7 +38,9 @@ class Example(NamedTuple):
     def unlearnable(self) -> bool:
         """Return whether a sequence of it has no learnt token; the first never is, since nothing stands before it to
         predict it from."""
-        return self.label is None and not all(any(sequence.learnt[1:]) for sequence in self.sequences)
+        if self.label is not None or self.row is not None:
+            return False
+        return not all(any(sequence.learnt[1:]) for sequence in self.sequences)
 
 
 Reader = Callable[[Row], Example]

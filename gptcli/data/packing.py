@@ -43,12 +43,7 @@ class ExampleBatches:
 
     def __call__(self, step: int) -> Step:
         """Return the batches of optimizer step `step`, counted from 0."""
-        numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        chosen: list[Example] = []
-        for epoch in np.unique(numbers // len(self.examples)):
-            rows = (numbers[numbers // len(self.examples) == epoch] % len(self.examples)).astype(np.uint64)
-            order = permute(rows, len(self.examples), derived_seed(self.seed, "order", int(epoch)))
-            chosen += [self.examples[int(row)] for row in order]
+        chosen = examples_of_step(self.examples, step, self.batch_size, self.seed)
         groups = group_by_tokens(chosen, self.micro_batch_tokens, lambda example: example.tokens)
         micro_batches = [self._batch(group, step, number) for number, group in enumerate(groups)]
         return Step(len(chosen), micro_batches) if self.by_example else counted(micro_batches)
@@ -62,6 +57,17 @@ class ExampleBatches:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "token dropout", step, number))
         dropped = torch.rand(batch.inputs.shape, generator=generator) < self.token_dropout
         return batch._replace(inputs=batch.inputs.masked_fill(dropped, self.blank))
+
+
+def examples_of_step(examples: Sequence[Example], step: int, batch_size: int, seed: int) -> list[Example]:
+    """Return the examples of optimizer step `step`, of which every epoch has each once."""
+    numbers = np.arange(step * batch_size, (step + 1) * batch_size)
+    chosen: list[Example] = []
+    for epoch in np.unique(numbers // len(examples)):
+        rows = (numbers[numbers // len(examples) == epoch] % len(examples)).astype(np.uint64)
+        order = permute(rows, len(examples), derived_seed(seed, "order", int(epoch)))
+        chosen += [examples[int(row)] for row in order]
+    return chosen
 
 
 def without_dropped(batch: Batch, goldfish: GoldfishConfig) -> Batch:

@@ -65,6 +65,7 @@ class Completion:
     cached_tokens: int = 0  # of the prompt, taken from an earlier text
     watermarked: int | None = None  # tokens drawn by the key of a watermark, where the engine has one
     text: str = ""
+    end_id: int | None = None  # the token that ended it, where one did; it is none of `ids`
     finish_reason: FinishReason | None = None
     error: GptcliError | None = None  # why it could not be written, where finish_reason is "error"
 
@@ -246,6 +247,7 @@ class ActiveSequence:
         """Bring the completion up to date with its next token; logprobs (V,) where they are asked for."""
         completion, self.last_token = self.completion, token
         if token in self.ends:
+            completion.end_id = token
             self.finish("stop")
             return
         completion.ids.append(token)

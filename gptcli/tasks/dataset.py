@@ -24,6 +24,7 @@ from gptcli.tasks.classify import classify
 from gptcli.tasks.instruct import instruct
 from gptcli.tasks.job import train_config, tuning_job
 from gptcli.tasks.prefer import prefer
+from gptcli.tasks.reward import reward
 from gptcli.tasks.task import Task, load_examples, reading
 from gptcli.tasks.text import write_sample
 from gptcli.train.metadata import ModelMetadata
@@ -148,6 +149,8 @@ def make_task(
             return chat(config, tokenizer, metadata, max_tokens)
         case "prefer":
             return prefer(config, tokenizer, metadata, max_tokens, load_base)
+        case "reward":
+            return reward(config, tokenizer, metadata, max_tokens, load_base)
     raise AssertionError(config.task)
 
 
@@ -190,9 +193,14 @@ def _stratified(draws: dict[int, tuple[int, int]], fraction: float) -> set[int]:
 
 
 def rows_job(
-    config: FinetuneConfig, examples: ExampleSet, metadata: ModelMetadata, identity: list[str], runtime: Runtime
+    config: FinetuneConfig,
+    examples: ExampleSet,
+    model: GPT,
+    metadata: ModelMetadata,
+    identity: list[str],
+    runtime: Runtime,
 ) -> Job:
-    """Make the job of learning from rows. `identity` are the hashes of the base."""
+    """Make the job of learning from rows. `model` learns; `identity` are the hashes of its base."""
     task, tokenizer = examples.task, examples.task.tokenizer
     rows, held_out = (task.prepare(part, runtime) for part in (examples.train, examples.validation))
     train = train_config(config, len(rows), samples=task.writes)
@@ -200,11 +208,13 @@ def rows_job(
     def validate(model: GPT) -> Validation | None:
         return task.validate(model, held_out, runtime) if held_out else None
 
+    written = task.begin(model, rows, train.batch_size, runtime) if task.begin else None
     return tuning_job(
         config,
         tokenizer,
         train,
-        batches=ExampleBatches(
+        batches=written
+        or ExampleBatches(
             rows,
             batch_size=train.batch_size,
             micro_batch_tokens=config.train.micro_batch_tokens,
@@ -214,10 +224,11 @@ def rows_job(
             by_example=task.by_example,
             goldfish=config.loss.goldfish,
         ),
+        written=written,
         objective=task.objective(rows),
         validate=validate,
         data=(count(len(rows), "row"), "row"),
-        content={"base": identity, "tokenizer": tokenizer.sha256, "inputs": examples.sha256},
+        content={"base": identity, "tokenizer": tokenizer.sha256, "inputs": examples.sha256, **task.content},
         metadata=metadata,
         sample=lambda model: write_sample(model, tokenizer, runtime, train, seed=config.runtime.seed),
     )

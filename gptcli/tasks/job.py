@@ -15,6 +15,7 @@ from gptcli.config.train import TrainConfig
 from gptcli.data.batches import Step
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.model.gpt import GPT
+from gptcli.tasks.task import WrittenBatches
 from gptcli.train.metadata import ModelMetadata
 from gptcli.train.run import Job, Validation
 from gptcli.train.step import Objective
@@ -24,8 +25,9 @@ def train_config(config: FinetuneConfig, rows: int, *, samples: bool) -> TrainCo
     """Return the settings of the loop, with steps in place of epochs."""
     tune = config.train
     batch_size = min(tune.batch_size, rows)
-    steps = max(1, math.ceil(tune.epochs * rows / batch_size))
-    often = max(1, round(rows / batch_size / tune.evals_per_epoch))
+    updates = config.reward.updates if config.task == "reward" else 1
+    steps = updates * max(1, math.ceil(tune.epochs * rows / batch_size))
+    often = updates * max(1, round(rows / batch_size / tune.evals_per_epoch))
     return TrainConfig(
         steps=steps,
         batch_size=batch_size,
@@ -52,8 +54,10 @@ def tuning_job(
     content: dict[str, Any],
     metadata: ModelMetadata,
     sample: Callable[[GPT], str],
+    written: WrittenBatches | None = None,
 ) -> Job:
-    """Make a job of fine-tuning. `data`: how much there is, and what a batch is made of."""
+    """Make a job of fine-tuning. `data`: how much there is, and what a batch is made of; `written`: the batches where
+    the model itself writes them."""
     amount, unit = data
     return Job(
         command="finetune",
@@ -75,5 +79,7 @@ def tuning_job(
         ),
         metadata=metadata,
         patience=config.train.patience,
+        facts=written.facts if written else None,
+        carried=written.carried if written and config.reward.updates > 1 else {},
         less_memory=f"lower train.micro_batch_tokens (it is {config.train.micro_batch_tokens}) or data.max_tokens",
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
 
 from gptcli.config.finetune import RowsConfig
+from gptcli.data.batches import Step
 from gptcli.data.example import Example, Reader
 from gptcli.data.messages import Mended
 from gptcli.data.rows import Row, Rows, load_rows
@@ -15,10 +18,23 @@ from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT
 from gptcli.train.metadata import ModelMetadata
+from gptcli.train.metrics import Record
 from gptcli.train.run import Validation
 from gptcli.train.step import Objective
 
 T = TypeVar("T")
+
+
+class WrittenBatches(Protocol):
+    """Batches that the model itself writes while it learns."""
+
+    carried: dict[str, Tensor]  # what one step leaves for the next
+
+    def __call__(self, step: int) -> Step:
+        """Return the batches of optimizer step `step`, counted from 0."""
+
+    def facts(self, step: int) -> Record:
+        """Return what metrics.jsonl says of them after step `step`, counted from 1."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,10 @@ class Task:
     mended: Mended | None = None  # what the reader changes in conversations, counted
     prepare: Callable[[Sequence[Example], Runtime], list[Example]] = lambda rows, _: list(rows)  # before training
     by_example: bool = False  # the loss is a mean over examples, not over what is learnt in them
+    begin: Callable[[GPT, Sequence[Example], int, Runtime], WrittenBatches] | None = (
+        None  # the model writes its batches
+    )
+    content: Mapping[str, Any] = field(default_factory=dict)  # hashes of what it reads beside rows, by name
     token_dropout: float = 0.0  # share of an example's tokens replaced by <|endoftext|>, drawn anew each time
 
 

@@ -7,6 +7,7 @@ tokenizer.json
 lineage.json          hashes of what the run comes from: see train/lineage.py
 origin.json           of an imported model: the files beside its weights, for the way back
 training.safetensors  optimizer state: `KIND.PARAMETER`
+carried.safetensors   where several steps learn from the same text of the model's own: that text
 training.json         step, tokens seen, the run file, the best validation so far
 manifest.json         size and sha256 of the others; written last, before the directory gets its name
 """
@@ -34,6 +35,7 @@ from gptcli.train.state import ScheduleRescale, TrainState
 from gptcli.train.weights import MODEL_FILE, Weights, WholeWeights, stored_weights
 
 LINEAGE_FILE = "lineage.json"
+CARRIED_FILE = "carried.safetensors"
 
 
 def save(
@@ -51,6 +53,8 @@ def save(
     with fsio.new_directory(path) as directory:
         save_model(state.model, tokenizer, directory, step=state.step, metadata=metadata, weights=state.weights)
         write_tensors(slots, directory / "training.safetensors")
+        if state.carried:
+            write_tensors(state.carried, directory / CARRIED_FILE)
         training = {
             "step": state.step,
             "tokens": state.tokens,
@@ -94,6 +98,9 @@ def restore(state: TrainState, directory: Path) -> dict[str, Any]:
     stored = read_tensors(directory / "training.safetensors", {name: slot.shape for name, slot in slots.items()})
     for name, slot in slots.items():
         slot.copy_(stored[name])
+    state.carried.clear()
+    if (carried := directory / CARRIED_FILE).is_file():
+        state.carried |= read_tensors(carried, tensor_shapes(carried))
     try:
         state.step, state.tokens = int(training["step"]), int(training["tokens"])
         state.post_step_pending = bool(training.get("pending"))

@@ -21,6 +21,7 @@ CONTENT = {
     "content.tokenizer": "the tokenizer has changed",
     "content.inputs": "the text or the rows have changed",
     "content.teacher": "the teacher has changed",
+    "content.reward": "the code of the reward has changed",
 }
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from gptcli.base import fsio
 from gptcli.base.errors import GptcliError, NumericalError, is_out_of_memory
@@ -82,6 +83,7 @@ class Job:
     patience: int | None = None  # stop after so many validations without a better one
     sources: Sequence[Mapping[str, Any]] = ()  # the inputs, with name and sha256, for the lineage
     facts: Callable[[int], Record] | None = None  # of a step, for its line in metrics.jsonl
+    carried: dict[str, Tensor] = field(default_factory=dict)  # what its batches leave from step to step
     less_memory: str = ""  # what to set where memory runs out; empty: as in pretraining
 
 

@@ -6,6 +6,8 @@ import functools
 import math
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from gptcli.device.processes import ALONE, Processes
 from gptcli.model.gpt import GPT
 from gptcli.train.optimizers import Optimizers
@@ -37,6 +39,7 @@ class TrainState:
     best_step: int | None = None
     post_step_pending: bool = False  # what follows the step, validation and sample, is still to be done
     schedule_rescale: ScheduleRescale | None = None  # where a run for a given time was faster or slower than planned
+    carried: dict[str, Tensor] = field(default_factory=dict)  # what a task's batches leave from step to step
     weights: Weights = field(default_factory=WholeWeights)
     processes: Processes = ALONE  # which take its steps together
 

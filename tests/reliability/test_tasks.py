@@ -16,6 +16,7 @@ from faults import Fault, Home, Trial, leftovers, read_log
 from gptcli.train.checkpoint_paths import checkpoints
 
 KINDS = [(task, dropout) for task in ("pretrain", "classify", "chat") for dropout in (0.0, 0.1)]
+KINDS.append(("reward", 0.0))
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")

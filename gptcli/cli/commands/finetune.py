@@ -14,6 +14,7 @@ from gptcli.config.run_file import load_run_file
 @training.resume
 @training.force
 @training.nproc
+@click.option("--allow-code", is_flag=True, help="Run the Python function that reward.function of the run file names.")
 @options.as_json
 @options.quiet
 def finetune(
@@ -22,14 +23,15 @@ def finetune(
     resume: bool,
     force: bool,
     nproc: int | None,
+    allow_code: bool,
     as_json: bool,
     quiet: bool,
 ) -> int:
     """Fine-tune a trained model on rows, as a run file says.
 
-    Tasks: classify (a text and its label), instruct (prompt and completion), chat (conversations), text (more text).
-    Rows come from JSONL, CSV or TSV files. Ctrl-C, SIGTERM, --resume, --nproc and torchrun work as in
-    pretrain.
+    Tasks: classify (a text and its label), instruct (prompt and completion), chat (conversations), text (more text),
+    prefer (a better and a worse answer), reward (answers of the model's own, with rewards). Rows come from JSONL, CSV
+    or TSV files. Ctrl-C, SIGTERM, --resume, --nproc and torchrun work as in pretrain.
 
     \b
     Examples:
@@ -42,9 +44,11 @@ def finetune(
     loaded = load_run_file(FinetuneConfig, run_file, overrides, resume=resume)
     if nproc and nproc > 1:
         flags = training.flags_of(resume=resume, force=force, as_json=as_json, quiet=quiet)
+        flags["--allow-code"] = allow_code
         return training.launch("finetune", run_file, overrides, nproc, flags)
     from gptcli.api.finetune import finetune as run  # only now torch: a bad run file answers at once
 
     return training.run_training(
-        "finetune", run, loaded, run_file, as_json=as_json, quiet=quiet, resume=resume, force=force
-    )
+        "finetune", run, loaded, run_file, as_json=as_json, quiet=quiet, resume=resume, force=force,
+        allow_code=allow_code,
+    )  # fmt: skip
