@@ -128,6 +128,16 @@ def test_the_reviews_are_learnt_and_labelled(work: Path, session_cache: Path) ->
     assert json.loads("".join(rest))["reviews"] == len(rows("reviews/heldout.jsonl"))
 
 
+@pytest.mark.slow
+def test_a_model_learns_to_add_from_rewards_alone(work: Path, session_cache: Path) -> None:
+    result = pipeline(work, session_cache, "reward")
+    assert result.code == 0, result.err
+    lines = map(json.loads, (work / "runs/adds/metrics.jsonl").read_text().splitlines())
+    rewards = [record["reward"] for record in lines if record["kind"] == "train"]
+    assert sum(rewards[:5]) / 5 < 0.2
+    assert sum(rewards[-20:]) / 20 > 0.8
+
+
 @pytest.mark.parametrize("engine", ["processes", "ray"])
 def test_shards_under_an_engine_give_the_bytes_of_one_process(engine: str, tmp_path: Path) -> None:
     if engine == "ray":

@@ -6,21 +6,25 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_MODEL, Result, RunCli, Tiny
+from conftest import TINY_MODEL, Result, RunCli, Tiny, english
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from gptcli.base import fsio
 from gptcli.base.report import Report
+from gptcli.config.data import SourceConfig
 from gptcli.config.distill import DistillConfig
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import RuntimeConfig
-from gptcli.data.batches import IGNORE, Batch
+from gptcli.data.batches import IGNORE, Batch, TokenRows
+from gptcli.data.mixture import MixedBatches
+from gptcli.data.shards import TokenArray
 from gptcli.data.taught import PART_TOKENS, keep_taught, record_dtype
 from gptcli.device.runtime import make_runtime
 from gptcli.model.gpt import GPT
@@ -111,6 +115,32 @@ def test_a_cache_goes_on_where_it_was_stopped_and_mends_damage(tmp_path: Path) -
     part.write_bytes(b"\xff" + part.read_bytes()[1:])
     keep_taught(tmp_path / "kept", tokens, dtype, teach, Report())
     assert asked == [0, 1, 2, 3, 1]
+
+
+def test_rows_of_a_mixture_come_with_what_is_said_of_their_own_tokens(
+    tmp_path: Path, tiny: Tiny, run_cli: RunCli
+) -> None:
+    """Of a teacher that is always right: the first of its tokens is the one that comes."""
+    sources, parts = [], []
+    for number in range(2):
+        (tmp_path / f"{number}.txt").write_text(english(150, seed=number))
+        result = run_cli("prepare", f"{number}.txt", "-t", tiny.tokenizer, "-o", f"{number}", "-q", cwd=tmp_path)
+        assert result.code == 0, result.err
+        tokens, dtype = TokenArray(tmp_path / f"{number}", "train"), record_dtype(300, 2)
+
+        def teach(start: int, end: int, tokens: TokenArray = tokens, dtype: np.dtype[Any] = dtype) -> np.ndarray:
+            records = np.zeros(end - start, dtype)
+            records["ids"][:, 0] = tokens.read(start, end - start)
+            return records
+
+        kept = keep_taught(tmp_path / f"kept-{number}", len(tokens), dtype, teach, Report())
+        sources.append(TokenRows(tokens, context_length=16, seed=number, taught=kept))
+        parts.append(SourceConfig(path=f"{number}", weight=1.0 + number))
+    shape: dict[str, Any] = {"batch_size": 8, "micro_batch_size": 8, "first_token": 0, "seed": 1}
+    for step in range(9):
+        for batch in MixedBatches(sources, parts, temperature=1.0, **shape)(step).micro_batches:
+            assert batch.taught is not None
+            assert torch.equal(batch.taught.ids[..., 0], batch.targets)
 
 
 Taught_ = Callable[..., Result]
