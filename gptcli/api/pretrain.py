@@ -77,8 +77,7 @@ def pretrain(
             job = distilled(job, taught.objective)
         if runtime.on_cpu:
             keep_freed_memory()
-        state = new_state(_model_config(config, tokenizer), config, runtime)
-        state.processes = processes
+        state = new_state(_model_config(config, tokenizer), config, runtime, processes)
         if force and not resume and processes.is_first:
             clear(run_dir)
         board = recording(run_dir / "tensorboard", report.warning, wanted=config.train.tensorboard)
@@ -277,7 +276,8 @@ def _job(
         tokenizer=tokenizer,
         batches=batches,
         objective=next_token_nats,
-        validate=lambda model: validate_texts(model, tokenizer, texts, runtime),
+        validate=lambda model, together: validate_texts(model, tokenizer, texts, runtime, together),
+        validates_together=True,
         sample=lambda model: write_sample(model, tokenizer, runtime, config.train, seed=config.runtime.seed),
         description=(
             f"{sum(map(len, _tokens(batches))):,} training tokens, {count(steps, 'step')} of "

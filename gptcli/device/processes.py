@@ -89,9 +89,9 @@ class Processes:
         return numbers
 
     def gather(self, numbers: Tensor) -> Tensor:
-        """Return the numbers (N,) of every process, (count, N), on the CPU."""
+        """Return the numbers (...) of every process, (count, ...), on the CPU."""
         found = torch.empty(self.count, *numbers.shape, dtype=numbers.dtype)
-        spread_parts(numbers.contiguous(), found)
+        spread_parts(numbers.reshape(-1), found)
         return found
 
     def by_first(self, work: Callable[[], object]) -> None:
@@ -114,6 +114,18 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+@dataclass(frozen=True)
+class Together:
+    """Processes that compute something together in rounds. All call `check` before each; it raises the same in all of
+    them where the work is to end."""
+
+    processes: Processes = ALONE
+    check: Callable[[], None] = lambda: None
+
+
+BY_ONE = Together()
 
 
 @contextmanager

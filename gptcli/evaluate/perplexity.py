@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.processes import BY_ONE, Together
 from gptcli.device.runtime import Runtime
 from gptcli.evaluate.scoring import Sequence, score_sequences
 from gptcli.model.gpt import GPT
@@ -76,6 +77,7 @@ def score_documents(
     *,
     stride: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
+    together: Together = BY_ONE,
 ) -> Iterator[TextScore]:
     """Yield the score of each document's ids, in order; specials among the ids are context and are not scored.
 
@@ -85,7 +87,7 @@ def score_documents(
     for a document of any length. NumericalError where the model's output is not finite.
     """
     done = 0
-    scored = score_windows(model, tokenizer, documents, runtime, stride=stride)
+    scored = score_windows(model, tokenizer, documents, runtime, stride=stride, together=together)
     for _, parts in groupby(scored, key=lambda pair: pair[0]):
         whole = TextScore(0.0, 0, 0)
         for _, part in parts:
@@ -102,9 +104,11 @@ def score_windows(
     runtime: Runtime,
     *,
     stride: int | None = None,
+    together: Together = BY_ONE,
 ) -> Iterator[tuple[int, TextScore]]:
     """Yield the number of a document and the score of a window of it, window by window, as `score_documents` adds them
-    up. No more than one batch of windows is computed for each."""
+    up. No more than one batch of windows is computed for each, or one in each of several processes that call this
+    `together`."""
     window = model.config.context_length
     stride = min(stride or max(1, window // 2), window)
     first = tokenizer.bos_ids
@@ -112,9 +116,9 @@ def score_windows(
     for index in tokenizer.specials.values():
         lengths[index] = 0
     all_spans = (spans(number, ids, window=window, stride=stride) for number, ids in enumerate(documents))
-    found, again = tee(chain.from_iterable(all_spans))  # they are never more than a batch apart
+    found, again = tee(chain.from_iterable(all_spans))  # they are never more than a batch for each process apart
     sequences = (Sequence(first + span.ids, max(1, len(first) + span.first)) for span in found)
-    for span, part in zip(again, score_sequences(model, sequences, runtime), strict=True):
+    for span, part in zip(again, score_sequences(model, sequences, runtime, together=together), strict=True):
         given = max(span.first, 1 - len(first))
         byte_counts = lengths[torch.tensor(span.ids[given:], dtype=torch.long)]
         ordinary = byte_counts > 0

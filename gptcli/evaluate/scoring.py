@@ -12,10 +12,12 @@ from torch import Tensor
 from gptcli.base.errors import NumericalError
 from gptcli.data.packing import group_by_tokens
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.processes import BY_ONE, Together
 from gptcli.device.runtime import Runtime
 from gptcli.model.attention import PackedSequences
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.train.loss import likeliest, target_nats
+from gptcli.train.micro_batches import grouped
 
 BATCH_TOKENS = 8192  # tokens of a forward pass in evaluation
 CPU_BATCH_TOKENS = 2048  # more needs memory and saves a CPU no time
@@ -57,19 +59,37 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
 
 @torch.inference_mode()
 def score_sequences(
-    model: GPT, sequences: Iterable[Sequence], runtime: Runtime, *, greedy: bool = False
+    model: GPT, sequences: Iterable[Sequence], runtime: Runtime, *, greedy: bool = False, together: Together = BY_ONE
 ) -> Iterator[Scored]:
     """Yield what the model makes of each sequence, in order; NumericalError where its output is not finite.
 
     Sequences that differ in their last id only, as the possible answers of one token do, share a pass of the model.
+    Of several processes, which all call this, each computes every n-th batch, and all get the same.
     """
-    tokens = batch_tokens(on_cpu=runtime.on_cpu)
+    tokens, processes = batch_tokens(on_cpu=runtime.on_cpu), together.processes
     with evaluating(model):
-        for batch in group_by_tokens(sequences, tokens, lambda sequence: len(sequence.ids) - 1):
-            yield from _score_batch(model, batch, runtime, greedy)
+        batches = group_by_tokens(sequences, tokens, lambda sequence: len(sequence.ids) - 1)
+        for group in grouped(batches, processes.count):
+            if processes.alone:
+                nats, hits = _score_batch(model, group[0], runtime, greedy)
+                yield from _cut(group[0], nats, hits if greedy else None)
+                continue
+            together.check()
+            own = torch.zeros(2, max(sum(_targets(sequence) for sequence in batch) for batch in group))
+            if processes.rank < len(group):
+                for row, numbers in zip(own, _score_batch(model, group[processes.rank], runtime, greedy), strict=True):
+                    row[: len(numbers)] = numbers
+            for batch, (nats, hits) in zip(group, processes.gather(own), strict=False):
+                yield from _cut(batch, nats, hits.bool() if greedy else None)
 
 
-def _score_batch(model: GPT, batch: list[Sequence], runtime: Runtime, greedy: bool) -> Iterator[Scored]:
+def _targets(sequence: Sequence) -> int:
+    """Return how many ids of a sequence are scored."""
+    return max(0, len(sequence.ids) - sequence.first)
+
+
+def _score_batch(model: GPT, batch: list[Sequence], runtime: Runtime, greedy: bool) -> tuple[Tensor, Tensor]:
+    """Return of all scored ids of a batch, end to end, the nats, and whether each is the likeliest if `greedy`."""
     starts: dict[tuple[int, ...], int] = {}  # what is fed to the model, once -> where it begins
     total = 0
     places: list[int] = []
@@ -83,21 +103,24 @@ def _score_batch(model: GPT, batch: list[Sequence], runtime: Runtime, greedy: bo
             total += len(fed)
         places += range(starts[fed] + first - 1, starts[fed] + len(fed))
         targets += ids[first:]
-    nats, hits = torch.empty(0), torch.empty(0)
-    if targets:
-        device = runtime.device
-        hidden = hidden_states(model, list(starts), runtime)[torch.tensor(places, device=device)]  # (n, C)
-        wanted, cap = torch.tensor(targets, device=device), model.config.logit_softcap
-        nats = target_nats(hidden, model.head, wanted, cap=cap).cpu()
-        if not math.isfinite(nats.double().sum()):
-            raise NumericalError("the model gives a non-finite loss; the checkpoint is damaged or was trained to NaN")
-        if greedy:
-            hits = (likeliest(hidden, model.head, cap=cap) == wanted).cpu()
+    if not targets:
+        return torch.empty(0), torch.empty(0)
+    device = runtime.device
+    hidden = hidden_states(model, list(starts), runtime)[torch.tensor(places, device=device)]  # (n, C)
+    wanted, cap = torch.tensor(targets, device=device), model.config.logit_softcap
+    nats = target_nats(hidden, model.head, wanted, cap=cap).cpu()
+    if not math.isfinite(nats.double().sum()):
+        raise NumericalError("the model gives a non-finite loss; the checkpoint is damaged or was trained to NaN")
+    return nats, (likeliest(hidden, model.head, cap=cap) == wanted).cpu() if greedy else torch.empty(0)
+
+
+def _cut(batch: list[Sequence], nats: Tensor, hits: Tensor | None) -> Iterator[Scored]:
+    """Yield of each sequence what is its own."""
     done = 0
-    for ids, first in batch:
-        scored = slice(done, done + max(0, len(ids) - first))
+    for sequence in batch:
+        scored = slice(done, done + _targets(sequence))
         done = scored.stop
-        yield Scored(nats[scored], bool(hits[scored].all()) if greedy else None)
+        yield Scored(nats[scored], None if hits is None else bool(hits[scored].all()))
 
 
 def hidden_states(model: GPT, inputs: list[tuple[int, ...]], runtime: Runtime) -> Tensor:

@@ -116,9 +116,12 @@ def finished(peak: Memory, work: Workload) -> Memory:
         return peak
     coming_and_going = sum(size for part, size in peak.parts.items() if part not in STAYING)
     slack = round((HEAP_FACTOR - 1) * coming_and_going)
-    return Memory(
-        peak.moment, peak.parts | {"heap slack": slack, "process": PROCESS_BYTES + work.compiled * COMPILER_BYTES}
-    )
+    return Memory(peak.moment, peak.parts | {"heap slack": slack, "process": process_bytes(work)})
+
+
+def process_bytes(work: Workload) -> int:
+    """Return what a process on a CPU takes without a model."""
+    return PROCESS_BYTES + work.compiled * COMPILER_BYTES
 
 
 def pass_bytes(work: Workload) -> Pass:

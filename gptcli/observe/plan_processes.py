@@ -14,7 +14,7 @@ from typing import Any
 from gptcli.base.units import amount, duration
 from gptcli.config.train import OptimConfig
 from gptcli.model.gpt import GPT
-from gptcli.observe.memory import Memory, Workload, finished, fixed_bytes, pass_bytes, whole_step
+from gptcli.observe.memory import HEAP_FACTOR, Memory, Workload, fixed_bytes, pass_bytes, process_bytes, whole_step
 from gptcli.train.owners import CHUNK_BYTES, Owners, divide, update_costs
 
 
@@ -92,22 +92,33 @@ def shared_memory(work: Workload, processes: int, exchange: str, *, saves: bool)
     sizes = [size for size, _ in tensor_sizes(work.model, work.optim)]
     weights, largest, sums = 4 * sum(sizes), 4 * max(sizes), 4 * max(owners.lengths)
     state, update, validation = fixed_bytes(whole_step(work))
-    held = {"weights": weights, "optimizer state": largest_state(work.model, work.optim, processes)}
+    chunk = min(CHUNK_BYTES, processes * sums)
+    held = {
+        "weights": weights,
+        "optimizer state": largest_state(work.model, work.optim, processes),
+        "buffers": 2 * chunk,
+    }
     found, rounds = pass_bytes(work), -(-work.micro_steps // processes)
-    kept = (sums if exchange == "micro_batch" else weights) if rounds > 1 else 0  # of gradients, between micro-batches
+    stay = exchange == "step" and rounds > 1
+    kept = sums + (weights if stay else 0)  # of gradients, between micro-batches
     moments = [
         Memory("loss", held | {"gradients": kept, "activations": found.activations,
                                "logits and head": found.loss - found.activations}),
         Memory("backward pass", held | {"gradients": kept + largest, "activations": found.activations,
                                         "backward of a block": max(0, found.first_block - found.activations)}),
-        Memory("end of the backward pass", held | {"gradients": weights + kept, "activations": found.last_block}),
-        Memory("exchange", held | {"gradients": weights + sums, "buffers": 2 * min(CHUNK_BYTES, processes * sums)}),
+        Memory("end of the backward pass", held | {"gradients": sums + weights, "activations": found.last_block}),
         Memory("update", held | {"gradients": sums, "optimizer's own work": update}),
     ]  # fmt: skip
+    moments.append(Memory("validation", held | {"gradients": sums, "validation": validation}))
     if saves:
-        moments.append(Memory("validation", held | {"validation": validation}))
-        moments.append(Memory("saving", held | {"optimizer state": state}))
-    return finished(max(moments, key=lambda moment: moment.total_bytes), work)
+        moments.append(Memory("saving", held | {"gradients": sums, "optimizer state": state}))
+    peak = max(moments, key=lambda moment: moment.total_bytes)
+    if not work.on_cpu:
+        return peak
+    # Gradients come and go with each micro-batch as activations do, in holes of one heap; gloo gathers in a copy.
+    staying, coming = sum(held.values()) + kept, found.loss + (largest if stay else weights)
+    slack = max(0, staying + chunk + round(HEAP_FACTOR * coming) - peak.total_bytes)
+    return Memory(peak.moment, peak.parts | {"heap slack": slack, "process": process_bytes(work)})
 
 
 def sent_bytes(work: Workload, processes: int, exchange: str) -> int:

@@ -31,8 +31,7 @@ def step_times(
     assert model_config.vocab_size is not None
     if runtime.on_cpu:
         keep_freed_memory()
-    state = new_state(model_config, config, runtime)
-    state.processes = processes
+    state = new_state(model_config, config, runtime, processes)
     rows = micro_batch_rows(config.train, model_config.context_length, on_cpu=runtime.on_cpu, processes=processes.count)
     shape = (rows, model_config.context_length)
     ids = torch.randint(model_config.vocab_size, shape, generator=torch.Generator().manual_seed(1))

@@ -17,6 +17,7 @@ from gptcli.data.example import Example
 from gptcli.data.packing import ExampleBatches
 from gptcli.data.text import file_sha256, find_sources
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.processes import Together
 from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT
 from gptcli.tasks.chat import chat
@@ -205,7 +206,7 @@ def rows_job(
     rows, held_out = (task.prepare(part, runtime) for part in (examples.train, examples.validation))
     train = train_config(config, len(rows), samples=task.writes)
 
-    def validate(model: GPT) -> Validation | None:
+    def validate(model: GPT, _together: Together) -> Validation | None:
         return task.validate(model, held_out, runtime) if held_out else None
 
     written = task.begin(model, rows, train.batch_size, runtime) if task.begin else None

@@ -14,6 +14,7 @@ from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.train import TrainConfig
 from gptcli.data.batches import Step
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.processes import Together
 from gptcli.model.gpt import GPT
 from gptcli.tasks.task import WrittenBatches
 from gptcli.train.metadata import ModelMetadata
@@ -49,12 +50,13 @@ def tuning_job(
     *,
     batches: Callable[[int], Step],
     objective: Objective,
-    validate: Callable[[GPT], Validation | None],
+    validate: Callable[[GPT, Together], Validation | None],
     data: tuple[str, str],
     content: dict[str, Any],
     metadata: ModelMetadata,
     sample: Callable[[GPT], str],
     written: WrittenBatches | None = None,
+    validates_together: bool = False,
 ) -> Job:
     """Make a job of fine-tuning. `data`: how much there is, and what a batch is made of; `written`: the batches where
     the model itself writes them."""
@@ -72,6 +74,7 @@ def tuning_job(
         batches=batches,
         objective=objective,
         validate=validate,
+        validates_together=validates_together,
         sample=sample,
         description=(
             f"{amount}, {count(train.steps, 'step')} of {count(train.batch_size, unit)} "

@@ -21,6 +21,7 @@ from gptcli.data.batches import TokenBatches
 from gptcli.data.prepared import prepare_data
 from gptcli.data.shards import TokenArray, near, read_index
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.processes import BY_ONE, Together
 from gptcli.device.runtime import Runtime
 from gptcli.evaluate.perplexity import score_documents
 from gptcli.generate.engine import Engine, Request
@@ -76,7 +77,8 @@ def text_job(
         train,
         batches=batches,
         objective=next_token_nats,
-        validate=lambda model: validate_text(model, tokenizer, validation, runtime),
+        validate=lambda model, together: validate_text(model, tokenizer, validation, runtime, together),
+        validates_together=True,
         data=(count(len(tokens), "token"), "window"),
         content={"base": identity, "inputs": [fact["sha256"] for fact in read_index(prepared)["inputs"]]},
         metadata=metadata,
@@ -90,10 +92,10 @@ def _divisor(number: int, most: int) -> int:
 
 
 def validate_texts(
-    model: GPT, tokenizer: Tokenizer, texts: Mapping[str, list[int]], runtime: Runtime
+    model: GPT, tokenizer: Tokenizer, texts: Mapping[str, list[int]], runtime: Runtime, together: Together = BY_ONE
 ) -> Validation | None:
     """Validate several texts by name as validate_text does one; each counts alike, and the record has each of them."""
-    found = {name: validate_text(model, tokenizer, ids, runtime) for name, ids in texts.items()}
+    found = {name: validate_text(model, tokenizer, ids, runtime, together) for name, ids in texts.items()}
     measured = {name: validation for name, validation in found.items() if validation is not None}
     if len(measured) < 2:
         return next(iter(measured.values()), None)
@@ -107,14 +109,17 @@ def validate_texts(
     return Validation(bits, record, text, f"validation {bits:.3f} bits/byte")
 
 
-def validate_text(model: GPT, tokenizer: Tokenizer, ids: list[int], runtime: Runtime) -> Validation | None:
+def validate_text(
+    model: GPT, tokenizer: Tokenizer, ids: list[int], runtime: Runtime, together: Together = BY_ONE
+) -> Validation | None:
     """Measure the loss on held-out text, None where there is none.
 
     Without overlap: as many forward passes as tokens need, the same measure at every step of every run.
     """
     if not ids:
         return None
-    (score,) = score_documents(model, tokenizer, [ids], runtime, stride=model.config.context_length)
+    stride = model.config.context_length
+    (score,) = score_documents(model, tokenizer, [ids], runtime, stride=stride, together=together)
     if not score.tokens:
         return None
     record = {"loss_nats": score.loss_nats, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}

@@ -9,6 +9,7 @@ from gptcli.config.train import PretrainConfig
 from gptcli.data.batches import derived_seed
 from gptcli.device.attention_kernels import use_fastest
 from gptcli.device.process import is_own_process
+from gptcli.device.processes import ALONE, Processes
 from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT
 from gptcli.train.compile import compile_blocks
@@ -17,7 +18,9 @@ from gptcli.train.optimizers import make_optimizers
 from gptcli.train.state import TrainState
 
 
-def new_state(model_config: ModelConfig, config: PretrainConfig, runtime: Runtime) -> TrainState:
+def new_state(
+    model_config: ModelConfig, config: PretrainConfig, runtime: Runtime, processes: Processes = ALONE
+) -> TrainState:
     """Make the model and its optimizers at step 0. Weights are drawn on the CPU, so that every device begins alike."""
     model = GPT(model_config)
     model.initialize(torch.Generator().manual_seed(derived_seed(config.runtime.seed, "weights")))
@@ -31,5 +34,6 @@ def new_state(model_config: ModelConfig, config: PretrainConfig, runtime: Runtim
         compile_blocks(model)
     step_tokens = config.train.batch_size * model_config.context_length
     optimizers = make_optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
-    optimizers.tensors(create=True)  # now: made in the first step it would lie between what that step frees
-    return TrainState(model, optimizers)
+    if processes.alone:  # else each makes the state of what it owns
+        optimizers.tensors(create=True)  # now: made in the first step it would lie between what that step frees
+    return TrainState(model, optimizers, processes=processes)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from gptcli.config.train import TrainConfig
-from gptcli.data.batches import Batch
 
+T = TypeVar("T")
 CPU_MICRO_TOKENS = 1024  # matrix products of so many rows are as fast as longer ones, and what they keep fits a cache
 
 
@@ -22,8 +23,8 @@ def micro_batch_rows(config: TrainConfig, context_length: int, *, on_cpu: bool, 
     return next(enough, divisors[-1]) if on_cpu else divisors[-1]
 
 
-def grouped(micro_batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """Yield the micro-batches in order, `size` at a time and fewer at the end."""
-    waiting = iter(micro_batches)
+def grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield items in order, `size` at a time and fewer at the end."""
+    waiting = iter(items)
     while group := list(itertools.islice(waiting, size)):
         yield group

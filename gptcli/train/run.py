@@ -26,13 +26,13 @@ from gptcli.base import fsio
 from gptcli.base.errors import GptcliError, NumericalError, is_out_of_memory
 from gptcli.base.escape import escape
 from gptcli.base.report import Report
-from gptcli.base.signals import Stop, stop_on_signals
+from gptcli.base.signals import Stop, Stopped, stop_on_signals
 from gptcli.base.units import count
 from gptcli.config.schema import Section
 from gptcli.config.train import OptimConfig, TrainConfig
 from gptcli.data.batches import Step
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.device.processes import ALONE, Processes
+from gptcli.device.processes import ALONE, BY_ONE, Processes, Together
 from gptcli.device.runtime import Runtime, matmul_flops_per_second
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.train import checkpoint
@@ -76,10 +76,11 @@ class Job:
     tokenizer: Tokenizer
     batches: Callable[[int], Step]
     objective: Objective
-    validate: Callable[[GPT], Validation | None]
+    validate: Callable[[GPT, Together], Validation | None]
     sample: Callable[[GPT], str]
     description: str  # of the data and the steps, for the first message
     metadata: ModelMetadata = field(default_factory=ModelMetadata)
+    validates_together: bool = False  # in all processes, else in the first
     patience: int | None = None  # stop after so many validations without a better one
     sources: Sequence[Mapping[str, Any]] = ()  # the inputs, with name and sha256, for the lineage
     facts: Callable[[int], Record] | None = None  # of a step, for its line in metrics.jsonl
@@ -193,8 +194,12 @@ class Training:
         def by_first(hook: Callable[[TrainState], None]) -> Callable[[TrainState], None]:
             return lambda state: self.processes.by_first(lambda: hook(state))
 
+        def evaluate(state: TrainState) -> None:
+            self._evaluate(state, stop, write)
+
+        together = job.validates_together and not self.processes.alone
         hooks = Hooks(
-            evaluate=timed("evaluate", by_first(lambda state: self._evaluate(state, stop, write))),
+            evaluate=timed("evaluate", evaluate if together else by_first(evaluate)),
             save=timed("save", self._save),
             sample=timed("sample", by_first(lambda state: self._sample(state, stop, write))),
             report=write,
@@ -284,8 +289,15 @@ class Training:
         return write
 
     def _evaluate(self, state: TrainState, stop: Stop, write: Callable[[Record], None]) -> None:
-        with stop.at_once():
-            found = self.job.validate(state.model)
+        def check() -> None:
+            if self._stops(stop):
+                raise Stopped
+
+        if self.job.validates_together and not self.processes.alone:
+            found = self.job.validate(state.model, Together(self.processes, check))
+        else:
+            with stop.at_once():
+                found = self.job.validate(state.model, BY_ONE)
         if found is None:
             return
         self.validation, self.validated_step = found, state.step

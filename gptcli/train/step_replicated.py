@@ -19,7 +19,7 @@ from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT
 from gptcli.train.muon import Muon
 from gptcli.train.optimizers import Optimizers
-from gptcli.train.owners import cut, divide, empty, fill, update_costs
+from gptcli.train.owners import Chunk, cut, divide, empty, fill, update_costs
 from gptcli.train.step import GradientStep, Objective
 
 
@@ -36,7 +36,13 @@ class ReplicatedStep(GradientStep):
         self.chunks = cut(self.owners, sizes, itemsize=self.weights[0].itemsize)
         self.owned = self.owners.owned(processes.rank)
         optimizers.keep_state([self.weights[number] for number in self.owned])
-        self.sum: Tensor | None = None  # of the gradients of the weights that are owned, flat; None before the first
+        # Made once, before what comes and goes in a step: between that they would leave holes that nothing fits.
+        for number in self.owned:
+            optimizers.state_of(self.weights[number])
+        self.sum = self.weights[0].new_empty(self.owners.lengths[processes.rank])  # of gradients that are owned, flat
+        widest = max((chunk.width for chunk in self.chunks), default=0)
+        self.buffers = self.weights[0].new_empty(2, processes.count * widest)
+        self.fresh = True  # nothing is in the sum yet
         self.present = torch.zeros(len(self.weights), dtype=torch.int64)  # which weights have a gradient, anywhere
 
     def concurrency(self, runtime: Runtime) -> int:  # noqa: ARG002
@@ -60,22 +66,24 @@ class ReplicatedStep(GradientStep):
         gradients = [weight.grad for weight in self.weights]
         self.present |= self.processes.largest_of_each(torch.tensor([int(g is not None) for g in gradients]))
         flat = [None if gradient is None else gradient.reshape(-1) for gradient in gradients]
-        fresh = self.sum is None
-        if self.sum is None:
-            self.sum = self.weights[0].new_empty(self.owners.lengths[self.processes.rank])
         for chunk in self.chunks:
-            parts = self.weights[0].new_empty(self.processes.count, chunk.width)
-            found = torch.empty_like(parts)
+            parts, found = self._buffers(chunk)
             for row, pieces in zip(parts, chunk.rows, strict=True):
                 fill(row, pieces, flat)
             exchange_parts(parts, found)
             own = self.sum[chunk.start : chunk.start + chunk.width]
             for sender, received in enumerate(found[:count, : len(own)]):
-                if sender == 0 and fresh:
+                if sender == 0 and self.fresh:
                     own.copy_(received)
                 else:
                     own.add_(received)
+        self.fresh = False
         super().zero_grad()
+
+    def _buffers(self, chunk: Chunk) -> Tensor:
+        """Return room for a chunk of every process, twice, (2, count, width)."""
+        count = self.processes.count
+        return self.buffers[:, : count * chunk.width].view(2, count, chunk.width)
 
     def grad_norm(self) -> Tensor:
         if self.processes.config.exchange == "step":
@@ -93,7 +101,6 @@ class ReplicatedStep(GradientStep):
 
     def _sum_of(self, number: int) -> Tensor:
         """Return the summed gradient of an owned weight, in its shape."""
-        assert self.sum is not None
         weight, place = self.weights[number], self.owners.places[number]
         return self.sum[place : place + weight.numel()].view(weight.shape)
 
@@ -104,8 +111,7 @@ class ReplicatedStep(GradientStep):
         self.zero_grad()
         flat = [weight.detach().view(-1) for weight in self.weights]
         for chunk in self.chunks:
-            own = self.weights[0].new_empty(chunk.width)
-            found = own.new_empty(self.processes.count, chunk.width)
+            (own, *_), found = self._buffers(chunk)
             fill(own, chunk.rows[self.processes.rank], flat)
             spread_parts(own, found)
             for owner, pieces in enumerate(chunk.rows):
@@ -114,7 +120,7 @@ class ReplicatedStep(GradientStep):
 
     def zero_grad(self) -> None:
         super().zero_grad()
-        self.sum = None
+        self.fresh = True
         self.present.zero_()
 
     def collect_state(self) -> None:
