@@ -2,9 +2,9 @@
 
     loss = (1 - alpha) CE + alpha T^2 KL(p || q),   p = softmax(teacher / T),   q = softmax(student / T)
 
-The teacher's k likeliest tokens are outcomes of their own, all other tokens together are one more ("ghost token",
-Anshumann et al. 2025): so the mass that the teacher gives to the rest is learnt as mass, where renormalising the k
-would teach the student that nothing else ever comes. With k = V it is the KL of the whole vocabulary.
+The teacher's k likeliest tokens are outcomes of their own, all other tokens together are one more: so the mass that the
+teacher gives to the rest is learnt as mass, where renormalising the k would teach the student that nothing else ever
+comes (that bias: Anshumann et al. 2025). With k = V it is the KL of the whole vocabulary.
 
 What the teacher says of a token depends on what it reads before it. Kept in a cache, that is at least half of its own
 context (but at the beginning of the text), wherever the student's rows cut; without one, it is the student's row.
