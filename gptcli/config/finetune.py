@@ -10,7 +10,7 @@ from typing import Literal
 from gptcli.config.distill import DistillConfig
 from gptcli.config.loss import LossConfig
 from gptcli.config.parallel import ParallelConfig
-from gptcli.config.schema import Section, is_name, number, value
+from gptcli.config.schema import Section, is_default, is_name, keys_with, number, value
 from gptcli.config.train import OptimConfig, RuntimeConfig
 
 
@@ -23,21 +23,29 @@ class RowsConfig(Section):
     )
     validation: tuple[str, ...] = value((), "inputs to validate on; empty: hold out a part of `train`", path=True)
     validation_fraction: float = number(0.1, "share of the rows to hold out where `validation` is empty", ge=0, lt=1)
-    text_field: str = value("text", "field of the text (tasks classify and text)")
-    label_field: str = value("label", "field of the label (task classify)")
-    prompt_field: str = value("prompt", "field of the prompt (tasks instruct, prefer and reward)")
-    prompt_template: str = value(
-        "", "prompt of several fields (instruct, prefer): {instruction}\\n\\n{input}; empty paragraphs are left out"
+    text_field: str = value("text", "field of the text (tasks classify and text)", tasks="classify text")
+    label_field: str = value("label", "field of the label (task classify)", tasks="classify")
+    prompt_field: str = value(
+        "prompt", "field of the prompt (tasks instruct, chat, prefer and reward)", tasks="instruct chat prefer reward"
     )
-    answer_field: str = value("answer", "field of the right answer (task reward)")
-    completion_field: str = value("completion", "field of the completion (task instruct)")
-    chosen_field: str = value("chosen", "field of the answer that is liked better (task prefer)")
-    rejected_field: str = value("rejected", "field of the answer that is liked less (task prefer)")
+    prompt_template: str = value(
+        "",
+        "prompt of several fields (instruct, prefer, reward): {instruction}\\n\\n{input}; empty paragraphs drop out",
+        tasks="instruct prefer reward",
+    )
+    answer_field: str = value("answer", "field of the right answer (task reward)", tasks="reward")
+    completion_field: str = value(
+        "completion", "field of the completion (tasks instruct and chat)", tasks="instruct chat"
+    )
+    chosen_field: str = value("chosen", "field of the answer that is liked better (task prefer)", tasks="prefer")
+    rejected_field: str = value("rejected", "field of the answer that is liked less (task prefer)", tasks="prefer")
     messages_field: str = value(
-        "messages", "field of the conversation, a list of {role, content} or {from, value} (task chat)"
+        "messages", "field of the conversation, a list of {role, content} or {from, value} (task chat)", tasks="chat"
     )
     turns: Literal["strict", "mend"] = value(
-        "strict", "turns out of order (task chat): stop, or join neighbours, drop what does not fit, and count"
+        "strict",
+        "turns out of order (task chat): stop, or join neighbours, drop what does not fit, and count",
+        tasks="chat",
     )
     encoding: str = value("utf-8", "encoding of the input files")
     errors: Literal["strict", "replace", "ignore"] = value("strict", "what to do with bytes that cannot be decoded")
@@ -100,6 +108,8 @@ class PreferConfig(Section):
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.label_smoothing and self.loss != "dpo":
             yield "label_smoothing", f"is for dpo; loss is {self.loss}; remove it"
+        if self.loss != "simpo" and not is_default(self, "simpo_margin"):
+            yield "simpo_margin", f"is for simpo; loss is {self.loss}; remove it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,7 +180,10 @@ class TuneConfig(Section):
     patience: int | None = number(None, "stop after this many validations without a better one; null: never", ge=1)
     keep_checkpoints: int = number(2, "newest checkpoints to keep, besides the best", ge=2, may_change=True)
     sample_prompt: str = value(
-        "", "prompt of a sample after each validation (not of classify); empty: none", may_change=True
+        "",
+        "prompt of a sample after each validation (not of classify); empty: none",
+        may_change=True,
+        tasks="instruct chat text prefer reward",
     )
     sample_tokens: int = number(64, "length of a sample in tokens", ge=1, may_change=True)
     tensorboard: bool = value(False, "also write TensorBoard scalars, to run_dir/tensorboard", may_change=True)
@@ -186,9 +199,9 @@ class FinetuneConfig(Section):
         doc="classify, instruct, chat, text, prefer (pairs of answers) or reward (of the model's own answers)"
     )
     data: RowsConfig
-    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
-    prefer: PreferConfig = field(default_factory=PreferConfig)
-    reward: RewardConfig = field(default_factory=RewardConfig)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig, metadata={"tasks": "classify"})
+    prefer: PreferConfig = field(default_factory=PreferConfig, metadata={"tasks": "prefer"})
+    reward: RewardConfig = field(default_factory=RewardConfig, metadata={"tasks": "reward"})
     lora: LoraConfig | None = None  # null: all weights are trained
     optim: OptimConfig = field(default_factory=lambda: OptimConfig.from_preset("finetune"))
     loss: LossConfig = field(default_factory=LossConfig)
@@ -199,6 +212,9 @@ class FinetuneConfig(Section):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from ((name, "must name a directory") for name in ("run_dir", "base") if not is_name(getattr(self, name)))
+        for dotted, tasks in keys_with(FinetuneConfig, "tasks").items():
+            if self.task not in tasks.split() and not is_default(self, dotted):
+                yield dotted, f"is for task {' or '.join(tasks.split())}, not for task {self.task}; leave it out"
         if self.task in ("classify", "prefer", "reward") and self.loss.goldfish is not None:
             yield "loss", f"goldfish is for text that is learnt by heart, not for task {self.task}; leave it out"
         if self.task in ("classify", "prefer", "reward") and self.distill is not None:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from gptcli.base.errors import ConfigError
 
-FACTS = frozenset(("may_change", "before", "auto", "repeated", "path", "sampling"))
+FACTS = frozenset(("may_change", "before", "auto", "repeated", "path", "sampling", "tasks"))
 
 
 def number(
@@ -44,6 +44,7 @@ def value(default: Any = MISSING, doc: str = "", **facts: Any) -> Any:
     auto        pretrain chooses the value where it is left open; "size" for the fields that make the model's size
     repeated    the value that pretrain gives an open field where the text is seen many times
     path        names files or a directory: `~` is the home directory
+    tasks       of fine-tuning that read it, separated by spaces; in a run of another one it must be left out
     sampling    an option of how the next token is drawn: a flag of every command that writes text
     """
     assert facts.keys() <= FACTS | {"gt", "ge", "lt", "le"}, f"unknown facts of a field: {facts}"
@@ -112,6 +113,15 @@ def all_keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Ke
 def keys_with(section: type[Section], fact: str) -> dict[str, Any]:
     """Return the dotted keys below a section whose field states a fact, each with what it states."""
     return {dotted: key.fact(fact) for dotted, key in all_keys(section) if key.fact(fact) is not None}
+
+
+def is_default(section: Section, dotted: str) -> bool:
+    """Return whether a field below a section has its default value."""
+    *path, name = dotted.split(".")
+    owner: Section = functools.reduce(getattr, path, section)
+    key = keys_of(type(owner))[name]
+    default = key.default(None)
+    return bool(getattr(owner, name) == (key.section() if default is MISSING and key.section else default))
 
 
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}

@@ -598,3 +598,25 @@ def test_every_key_has_a_meaning_and_a_default_that_may_be_written_out(section: 
     bare = parse(section, "{run_dir: r, base: b, task: text, data: {train: [t]}}" if "base" in document else
                  "{run_dir: r, data: {train: [t]}}", name=NAME).value  # fmt: skip
     assert parse(section, yaml.safe_dump(document), name=NAME).value == bare
+
+
+@pytest.mark.parametrize(
+    ("setting", "task", "reads"),
+    [
+        ("prefer.beta=0.3", "classify", "prefer"),
+        ("classify.pooling=last", "chat", "classify"),
+        ("data.label_field=stars", "instruct", "classify"),
+        ("data.turns=mend", "prefer", "chat"),
+        ("data.completion_field=reply", "prefer", "chat"),
+        ("reward.group_size=3", "instruct", "reward"),
+        ("train.sample_prompt=Once", "classify", "text"),
+    ],
+)
+def test_a_setting_of_another_task_is_refused(setting: str, task: str, reads: str) -> None:
+    text = "run_dir: run\nbase: base\ndata: {train: [rows.jsonl]}\n"
+    (problem,) = problems(text, f"task={task}", setting, cls=FinetuneConfig)
+    assert f"not for task {task}; leave it out" in problem
+    complete = dump(parse(FinetuneConfig, text, name="run.yaml", overrides=[f"task={reads}", setting]).value)
+    parse(FinetuneConfig, complete, name="run.yaml")
+    (problem,) = problems(text, "task=prefer", "prefer.simpo_margin=0.5", cls=FinetuneConfig)
+    assert problem.endswith("is for simpo; loss is dpo; remove it")
