@@ -4,8 +4,8 @@ A run of a few steps, with a validation and a checkpoint, in each number of proc
 process, read until it ends. From both figures the same base is taken, the peak of a process that has imported what a
 run imports and met the others (for the plan its own constant), so that what remains is the run's.
 
-    small    6 layers, 384 wide, 256 tokens of context, 8 sequences a step
-    medium   8 layers, 640 wide, 256 tokens of context, 8 sequences a step
+    small    6 layers, 384 wide, 14 M parameters
+    medium   8 layers, 640 wide, 44 M parameters
 
 Run:
     python tests/bench/plan_memory.py [--shape medium] [--processes 1 2 4] [--optim modern] [--json]
