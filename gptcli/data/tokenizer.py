@@ -14,7 +14,6 @@ import functools
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +27,11 @@ from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import escape
 from gptcli.base.signals import interruptible
 from gptcli.data import tokenizer_file
-from gptcli.data.split import split_text
+from gptcli.data.split import cut_runs, split_text
 from gptcli.data.tokenizer_file import Unfit
 
 LONGEST_RUN = 25_000
 PIECE_LENGTH = 1 << 14  # characters; what the encoder keeps of a megabyte leaves the cache, and it takes twice the time
-SPACE, REST = re.compile(r"\s+"), re.compile(r"\S+")
 MAX_BYTES = 1 << 27  # of a tokenizer.json; those of a million tokens have some 50 MB
 END_OF_TEXT = "<|endoftext|>"
 DOCUMENT_MARKS = (END_OF_TEXT, "<|bos|>")  # ours and GPT-2's name of the token between documents, and nanochat's
@@ -185,7 +183,7 @@ class Tokenizer:
         """Return ids of `text`, none of them special. Lone surrogates raise UnicodeEncodeError: they are not text.
         DataError for a byte that has no token.
 
-        A word of more than 25,000 characters is encoded in pieces (see `_cut_runs`) where the tokens are bytes.
+        A word of more than 25,000 characters is encoded in pieces (see `split.cut_runs`) where the tokens are bytes.
         """
         ids = [self._encoder.encode(piece, add_special_tokens=False).ids for piece in self._pieces(text)]
         return ids[0] if len(ids) == 1 else list(itertools.chain.from_iterable(ids))
@@ -385,21 +383,4 @@ def _pre_tokenizer(pattern: str) -> Any:
 
 def _pieces(text: str) -> list[str]:
     """Return the text in pieces that are encoded apart: of PIECE_LENGTH, no word longer than LONGEST_RUN."""
-    return [piece for part in split_text(text, PIECE_LENGTH, anywhere=False) for piece in _cut_runs(part)]
-
-
-def _cut_runs(text: str) -> list[str]:
-    """Return the text, cut within runs of more than LONGEST_RUN characters that are all white space, or all not.
-
-    Merging takes more than linear time in the length of a word. Llama 3's own tokenizer cuts there, too.
-    """
-    cuts, end = [0], 0
-    for place in range(LONGEST_RUN, len(text), LONGEST_RUN):  # a longer run holds one of these places
-        if place < end:
-            continue
-        kind = SPACE if text[place].isspace() else REST
-        after, before = kind.match(text, place), kind.match(text[place - LONGEST_RUN : place][::-1])
-        end = after.end() if after else place
-        start = place - (before.end() if before else 0)
-        cuts += range(start + LONGEST_RUN, end, LONGEST_RUN)
-    return [text[start:end] for start, end in itertools.pairwise([*cuts, len(text)])]
+    return [piece for part in split_text(text, PIECE_LENGTH, anywhere=False) for piece in cut_runs(part, LONGEST_RUN)]

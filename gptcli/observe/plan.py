@@ -50,26 +50,11 @@ def make_plan(
     divisors = (size for size in range(1, train.batch_size + 1) if train.batch_size % size == 0)
     sizes = [size for size in divisors if train.batch_size // size >= processes] or [1]
 
-    def workload(micro_batch: int) -> Workload:
-        steps = train.batch_size // micro_batch
-        at_once = 2 if steps > 1 and processes == 1 and target.on_cpu and can_pair(model, target.threads) else 1
-        return Workload(
-            model,
-            config.optim,
-            micro_batch,
-            steps,
-            target.activation_size,
-            target.on_cpu,
-            at_once,
-            compiled=bool(config.runtime.compile),
-            activation_checkpointing=config.runtime.activation_checkpointing,
-        )
-
     data = training_tokens(config.data, tokenizer, vocab_size)
     teacher = plan_teacher(config, data, tokens)
 
     def memory(micro_batch: int) -> Memory:
-        work = workload(micro_batch)
+        work = _workload(config, model, target, micro_batch, processes)
         found = training_memory(work) if processes == 1 else shared_memory(work, processes, exchange, saves=True)
         if teacher is None or teacher.kept_bytes is not None:
             return found
@@ -77,7 +62,7 @@ def make_plan(
 
     rows, exchange = micro_batch_rows(train, T, on_cpu=target.on_cpu, processes=processes), config.parallel.exchange
     room = USABLE_MEMORY * target.memory_bytes if target.memory_bytes else math.inf
-    split = (workload(rows), processes, exchange, bytes_per_second, room)
+    split = (_workload(config, model, target, rows, processes), processes, exchange, bytes_per_second, room)
     shared = plan_processes(*split)[1] if processes > 1 else None
     return Plan(
         shared=shared,
@@ -95,6 +80,22 @@ def make_plan(
         cache_bytes=cache_bytes(model_config, 1, T, activation_size=target.activation_size),
         micro_batches={size: memory(size).total_bytes for size in sizes},
         measured_step_seconds=measured_step_seconds,
+    )
+
+
+def _workload(config: PretrainConfig, model: GPT, target: Target, micro_batch: int, processes: int) -> Workload:
+    steps = config.train.batch_size // micro_batch
+    at_once = 2 if steps > 1 and processes == 1 and target.on_cpu and can_pair(model, target.threads) else 1
+    return Workload(
+        model,
+        config.optim,
+        micro_batch,
+        steps,
+        target.activation_size,
+        target.on_cpu,
+        at_once,
+        compiled=bool(config.runtime.compile),
+        activation_checkpointing=config.runtime.activation_checkpointing,
     )
 
 

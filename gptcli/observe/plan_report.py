@@ -60,7 +60,7 @@ class TeacherPlan:
     kept_bytes: int | None  # on disk, of what it says of the text, which it then reads once; None: it reads along
 
     def line(self) -> str:
-        """For a person."""
+        """Format it for a person."""
         reads = (
             "reads along" if self.kept_bytes is None else f"reads the text once, keeps {amount(self.kept_bytes, 'B')}"
         )

@@ -89,7 +89,7 @@ def test_help_lists_the_commands_in_the_order_of_the_work(run_cli: RunCli) -> No
     result = run_cli("--help")
     assert (result.code, result.err) == (0, "")
     listed = result.text.split("Commands:\n")[1].splitlines()
-    assert [line.split()[0] for line in listed] == COMMANDS
+    assert [line.split()[0] for line in listed if not line.startswith("   ")] == COMMANDS  # a long one is wrapped
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *SUBCOMMANDS])

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.data.learn_tokenizer import learning_bytes, sample_evenly
-from gptcli.data.tokenizer import END_OF_TEXT, PATTERNS, Tokenizer, _cut_runs, learn_merges
+from gptcli.data.split import cut_runs
+from gptcli.data.tokenizer import END_OF_TEXT, PATTERNS, Tokenizer, learn_merges
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. It's 12345 o'clock, isn't it?\n\n  Indented  text\t\twith tabs\r\n",
@@ -273,6 +274,6 @@ def test_a_sample_is_spread_evenly_and_fills_at_least_half(count: int, max_bytes
 def test_only_within_a_run_that_is_too_long_is_text_cut(parts: list[tuple[str, int]]) -> None:
     text = "".join(unit * (count // len(unit)) for unit, count in parts)
     wanted = [cut for run in re.finditer(r"\s+|\S+", text) for cut in range(run.start() + 25_000, run.end(), 25_000)]
-    pieces = _cut_runs(text)
+    pieces = cut_runs(text, 25_000)
     assert "".join(pieces) == text
     assert list(itertools.accumulate(map(len, pieces)))[:-1] == wanted
