@@ -492,10 +492,10 @@ def test_a_run_that_exists_is_gone_on_with_only_when_told(tiny: Tiny, run_cli: R
     assert {path: path.stat().st_mtime_ns for path in tiny.checkpoint.iterdir()} == before
 
 
-def test_held_out_text_of_no_tokens_gives_no_validation(tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
+def test_a_validation_on_one_token_reads_the_two_that_it_takes(tiny: Tiny, tmp_path: Path, run_cli: RunCli) -> None:
     how = ("-q", "-s", f"run_dir={tmp_path}/run", "-s", "train.steps=1", "-s", "train.eval_tokens=1")
     assert run_cli("pretrain", tiny.run_file, *how).code == 0
-    assert '"kind": "validation"' not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert '"kind": "validation"' in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
 def test_a_record_with_a_word_that_is_none_of_its_option_is_refused(tiny: Tiny, run_cli: RunCli) -> None:
