@@ -10,6 +10,7 @@ The base is the reference of dpo and ipo: what it makes of every answer is compu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ from gptcli.generate.engine import Engine, Request
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.tasks.chat import conversation_example
 from gptcli.tasks.instruct import completion_example, row_prompt
-from gptcli.tasks.task import Task
+from gptcli.tasks.task import Task, load_reference
 from gptcli.train.loss import divergence_nats, target_hidden, target_log_probabilities
 from gptcli.train.metadata import ModelMetadata
 from gptcli.train.run import Validation
@@ -58,11 +59,7 @@ def prefer(
     tokenizer = tokenizer.with_end() if form is None else tokenizer.with_specials(form.specials)
     objective = PreferenceObjective(options)
 
-    def reference() -> GPT:
-        assert load_base is not None
-        model = load_base()
-        model.grow(tokenizer.vocab_size)
-        return model.eval()
+    reference = functools.partial(load_reference, load_base, tokenizer)
 
     def prepare(rows: Sequence[Example], runtime: Runtime) -> list[Example]:
         return with_reference(rows, reference(), runtime) if options.loss in ("dpo", "ipo") else list(rows)

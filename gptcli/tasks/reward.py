@@ -11,6 +11,7 @@ drawn from the model's own probabilities, at temperature 1, by (seed, step), so 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
@@ -40,7 +41,7 @@ from gptcli.device.runtime import Runtime
 from gptcli.generate.engine import Completion, Engine, Request
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.tasks.instruct import row_prompt
-from gptcli.tasks.task import Task
+from gptcli.tasks.task import Task, load_reference
 from gptcli.train.loss import divergence_nats, target_hidden, target_log_probabilities
 from gptcli.train.metadata import ModelMetadata
 from gptcli.train.metrics import Record
@@ -64,11 +65,7 @@ def reward(
     form, options = base.conversation, config.reward
     tokenizer = tokenizer.with_end() if form is None else tokenizer.with_specials(form.specials)
 
-    def reference() -> GPT:
-        assert load_base is not None
-        model = load_base()
-        model.grow(tokenizer.vocab_size)
-        return model.eval()
+    reference = functools.partial(load_reference, load_base, tokenizer)
 
     def begin(model: GPT, rows: Sequence[Example], batch_size: int, runtime: Runtime) -> Answers:
         writer = Writer(model, tokenizer, form, options, runtime)

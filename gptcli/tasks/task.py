@@ -57,6 +57,14 @@ class Task:
     token_dropout: float = 0.0  # share of an example's tokens replaced by <|endoftext|>, drawn anew each time
 
 
+def load_reference(load_base: Callable[[], GPT] | None, tokenizer: Tokenizer) -> GPT:
+    """Load the base that the tuned model is compared with, grown to the same tokens."""
+    assert load_base is not None
+    model = load_base()
+    model.grow(tokenizer.vocab_size)
+    return model.eval()
+
+
 def reading(data: RowsConfig) -> TextOptions:
     """Return how the files of a run file are read."""
     return TextOptions(encoding=data.encoding, errors=data.errors, flags=False)
