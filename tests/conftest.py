@@ -15,6 +15,11 @@ from pathlib import Path
 import pytest
 from faults import Trial
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", help="cuda, mps or cpu: what tests/device/test_on_device.py runs on")
+
+
 GPTCLI = [sys.executable, "-m", "gptcli"]
 SECONDS = 120  # no command of a test takes so long; one that waits for a person would
 
