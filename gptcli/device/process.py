@@ -12,9 +12,9 @@ from collections.abc import MutableMapping
 # Turns of a waiting thread before it sleeps. GNU's OpenMP (PyTorch's on Linux) makes 300,000, some milliseconds, which
 # on a busy machine are taken from the thread that is waited for, at each of a step's thousands of operations.
 # So few bridge most gaps between two operations; fewer make one stream of a small model sleep in them, more cost a
-# busy machine more. tests/bench/busy.py measures both sides. Intel's and LLVM's OpenMP
-# (PyTorch's on macOS) count milliseconds, 200 where none are given.
-WAITING = {"GOMP_SPINCOUNT": "5000", "KMP_BLOCKTIME": "1"}
+# busy machine more. tests/bench/busy.py measures both sides. Intel's and LLVM's OpenMP (PyTorch's on macOS) count
+# milliseconds, 200 where none are given.
+WAITING = {"GOMP_SPINCOUNT": "2500", "KMP_BLOCKTIME": "1"}
 
 _own = False
 
