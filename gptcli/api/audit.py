@@ -1,4 +1,4 @@
-"""What a trained model gives away: passages, canaries, membership, copies in samples, personal data, its vocabulary.
+"""The audit of a model: passages, canaries, membership, copies in samples, personal data, its vocabulary.
 
 An audit finds what it looks for; a low figure is no proof that nothing was learnt.
 """
@@ -52,7 +52,7 @@ LINEAGE_TOLD = {
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """How much is looked at."""
+    """The limits of an audit: how much is looked at."""
 
     prefixes: int = 200
     samples: int = 100

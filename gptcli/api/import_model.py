@@ -30,7 +30,7 @@ from gptcli.train.metadata import ModelMetadata, read_metadata
 
 @dataclass(frozen=True)
 class Imported:
-    """What was imported, and how large it is."""
+    """The model that was imported, and how large it is."""
 
     output: Path
     architecture: str

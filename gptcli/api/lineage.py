@@ -1,4 +1,4 @@
-"""What a checkpoint comes from, and what an audit found in it."""
+"""The lineage of a checkpoint, and what an audit found in it."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from gptcli.train.weights import MODEL_FILE, stored_weights, weights_sha256
 
 
 class DeviceOptions(TypedDict, total=False):
-    """Where a model computes and in what precision; the machine chooses what is left out."""
+    """The device on which a model computes, and the precision; the machine chooses what is left out."""
 
     device: str
     dtype: Literal["auto", "float32", "bfloat16"]

@@ -87,7 +87,7 @@ def pretrain(
 
 @dataclass(frozen=True)
 class _Begun:
-    """What one process finds and chooses before the steps, for all."""
+    """The findings and choices of one process before the steps, for all."""
 
     config: PretrainConfig
     tokenizer: Tokenizer
@@ -98,7 +98,7 @@ class _Begun:
 
 @dataclass(frozen=True)
 class _FromTeacher:
-    """What a run has of its teacher, if there is one."""
+    """The part that a teacher has in a run, if there is one."""
 
     objective: DistillObjective | None = None
     kept: Sequence[TaughtTokens] = ()  # for each prepared directory; none: the teacher reads along

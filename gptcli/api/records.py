@@ -63,7 +63,7 @@ class Item(Generic[Prompt]):
 
 
 class Warnings:
-    """Reports each problem with the fields of records once, at the first place where it occurs."""
+    """A report of each problem with the fields of records, told once, at the first place where it occurs."""
 
     def __init__(self, report: Report) -> None:
         self.report, self.told = report, set[str]()

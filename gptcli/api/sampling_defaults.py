@@ -1,4 +1,4 @@
-"""How the makers of an imported model draw from it: generation_config.json, for what a person leaves open."""
+"""The defaults of an imported model for drawing from it: generation_config.json, for what a person leaves open."""
 
 from __future__ import annotations
 

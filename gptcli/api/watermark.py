@@ -32,7 +32,7 @@ RATES = (0.05, 0.01, 0.001)  # at which a calibration looks
 
 @dataclass(frozen=True)
 class Detection:
-    """What the keys say of one text."""
+    """The verdict of the keys on one text."""
 
     key: str  # that fits best
     tokens: int  # scored, each context once
@@ -88,7 +88,7 @@ class Detector:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How often windows of text that nobody marked look marked to the keys."""
+    """The share of windows of text that nobody marked which look marked to the keys."""
 
     windows: int
     window_tokens: int

@@ -1,4 +1,4 @@
-"""Where gptcli keeps what outlives a command and belongs to no output. Standard library only."""
+"""The places of what outlives a command and belongs to no output. Standard library only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run tells while it works. This one says nothing; console.ConsoleReport speaks to a person."""
+"""The report of a run while it works. This one says nothing; console.ConsoleReport speaks to a person."""
 
 from __future__ import annotations
 

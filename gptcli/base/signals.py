@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 class Stopped(Exception):
-    """Raised by the signal handler to abort work that is safe to discard."""
+    """The exception by which the signal handler aborts work that is safe to discard."""
 
 
 class Stop:
-    """True once a signal came; `exit_code` is what the shell expects then."""
+    """A flag that is true once a signal came; `exit_code` is what the shell expects then."""
 
     def __init__(self, announce: Callable[[], None]) -> None:
         self.signal: int | None = None

@@ -1,1 +1,1 @@
-"""What a person types: the Click group, the console, and one module for every subcommand."""
+"""The command line: the Click group, the console, and one module for every subcommand."""

@@ -129,7 +129,7 @@ def cli(debug: bool) -> None:
 
 
 class _Terminated(BaseException):
-    """Raised by a signal that ends the command, outside of the loops that end by themselves."""
+    """The exception of a signal that ends the command, outside of the loops that end by themselves."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

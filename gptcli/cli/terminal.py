@@ -38,7 +38,7 @@ oldest turns; it is said when that happens."
 
 
 class Session:
-    """Applies lines to a conversation; `stop` ends an answer early."""
+    """A conversation to which lines are applied; `stop` ends an answer early."""
 
     def __init__(self, chat: Chat, report: Report, *, stop: Callable[[], bool] = lambda: False) -> None:
         self.chat, self.report, self.stop = chat, report, stop

@@ -87,7 +87,7 @@ class Rules(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FilterConfig(Section):
-    """Of `gptcli corpus filter`; nothing is on by itself."""
+    """The options of `gptcli corpus filter`; nothing is on by itself."""
 
     language: tuple[str, ...] = value((), "codes of languages to keep: [en, de]")
     rules: tuple[str, ...] = value((), "gopher, c4, fineweb, or YAML files of thresholds")
@@ -99,7 +99,7 @@ class FilterConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DedupConfig(Section):
-    """Of `gptcli corpus dedup`."""
+    """The options of `gptcli corpus dedup`."""
 
     documents: Literal["near", "exact", "off"] = value("near", "drop documents that are alike, the same, or none")
     similarity: float = number(0.7, "from which documents are alike", ge=0.3, le=1)
@@ -112,7 +112,7 @@ class DedupConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecontaminateConfig(Section):
-    """Of `gptcli corpus decontaminate`."""
+    """The options of `gptcli corpus decontaminate`."""
 
     against: tuple[str, ...] = value((), "evaluation sets: JSONL, CSV, TSV or text")
     fields: tuple[str, ...] = value((), "fields of an item; none: all that hold text")

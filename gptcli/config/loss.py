@@ -17,6 +17,6 @@ class GoldfishConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig(Section):
-    """Which targets count."""
+    """The choice of the targets that count."""
 
     goldfish: GoldfishConfig | None = None  # null: all

@@ -62,7 +62,7 @@ GPT3_SIZES: Mapping[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeScaling(Section):
-    """How rotary frequencies are changed for contexts longer than those of the first training."""
+    """The change of rotary frequencies for contexts longer than those of the first training."""
 
     kind: Literal["none", "linear", "llama3", "yarn"] = value("none", "linear (Chen et al. 2023), llama3, or yarn")
     factor: float = number(1.0, "divide rotary frequencies by this; llama3 and yarn: the low ones only", gt=0, le=1e6)

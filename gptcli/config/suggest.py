@@ -1,4 +1,4 @@
-"""What a person meant by a name that is not there. Standard library only."""
+"""Suggestions of what a person meant by a name that is not there. Standard library only."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ VARIABLE = re.compile(r"\$(\w*[A-Za-z_]\w*|\{\w+\})")
 
 
 class Misfit(Exception):
-    """What a text holds, from a line on, is not YAML or not what a field takes."""
+    """An error: what a text holds, from a line on, is not YAML or not what a field takes."""
 
     def __init__(self, line: int | None, message: str) -> None:
         super().__init__(message)

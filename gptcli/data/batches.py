@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one optimizer step learns from."""
+    """The batches that one optimizer step learns from."""
 
     targets: int  # in all the micro-batches, whose losses are divided by it
     micro_batches: Iterable[Batch]  # made when they are asked for: a batch may be larger than memory

@@ -40,7 +40,7 @@ class Reading(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """How inputs are read.
+    """The way in which inputs are read.
 
     `field` of a record holds its text. `errors` says what becomes of what is no character: undecodable bytes, and lone
     surrogates in JSON. `separator` divides a text file into documents, see data.separator. `flags`: messages name

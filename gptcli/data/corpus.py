@@ -194,7 +194,7 @@ def read_corpus(corpus: Corpus, found: Findings | None = None) -> Iterator[tuple
 
 
 class Divider:
-    """Says of which split each piece is, of all pieces in the order of the inputs."""
+    """A division into splits: says of which split each piece is, of all pieces in the order of the inputs."""
 
     def __init__(self, data: DataConfig, divided_bytes: int) -> None:
         self.data = data

@@ -21,7 +21,7 @@ MOST_NAMED = 4  # suffixes in a message
 
 @dataclass
 class Below:
-    """What was found below a directory."""
+    """The files that were found below a directory."""
 
     directory: str
     paths: list[Path] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Which encoding a text may be in: trial decoding, and how common the characters are that come out.
+"""Guesses of a text's encoding: trial decoding, and how common the characters are that come out.
 
 The candidates are advice for a person, who knows the text. latin-1 is none: it decodes every file.
 """

@@ -1,4 +1,4 @@
-"""What a file holds, told by its first bytes: text, JSON lines, a JSON array, Parquet, or nothing to read.
+"""The kind of a file, told by its first bytes: text, JSON lines, a JSON array, Parquet, or nothing to read.
 
 Content decides. A name only breaks a tie: what is named .jsonl is JSON lines even where its first line is none.
 """

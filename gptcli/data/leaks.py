@@ -1,4 +1,4 @@
-"""What a vocabulary gives away by itself: tokens that hold a number of five digits or more, or an address."""
+"""The secrets that a vocabulary itself gives away: tokens that hold a number of five digits or more, or an address."""
 
 from __future__ import annotations
 

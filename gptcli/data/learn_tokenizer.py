@@ -26,7 +26,7 @@ LONG_TO_LEARN_BYTES = 1 << 20  # from so much text on it is worth a word that me
 
 @dataclass(frozen=True)
 class TokenizerReport:
-    """What `gptcli train-tokenizer` prints."""
+    """The facts that `gptcli train-tokenizer` prints."""
 
     vocab_size: int
     wanted_vocab_size: int

@@ -28,7 +28,7 @@ ROLE_NAMES = {
 
 @dataclass
 class Mended:
-    """What was changed for conversations to have the one form that a model learns."""
+    """The changes that give conversations the one form that a model learns."""
 
     joined: int = 0  # turns put to the one before, which is of the same role
     left_out: int = 0  # turns that the form cannot hold

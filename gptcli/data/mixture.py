@@ -27,14 +27,14 @@ BLOCK = 1024
 
 @dataclass
 class _Reached:
-    """How many rows of each text come before a block."""
+    """The number of rows of each text that come before a block."""
 
     block: int
     taken: NDArray[np.int64]
 
 
 class Mixture:
-    """Divides rows among texts."""
+    """A division of rows among texts."""
 
     def __init__(self, shares: Sequence[float], most: Sequence[int | None], seed: int) -> None:
         """Mix texts by `shares`, relative to each other, reading at most `most` rows of each, None for any number."""

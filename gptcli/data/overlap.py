@@ -41,7 +41,7 @@ Hashes = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much of a held-out text lies in passages of `passage_words` or more that another text has, too."""
+    """The part of a held-out text that lies in passages of `passage_words` or more which another text has, too."""
 
     held_out_words: int
     shared_words: int

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class ExampleBatches:
-    """Every epoch visits every example once, in a random order."""
+    """Batches of examples: every epoch visits every example once, in a random order."""
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class PartCorpus:
-    """What a part encodes: a stretch of each source of a corpus; and the beginning of its part.json."""
+    """The text that a part encodes, a stretch of each source of a corpus; and the beginning of its part.json."""
 
     corpus: Corpus
     stretches: tuple[Stretch, ...]
@@ -127,7 +127,7 @@ def _stretch(index: int, source: Source, start: int, size: int, end: float) -> S
 
 
 class PieceWriter(SplitWriter):
-    """Appends pieces to the shards of a part."""
+    """A writer that appends pieces to the shards of a part."""
 
     def _clear(self) -> None:
         super()._clear()

@@ -57,7 +57,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows(Generic[T]):
-    """What was made of the rows of some files."""
+    """The items that were made of the rows of some files."""
 
     items: list[T]
     bad_lines: tuple[str, ...]  # what was wrong with the lines that were skipped

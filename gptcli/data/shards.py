@@ -39,7 +39,7 @@ SIGNED = {2: torch.int16, 4: torch.int32}  # PyTorch indexes those, and not the 
 
 @dataclass
 class SplitIndex:
-    """What index.json says of one split."""
+    """The entry of index.json for one split."""
 
     tokens: int = 0
     bytes: int = 0
@@ -58,7 +58,7 @@ class Encoded(NamedTuple):
 
 
 class SplitWriter:
-    """Appends documents to the shards of one split; a shard is a file that appears when it is whole."""
+    """A writer that appends documents to the shards of one split; a shard is a file that appears when it is whole."""
 
     def __init__(self, directory: Path, split: str, dtype: np.dtype[Any], index: SplitIndex | None = None) -> None:
         self.directory, self.split, self.dtype = directory, split, dtype
@@ -149,9 +149,9 @@ def read_index(directory: Path) -> dict[str, Any]:
 
 
 def mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return the tokens of a file, read when they are used. Without MADV_RANDOM the kernel would read a hundred
-    kilobytes ahead for each row of a batch: of files that memory does not hold, a hundred times slower. Some file
-    systems map nothing: there all of the file is read."""
+    """Return the tokens of a file, read when they are used. Without MADV_RANDOM the kernel would read far
+    ahead for each row of a batch, which is much slower for files that memory does not hold. Some file systems map
+    nothing: there all of the file is read."""
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return np.zeros(0, dtype)

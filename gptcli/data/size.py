@@ -1,4 +1,4 @@
-"""How many tokens a run's data has, as far as that can be said at once."""
+"""The number of tokens of a run's data, as far as that can be said at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a teacher says may come next at every place of a text, computed once and kept in a cache.
+"""A teacher's next tokens at every place of a text, computed once and kept in a cache.
 
 index.json          {format, version, parts: {file: sha256}}
 part-00000.bin ...  little-endian records {ids (k), log_p (k)}, one for each of PART_TOKENS tokens
@@ -39,7 +39,7 @@ def record_dtype(vocab_size: int, top_k: int) -> np.dtype[Any]:
 
 
 class TaughtTokens:
-    """What a teacher says of a text, a record for each token, read through memory maps."""
+    """A teacher's words on a text, a record for each token, read through memory maps."""
 
     def __init__(self, parts: Sequence[Path], dtype: np.dtype[Any]) -> None:
         self.parts: list[NDArray[Any]] = [mapped(part, dtype) for part in parts]

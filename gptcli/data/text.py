@@ -61,7 +61,7 @@ class Piece(NamedTuple):
 
 @dataclass
 class Findings:
-    """What was noticed while sources were read, to be told when they have been."""
+    """Notes on sources, taken while they are read and told afterwards."""
 
     rows: int = 0
     bad_rows: int = 0

@@ -31,7 +31,7 @@ from gptcli.data.split import cut_runs, split_text
 from gptcli.data.tokenizer_file import Unfit
 
 LONGEST_RUN = 25_000
-PIECE_LENGTH = 1 << 14  # characters; what the encoder keeps of a megabyte leaves the cache, and it takes twice the time
+PIECE_LENGTH = 1 << 14  # characters; what the encoder keeps of a megabyte leaves the cache, and it is slower
 MAX_BYTES = 1 << 27  # of a tokenizer.json; those of a million tokens have some 50 MB
 END_OF_TEXT = "<|endoftext|>"
 DOCUMENT_MARKS = (END_OF_TEXT, "<|bos|>")  # ours and GPT-2's name of the token between documents, and nanochat's
@@ -62,7 +62,7 @@ NANOCHAT_PATTERN = (
 
 
 class Tokenizer:
-    """Encodes and decodes; immutable. `specials` maps control tokens to their ids."""
+    """An encoder and decoder, immutable. `specials` maps control tokens to their ids."""
 
     def __init__(self, content: bytes, *, name: str = "tokenizer.json") -> None:
         """Read the content of a tokenizer.json; DataError where it is damaged or cannot represent text."""

@@ -26,7 +26,7 @@ _SPACES = ("Replace", "Metaspace", "BPEDecoder", "ByteFallback", "Fuse", "Strip"
 
 
 class Unfit(Exception):
-    """Why a well-formed tokenizer.json cannot be used."""
+    """The reason why a well-formed tokenizer.json cannot be used."""
 
 
 def ordinary_tokens(document: Mapping[str, Any]) -> dict[str, int]:

@@ -1,1 +1,1 @@
-"""What the machine is and can do, resolved once into a frozen Runtime that is passed to whoever computes."""
+"""The machine and what it can do, resolved once into a frozen Runtime that is passed to whoever computes."""

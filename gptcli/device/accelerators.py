@@ -1,4 +1,4 @@
-"""What accelerators can do, by their makers' data sheets. Standard library only."""
+"""The abilities of accelerators, by their makers' data sheets. Standard library only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of PyTorch's attention kernels a device runs fastest, by a short trial."""
+"""The choice of the attention kernel of PyTorch that a device runs fastest, by a short trial."""
 
 from __future__ import annotations
 

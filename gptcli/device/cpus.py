@@ -1,4 +1,4 @@
-"""How many CPUs this process may use, by what limits it. Imports no torch."""
+"""The number of CPUs that this process may use, by what limits it. Imports no torch."""
 
 from __future__ import annotations
 

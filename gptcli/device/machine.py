@@ -1,4 +1,4 @@
-"""What this machine can do, measured: matrix products, and reading from memory.
+"""Measurements of this machine: matrix products, and reading from memory.
 
 On a machine with other work the figures are what is left for us: each is the best of several trials.
 """

@@ -1,4 +1,4 @@
-"""Whether this process is gptcli's own, to be set up as its work needs, or a caller's, to be left alone.
+"""The settings of a process: gptcli's own is set up as its work needs, a caller's is left alone.
 
 The command line says that it is: threads, how they wait, the allocator and PyTorch's choice of kernels are the whole
 process's. The Python API changes none of them, but for a number of threads that its caller names. Imports no torch.

@@ -1,4 +1,4 @@
-"""Which of how many processes this one is, as torchrun, `--nproc` and Slurm tell it by the environment. No torch."""
+"""This process among all of a run, as torchrun, `--nproc` and Slurm tell it by the environment. No torch."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ Metrics = Callable[[Floats], dict[str, Floats]]  # sums (..., sums) -> {name: (.
 
 @dataclass(frozen=True)
 class Tally:
-    """What each of n rows adds: values[i, k] to the sum numbered groups[i, k]."""
+    """The addends of n rows: values[i, k] to the sum numbered groups[i, k]."""
 
     groups: Integers  # (n, K)
     values: Floats  # (n, K)
@@ -84,7 +84,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How rows are drawn: so many times, from this seed."""
+    """The draws of rows: so many, from this seed."""
 
     resamples: int
     seed: int

@@ -1,4 +1,4 @@
-"""How well labels are told apart: accuracy, F1, confusion matrix, calibration."""
+"""Metrics of how well labels are told apart: accuracy, F1, confusion matrix, calibration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CALIBRATION_BINS = 15  # of equal width over the probability of the label given,
 
 @dataclass(frozen=True)
 class Labelled:
-    """What was right and what a model said, label numbers (n,), with the probability it gave to what it said (n,)."""
+    """The right labels and those that a model said, numbers (n,), with the probability of what it said (n,)."""
 
     labels: tuple[str, ...]
     wanted: Integers

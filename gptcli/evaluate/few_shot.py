@@ -16,7 +16,7 @@ SEPARATOR = "\n\n"
 
 @dataclass(frozen=True)
 class Shots:
-    """Where the examples come from: `count` of `pool` for each row, drawn anew with the seed and the row's number."""
+    """The source of the examples: `count` of `pool` for each row, drawn anew with the seed and the row's number."""
 
     pool: Sequence[Item]
     count: int
@@ -37,7 +37,7 @@ class Shots:
 
 @dataclass(frozen=True)
 class Context:
-    """What the model is given, and the number of examples left out to make it fit."""
+    """The text that the model is given, and the number of examples left out to make it fit."""
 
     text: str
     dropped: int

@@ -23,7 +23,7 @@ MAX_TOKENS = 256  # of an answer, where a task does not say; the number of lm-ev
 
 @dataclass(frozen=True)
 class Beginning:
-    """How lm-eval's own hf model begins what it asks of a model."""
+    """The beginning that lm-eval's own hf model gives to what it asks of a model."""
 
     added: int | None  # the token that the tokenizer of transformers puts before every text, if any
     prefix: int  # the context of a text without one

@@ -1,4 +1,4 @@
-"""What a model has learnt by heart: passages that it recites, secrets that it prefers, texts that it knows.
+"""Measures of what a model has learnt by heart: passages that it recites, secrets that it prefers, texts that it knows.
 
 Extraction: a prefix of the training text, continued greedily (Carlini et al. 2023). Exposure: the rank of a canary's
 secret among others of the same form, in bits (Carlini et al. 2019). Membership: whether loss or Min-K%++ (Zhang et al.
@@ -67,7 +67,7 @@ def greedy(loaded: LoadedModel, prompts: Sequence[list[int]], lengths: Sequence[
 
 @dataclass(frozen=True)
 class Extraction:
-    """How much of passages came out after their prefixes."""
+    """The part of passages that came out after their prefixes."""
 
     passages: int
     whole: int  # came out to the end
@@ -155,7 +155,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Membership:
-    """How well a score tells members from others: 0.5 is chance."""
+    """The power of a score to tell members from others: 0.5 is chance."""
 
     auc: float
     interval: tuple[float, float]

@@ -1,4 +1,4 @@
-"""Which of several continuations a model prefers, by log-probability, raw and normalised by length."""
+"""The choice that a model makes among several continuations, by log-probability, raw and normalised by length."""
 
 from __future__ import annotations
 

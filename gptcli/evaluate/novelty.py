@@ -1,4 +1,4 @@
-"""How much of texts is in a training text word for word, in runs of so many tokens."""
+"""The share of texts that is in a training text word for word, in runs of so many tokens."""
 
 from __future__ import annotations
 

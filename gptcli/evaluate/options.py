@@ -1,4 +1,4 @@
-"""How labelled rows are evaluated. Standard library only."""
+"""The options of an evaluation on labelled rows. Standard library only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model makes of text: nats per token, perplexity, bits per byte."""
+"""The scores of text under a model: nats per token, perplexity, bits per byte."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gptcli.model.gpt import GPT
 
 @dataclass(frozen=True)
 class TextScore:
-    """Summed over a text: nats of its tokens, their number, and the UTF-8 bytes they stand for."""
+    """Sums over a text: nats of its tokens, their number, and the UTF-8 bytes they stand for."""
 
     nats: float
     tokens: int

@@ -1,4 +1,4 @@
-"""What a model made of labelled rows, and the sums that its metrics are made of."""
+"""The answers of a model to labelled rows, and the sums that its metrics are made of."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gptcli.evaluate.items import Item
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model made of all rows."""
+    """The answers of a model to all rows."""
 
     tally: Tally
     metrics: Metrics

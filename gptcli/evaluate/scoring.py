@@ -32,7 +32,7 @@ class Sequence(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What the model makes of the scored ids of a sequence."""
+    """The model's scores of the ids of a sequence."""
 
     nats: Tensor  # -log p of each, float32 on the CPU
     greedy: bool | None  # whether every one was the likeliest, where that was asked for

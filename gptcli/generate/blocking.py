@@ -1,4 +1,4 @@
-"""What a text must not come to say: phrases of a list, and runs of tokens of the training text.
+"""The passages that a text must not come to say: phrases of a list, and runs of tokens of the training text.
 
 A token that would complete one is not drawn, another is in its place (MemFree decoding, Ippolito et al. 2023).
 """

@@ -1,4 +1,4 @@
-"""What stands under the keywords of a JSON Schema, checked: it may be any JSON."""
+"""The values under the keywords of a JSON Schema, checked: it may be any JSON."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def parse_schema(text: str) -> tuple[Nodes, Part]:
 
 
 class _Builder:
-    """Adds the parts of an automaton that values of a schema match. `place` is where a schema stands in the whole."""
+    """A builder of the parts of an automaton that values of a schema match. `place`: where a schema stands in all."""
 
     def __init__(self, root: Any) -> None:
         self.root, self.nodes = root, Nodes(MAX_SIZE)

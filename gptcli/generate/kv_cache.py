@@ -112,8 +112,8 @@ def cache_bytes(config: ModelConfig, rows: int, tokens: int, *, activation_size:
 
 @dataclass(frozen=True)
 class Places:
-    """Where new tokens lie in a cache: by row and position, (N,) each; those of one row also as views of all layers,
-    (L, K, N, D), which take less time to write to."""
+    """The places of new tokens in a cache: by row and position, (N,) each; those of one row also as views of all
+    layers, (L, K, N, D), which take less time to write to."""
 
     rows: Tensor
     positions: Tensor

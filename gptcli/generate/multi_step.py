@@ -72,7 +72,7 @@ def _kept(steps: _Steps, record: Record) -> Work:
 
 
 class MultiStepDecoder:
-    """Decodes several steps at once over one cache, and keeps the graphs of the buckets that came up."""
+    """A decoder of several steps at once over one cache, which keeps the graphs of the buckets that came up."""
 
     def __init__(self, model: GPT, cache: KVCache, *, count: int, vocab_size: int) -> None:
         self.model, self.cache, self.count, self.vocab_size = model, cache, count, vocab_size

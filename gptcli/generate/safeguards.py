@@ -1,4 +1,4 @@
-"""What whoever runs a model holds its texts to, whatever a request asks for."""
+"""The rules to which whoever runs a model holds its texts, whatever a request asks for."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def _unit(raw: NDArray[np.uint64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a text fits a key."""
+    """The fit of a text to a key."""
 
     tokens: int  # that have a whole context, each context once
     total: float  # sum of -log(1 - u), `tokens` on average without the mark

@@ -1,4 +1,4 @@
-"""What a row of the table of families says: a class of transformers, its config keys and the names of its tensors."""
+"""A row of the table of families: a class of transformers, its config keys and the names of its tensors."""
 
 from __future__ import annotations
 

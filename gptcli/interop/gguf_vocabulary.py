@@ -102,7 +102,7 @@ def _byte_level(
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file says of tokens: `scores` where they are merged by score, as SentencePiece does, else merges."""
+    """The tokens of a GGUF file: `scores` where they are merged by score, as SentencePiece does, else merges."""
 
     tokens: list[str]
     kinds: list[int]

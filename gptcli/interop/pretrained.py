@@ -12,7 +12,7 @@ from gptcli.model.gpt import GPT
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What the files say, the weights not read yet."""
+    """The facts in a model's files, the weights not read yet."""
 
     config: Mapping[str, Any]  # as config.json of transformers
     tokenizer: Tokenizer

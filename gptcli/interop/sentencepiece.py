@@ -17,7 +17,7 @@ SPACE = "▁"
 
 
 class Kind(IntEnum):
-    """What a piece is."""
+    """The kind of a piece."""
 
     NORMAL = 1
     UNKNOWN = 2

@@ -1,4 +1,4 @@
-"""Which tokens of an imported model begin and end a text, by what its files say."""
+"""The tokens that begin and end a text of an imported model, by what its files say."""
 
 from __future__ import annotations
 

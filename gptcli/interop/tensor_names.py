@@ -1,4 +1,4 @@
-"""Where another format keeps the tensors of model.GPT: one table serves both directions.
+"""The names of the tensors of model.GPT in other formats: one table serves both directions.
 
 A module of ours may be several of theirs, stacked: `attention.qkv` holds the rows of queries, keys and values,
 `mlp.up` of a gated MLP those of gate and up.

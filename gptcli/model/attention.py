@@ -21,7 +21,7 @@ QUERY_BLOCK = 128  # the fastest of 64 to 512 in trials with windows of 256 to 2
 
 @dataclass(frozen=True)
 class AttentionRule:
-    """What a layer's attention does beside the formula, the same in training, for packed sequences and with a cache."""
+    """The rule of a layer's attention beside the formula, the same in training, for packed sequences, with a cache."""
 
     window: int | None = None  # tokens that a token sees, itself among them
     softcap: float = 0.0  # scores = cap x tanh(scores / cap)

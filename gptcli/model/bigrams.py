@@ -17,7 +17,8 @@ PATTERNS = 1024  # of signs
 
 
 class Bigrams(nn.Module):
-    """Embeds pairs of tokens: a row of the table, which several pairs share, times signs, which few of those share.
+    """An embedding of pairs of tokens: a row of the table, which several pairs share, times signs, which few of those
+    share.
 
     Hash embeddings (Tito Svenstrup et al. 2017) of bigrams. The table begins as zero; each layer has a learned factor.
     """

@@ -22,7 +22,7 @@ def _through_norm(dy: Tensor, y: Tensor, scale: Tensor) -> Tensor:
 
 
 class _RmsNormalize(torch.autograd.Function):
-    """Keeps the result, which the product after it keeps anyway, and a number a row."""
+    """RMSNorm that keeps the result, which the product after it keeps anyway, and a number a row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
@@ -101,7 +101,7 @@ def normalize_and_rotate(x: Tensor, eps: float, cos: Tensor, signed_sin: Tensor)
 
 
 class _ReluSquared(torch.autograd.Function):
-    """Keeps the result, which the product after it keeps anyway: the slope 2 max(x, 0) is twice its root."""
+    """Squared ReLU; keeps its result, as the product after it does anyway: the slope 2 max(x, 0) is twice its root."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

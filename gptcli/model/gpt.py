@@ -5,7 +5,7 @@ One class holds the families of interop.families by explicit options (config.Mod
     B batch   T tokens   C hidden_size   H query heads   K key/value heads   D head width   V vocabulary
 
 Weights are kept in float32 while training; activations have the dtype that `forward` is asked for, and each matrix is
-cast when it is used (on a CPU under 1 % of a step; autocast casts as often and keeps more tensors in float32).
+cast when it is used (autocast casts as often and keeps more tensors in float32).
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ Rotation = tuple[Tensor, Tensor] | None  # cos and signed sin, (T, D) or (B, T, 
 
 
 class Layout(Protocol):
-    """What the tokens of a forward pass are to each other, where they are not whole windows that begin at position 0:
-    new tokens of a KV cache (kv_cache.Prefill and Decode), or sequences end to end (attention.PackedSequences)."""
+    """The relation of the tokens of a forward pass to each other, where they are not whole windows that begin at
+    position 0: new tokens of a KV cache (kv_cache.Prefill and Decode), or sequences end to end
+    (attention.PackedSequences)."""
 
     @property
     def positions(self) -> Tensor:
@@ -337,7 +338,7 @@ class GPT(nn.Module):
     def level_embedding(self) -> None:
         """Give every row of the embedding a mean square of 1 where a norm follows: to the model it is the same.
 
-        Pretraining makes rows long (three times as long in 200 steps), and under a norm a long row turns slowly.
+        Pretraining makes rows long, and under a norm a long row turns slowly.
         """
         if self.config.embedding_norm and not self.config.tie_embeddings and self.config.position == "rope":
             weight = self.embedding.weight

@@ -1,4 +1,4 @@
-"""Where the memory of training goes: bytes by part at the moment when they are most, on tensors without values.
+"""The memory of training: bytes by part at the moment when they are most, on tensors without values.
 
 The real model, loss and optimizers run a forward pass, a backward pass and an update. All blocks are alike, and all
 chunks of logits, so that small numbers of layers and sequences say what any number takes.

@@ -68,7 +68,7 @@ class _FusedAttention(TorchFunctionMode):
 
 
 class _FlashAttention(torch.autograd.Function):
-    """What a fused kernel keeps: queries, keys, values, the result, and a float32 for each query (Dao et al. 2022)."""
+    """The memory of a fused kernel: queries, keys, values, result, and a float32 for each query (Dao et al. 2022)."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

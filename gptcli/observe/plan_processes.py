@@ -1,4 +1,4 @@
-"""What a run takes in several processes, each with the whole model: memory by process, bytes sent, devices needed.
+"""The cost of a run in several processes, each with the whole model: memory by process, bytes sent, devices needed.
 
 The weights are divided among owners as train.step_replicated divides them.
 """

@@ -30,7 +30,7 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Target:
-    """What the run would be trained on."""
+    """The machine that a run would be trained on."""
 
     name: str
     flops_per_second: float
@@ -44,7 +44,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Rates:
-    """What is assumed of the work and its price."""
+    """The assumptions about the work and its price."""
 
     mfu: float = 0.4
     price_per_hour: float | None = None
@@ -53,7 +53,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class TeacherPlan:
-    """What a run's teacher takes."""
+    """The cost of a run's teacher."""
 
     parameters: int
     flops: float  # of what it reads in the run
@@ -69,7 +69,7 @@ class TeacherPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `gptcli plan` prints."""
+    """The facts that `gptcli plan` prints."""
 
     target: Target
     rates: Rates

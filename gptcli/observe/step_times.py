@@ -1,4 +1,4 @@
-"""How long a run's optimizer steps take on this machine, measured on made-up tokens."""
+"""The time of a run's optimizer steps on this machine, measured on made-up tokens."""
 
 from __future__ import annotations
 

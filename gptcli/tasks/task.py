@@ -1,4 +1,4 @@
-"""What a fine-tuning task that learns from rows brings; each has a file of its own beside this one."""
+"""The parts of a fine-tuning task that learns from rows; each task has a file of its own beside this one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class WrittenBatches(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """How rows are read, what is minimised and measured, and what the tuned model is for."""
+    """A fine-tuning task: how rows are read, what is minimised and measured, and what the tuned model is for."""
 
     tokenizer: Tokenizer  # the base's, with the control tokens that the task needs
     metadata: ModelMetadata

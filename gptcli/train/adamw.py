@@ -14,7 +14,7 @@ from gptcli.train.optimizer_base import Optimizer, optimizer_batches
 
 
 class AdamW(Optimizer):
-    """Loshchilov and Hutter 2019, by the fused kernel of torch.optim.AdamW."""
+    """AdamW (Loshchilov and Hutter 2019), by the fused kernel of torch.optim.AdamW."""
 
     KINDS = ("exp_avg", "exp_avg_sq")
 

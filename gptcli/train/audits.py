@@ -1,4 +1,4 @@
-"""Where the findings of `gptcli audit` lie: beside the checkpoint, whose own files do not change."""
+"""The place of the findings of `gptcli audit`: beside the checkpoint, whose own files do not change."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def process_start() -> float:
 
 
 class Deadline:
-    """Makes a run end at a moment, if there is one, with its schedule complete, however fast the steps turn out to be.
+    """A moment, if there is one, at which a run ends with its schedule complete, however fast the steps turn out to be.
 
     What is left of the schedule is stretched or shrunk by the speed of the last steps. Checkpoints hold it, and a
     resumed run keeps it as it stands.

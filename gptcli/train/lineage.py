@@ -1,4 +1,4 @@
-"""What a checkpoint comes from, as hashes: lineage.json in the checkpoint itself.
+"""The origin of a checkpoint, as hashes: lineage.json in the checkpoint itself.
 
 Two runs of which one byte of the data, the recipe, the tokenizer, the base or the code differs have different lineages;
 the same run again has the same.

@@ -28,8 +28,8 @@ class Adapter:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a model was tuned for beside text: the labels of its classification head and which tokens are read for them,
-    and the form of its conversations."""
+    """The purpose that a model was tuned for beside text: the labels of its classification head, which tokens are read
+    for them, and the form of its conversations."""
 
     labels: tuple[str, ...] = ()
     conversation: Form | None = None

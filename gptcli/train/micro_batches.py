@@ -1,4 +1,4 @@
-"""How a step's batch is cut into micro-batches, whose gradients add up to the batch's."""
+"""The cut of a step's batch into micro-batches, whose gradients add up to the batch's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the optimizers have in common: groups of weights, a state for each weight, a step in pieces."""
+"""The common part of the optimizers: groups of weights, a state for each weight, a step in pieces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BATCH_ELEMENTS = 1 << 26
 
 
 class Optimizer:
-    """Holds groups of weights with their settings, and a state for each weight, as torch.optim.Optimizer does: making
+    """Groups of weights with their settings, and a state for each weight, as torch.optim.Optimizer has them: making
     one of that class imports torch._dynamo, which takes a second or two at the start of every run."""
 
     KINDS: tuple[str, ...] = ()  # of state that has the shape of the weight

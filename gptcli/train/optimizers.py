@@ -23,7 +23,7 @@ BIGRAM_RATE = 0.1  # of the embedding's, for the table of pairs, whose rows are 
 
 
 class Optimizers:
-    """Sets the rates, steps and clears gradients of all optimizers of a run, and holds their state by name."""
+    """All optimizers of a run: their rates, steps and gradients are set together, and their state is held by name."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Which process updates which weights, and where each lies in the buffers that the processes exchange.
+"""The process that updates each weight, and the place of each in the buffers that the processes exchange.
 
 Every weight has one owner, who adds up its gradient, keeps its optimizer state and updates it whole: Muon needs whole
 matrices. A process's weights, end to end, are its part; parts are exchanged a chunk of equal length at a time.
@@ -30,7 +30,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Owners:
-    """Which process has which weight: `owners` and `places` by weight, `lengths` by process."""
+    """The process that has each weight: `owners` and `places` by weight, `lengths` by process."""
 
     owners: tuple[int, ...]
     places: tuple[int, ...]  # first element of each weight in its owner's part
@@ -43,7 +43,7 @@ class Owners:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What is exchanged at once: elements [start, start + width) of every part, and the pieces in each of them."""
+    """A stretch that is exchanged at once: elements [start, start + width) of every part, and the pieces in each."""
 
     start: int
     width: int

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept, and which one a run goes on from."""
+"""The choice of a run's checkpoints: which are kept, and which one the run goes on from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all training shares, pretraining and fine-tuning alike: a run directory, resuming, metrics, stopping.
+"""The common part of all training, pretraining and fine-tuning alike: a run directory, resuming, metrics, stopping.
 
 runs/demo/
   run.yaml  metrics.jsonl  lock
@@ -63,7 +63,7 @@ class Validation(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """What a kind of training brings."""
+    """A kind of training."""
 
     command: str  # of the command line, to say how to go on
     origin: str  # what the weights are at step 0
@@ -90,7 +90,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """The end of a run."""
 
     run_dir: Path
     step: int

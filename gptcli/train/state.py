@@ -18,8 +18,8 @@ from gptcli.train.weights import Weights, WholeWeights
 
 @dataclass(frozen=True)
 class ScheduleRescale:
-    """Rescale the rest of a schedule of `planned_steps`: after `step` steps `position` steps of the schedule were done,
-    and what was left of it ends with `last_step`."""
+    """A new scale for the rest of a schedule of `planned_steps`: after `step` steps `position` steps of it were
+    done, and what was left of it ends with `last_step`."""
 
     planned_steps: int
     step: int
@@ -29,7 +29,7 @@ class ScheduleRescale:
 
 @dataclass
 class TrainState:
-    """Everything that changes while training; a checkpoint restores it bit for bit."""
+    """All that changes while training; a checkpoint restores it bit for bit."""
 
     model: GPT
     optimizers: Optimizers

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class GradientStep:
-    """Computes a step operation by operation, one micro-batch after another. Gradients are in `weight.grad`."""
+    """A step computed operation by operation, one micro-batch after another. Gradients are in `weight.grad`."""
 
     numpy_dropout = True  # on a CPU, where PyTorch has one generator for all threads
 

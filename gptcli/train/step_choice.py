@@ -1,4 +1,4 @@
-"""Which kind of training step suits a model and its device."""
+"""The choice of the kind of training step that suits a model and its device."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from gptcli.model.gpt import GPT
 
 
 class StepClock:
-    """Counts what steps read and how long they take."""
+    """A clock that counts what steps read and how long they take."""
 
     def __init__(self, batch_flops: Callable[[Batch], float]) -> None:
         self.batch_flops = batch_flops

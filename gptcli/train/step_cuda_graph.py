@@ -23,7 +23,7 @@ MAX_GRAPH_PARAMETERS = 64_000_000  # recording takes, for the moment, 48 bytes o
 
 
 class CudaGraphStep(GradientStep):
-    """Replays recordings: gradients stay where they are from the first on, and so do the numbers that change.
+    """A step that replays recordings: gradients stay where they are from the first on, as do the numbers that change.
 
     For one objective and micro-batches of one shape; others are computed operation by operation.
     """

@@ -40,7 +40,7 @@ def can_pair(model: GPT, threads: int) -> bool:
 
 
 class PairedStep(GradientStep):
-    """Computes two micro-batches at a time where `can_pair` allows it."""
+    """A step that computes two micro-batches at a time where `can_pair` allows it."""
 
     def __init__(self, model: GPT, optimizers: Optimizers) -> None:
         super().__init__(model, optimizers)

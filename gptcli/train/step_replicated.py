@@ -24,7 +24,7 @@ from gptcli.train.step import GradientStep, Objective
 
 
 class ReplicatedStep(GradientStep):
-    """Computes `processes.count` micro-batches at a time, one in each process, or a whole step's shares apart."""
+    """A step that computes `processes.count` micro-batches at a time, one in each process, or its shares apart."""
 
     def __init__(self, model: GPT, optimizers: Optimizers, processes: Processes) -> None:
         super().__init__(model, optimizers)

@@ -17,7 +17,7 @@ MODEL_FILE = "model.safetensors"
 
 
 class Weights(Protocol):
-    """How the trained weights of a model are stored in a checkpoint directory."""
+    """The storage of a model's trained weights in a checkpoint directory."""
 
     def write(self, model: GPT, directory: Path) -> None:
         """Write the weights into a new directory."""

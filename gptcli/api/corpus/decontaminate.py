@@ -36,7 +36,7 @@ class Checked(NamedTuple):
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many items were found, and in how many documents."""
+    """The number of items that were found, and of the documents that hold them."""
 
     items: int
     too_short: int

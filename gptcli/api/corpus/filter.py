@@ -40,7 +40,7 @@ class Passed(NamedTuple):
 
 @dataclass(frozen=True)
 class Filtered:
-    """What was read, and what became of it."""
+    """The counts of what was read and of what became of it."""
 
     documents: int = 0
     dropped: int = 0

@@ -1,4 +1,4 @@
-"""Where documents go: a file that appears whole, or a stream that takes them as they come."""
+"""The outputs of documents: a file that appears whole, or a stream that takes them as they come."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How inputs become documents, and how many processes read them."""
+"""The reading of inputs as documents, by one process or several."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptcli.data.text import TextOptions
 
 @dataclass(frozen=True)
 class Reading:
-    """How inputs become documents, and how many processes read them."""
+    """The way in which inputs become documents, and the number of processes that read them."""
 
     text: TextOptions = field(default_factory=TextOptions)
     workers: int = 1

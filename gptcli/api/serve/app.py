@@ -39,7 +39,7 @@ Handler = Callable[[Request], Awaitable[Any]]
 
 @dataclass(frozen=True)
 class Settings:
-    """How the server answers."""
+    """The settings by which the server answers."""
 
     run: str
     name: str  # of the model

@@ -21,7 +21,7 @@ ANY_JSON = '{"type": "object"}'
 
 @dataclass(frozen=True)
 class Ask:
-    """What a request asks for, whatever its route."""
+    """The wishes of a request, whatever its route."""
 
     options: GenerateOptions
     n: int

@@ -1,4 +1,4 @@
-"""What every request passes before its route: limits, Host, Origin, key; and one line of the log behind it."""
+"""The checks that every request passes before its route: limits, Host, Origin, key; and its line of the log."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OPEN_PATHS = ("/health", "/", "/page.css", "/page.js")  # without a key: the pag
 
 @dataclass(frozen=True)
 class Rules:
-    """Who may ask."""
+    """The rules of who may ask."""
 
     keys: tuple[str, ...] = ()
     hosts: frozenset[str] = frozenset()  # names, without ports; empty: any, on a unix socket

@@ -10,7 +10,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
 class Metrics:
-    """What happened since the server began."""
+    """The counts and times of what happened since the server began."""
 
     def __init__(self, worker: Worker) -> None:
         self.registry = CollectorRegistry()

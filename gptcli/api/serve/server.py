@@ -37,7 +37,7 @@ SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 
 @dataclass(frozen=True)
 class Place:
-    """Where to listen: a host and port, or a unix socket."""
+    """The place to listen at: a host and port, or a unix socket."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -60,7 +60,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is taken on at once."""
+    """The limits of what is taken on at once."""
 
     queue: int | None = None
     timeout: float = 600.0
@@ -160,7 +160,7 @@ async def _watch(worker: Worker, ending: _Ending, report: Report, name: str) -> 
 
 
 class _Ending:
-    """How the server ends: at a signal after the answers in hand, or where the engine failed."""
+    """The end of the server: at a signal after the answers in hand, or where the engine failed."""
 
     def __init__(self, worker: Worker, server: Server, grace: float, report: Report) -> None:
         self.worker, self.server, self.grace, self.report = worker, server, grace, report

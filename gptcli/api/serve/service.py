@@ -37,7 +37,7 @@ PART_TOKENS = 2048  # of texts to label between two steps of the engine
 
 
 class Prepared(NamedTuple):
-    """What the engine is to write for an HTTP request."""
+    """The texts that the engine is to write for an HTTP request."""
 
     requests: list[Request]
     texts: list[str]  # the prompts

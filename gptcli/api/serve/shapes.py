@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Head:
-    """What all chunks of an answer share."""
+    """The fields that all chunks of an answer share."""
 
     chat: bool
     model: str

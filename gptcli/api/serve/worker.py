@@ -30,7 +30,7 @@ QUEUE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Piece:
-    """What a step did to one text of a job: all its text so far and how many of its tokens count."""
+    """The result of a step for one text of a job: all its text so far and how many of its tokens count."""
 
     index: int
     text: str

@@ -19,8 +19,8 @@ from gptcli.config.train import PretrainConfig
 
 
 def ask_for_huge_pages() -> None:
-    """Let torch, which must not be imported yet, ask Linux for huge pages where a tensor is large: weights are read 2
-    to 3 % faster while a text is written. Training gains nothing by them and would take 7 % more memory."""
+    """Let torch, which must not be imported yet, ask Linux for huge pages where a tensor is large: weights are read
+    faster while a text is written. Training gains nothing by them and would take more memory."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 

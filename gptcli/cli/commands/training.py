@@ -1,4 +1,4 @@
-"""What gptcli pretrain and gptcli finetune share: the flags of a run, and how one is started and ends."""
+"""The common part of gptcli pretrain and gptcli finetune: the flags of a run, and how one is started and ends."""
 
 from __future__ import annotations
 

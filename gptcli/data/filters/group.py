@@ -31,7 +31,7 @@ HELD_WORDS = 1 << 22  # past which the maps of words are opened anew, for their 
 
 @dataclass(frozen=True)
 class GroupOptions:
-    """What counts as a repetition, which copy stays, and the memory that looking for them may take."""
+    """The rules of what counts as a repetition and which copy stays, and the memory that the search may take."""
 
     similarity: float = 0.7  # of Jaccard, of sets of 5-word shingles
     keep: Literal["first", "longest"] = "first"
@@ -61,7 +61,7 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True)
 class Grouped:
-    """What was found, in documents."""
+    """The findings, counted in documents."""
 
     documents: int
     exact: int

@@ -1,4 +1,4 @@
-"""What is kept of a shard to compare its documents with others': a directory of flat files, which group reads.
+"""The sketch of a shard, kept to compare its documents with others': a directory of flat files, which group reads.
 
     sketch.json     how it was made, and the number of documents
     ids.jsonl       an id a document, id_ends (8 bytes) where each line ends
@@ -47,7 +47,7 @@ Documents = Literal["near", "exact", "off"]
 
 @dataclass(frozen=True)
 class SketchOptions:
-    """What of its documents a shard must be able to compare."""
+    """The choice of what a shard must be able to compare of its documents."""
 
     documents: Documents = "near"
     lines: bool = False
