@@ -38,7 +38,7 @@ from gptcli.device.runtime import Runtime
 from gptcli.evaluate.scoring import batch_tokens, hidden_states
 from gptcli.model.gpt import GPT
 from gptcli.train.checkpoint_paths import find_checkpoint
-from gptcli.train.loss import batch_hidden, chunk_rows, chunked_logits
+from gptcli.train.loss import batch_hidden, chunked_logits, head_loss
 
 WINDOWS_A_TOKEN = 2  # of the teacher, for the cache: half of each is read for the other half
 
@@ -161,58 +161,14 @@ class DistillObjective:
                 taught = self.teacher.teach(self.model, batch_hidden(self.model, batch, runtime).flatten(0, 1))
         hidden = batch_hidden(model, batch, runtime).flatten(0, 1)
         targets = batch.targets.to(runtime.device).flatten()
-        options, head = self.teacher.options, model.head
-        loss: Tensor = _HeadDistillation.apply(  # type: ignore[no-untyped-call]
-            hidden, head.weight, targets, model.config.logit_softcap, head.bias, taught, options.alpha,
-            options.temperature,
-        )  # fmt: skip
-        return loss
+        options, index = self.teacher.options, targets.clamp_min(0)
 
+        def loss(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+            said = Taught(taught.ids[rows], taught.log_p[rows])
+            return distillation(logits.float(), index[rows], said, options.alpha, options.temperature)
 
-class _HeadDistillation(torch.autograd.Function):
-    """Loss and gradients chunk by chunk in the forward pass, as in loss.head_cross_entropy."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float, bias: Tensor | None,
-        taught: Taught, alpha: float, temperature: float,
-    ) -> Tensor:  # fmt: skip
-        matrix = weight.to(hidden.dtype)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        d_bias = None if bias is None else torch.zeros_like(bias)
-        kept, index = (targets != IGNORE).unsqueeze(1), targets.clamp_min(0)
-        rows = chunk_rows(matrix.shape[0], on_cpu=matrix.device.type == "cpu")
-        for start in range(0, len(hidden), rows):
-            chunk = slice(start, start + rows)
-            x = hidden[chunk]
-            logits = x @ matrix.t()
-            logits = (logits if bias is None else logits + bias).float()
-            if cap:
-                logits = logits.div_(cap).tanh_().mul_(cap)
-            loss, slope = distillation(
-                logits, index[chunk], Taught(taught.ids[chunk], taught.log_p[chunk]), alpha, temperature
-            )
-            total += (loss * kept[chunk, 0]).sum()
-            if cap:
-                slope.mul_(1 - (logits / cap).square_())
-            slope = slope.mul_(kept[chunk]).to(hidden.dtype)
-            torch.mm(slope, matrix, out=d_hidden[chunk])
-            if d_weight is not None:
-                d_weight += slope.t() @ x
-            if d_bias is not None:
-                d_bias += slope.sum(0)
-        ctx.save_for_backward(d_hidden, d_weight, d_bias)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (scale,) = gradients
-        of_hidden, of_weight, of_bias = (
-            None if gradient is None else gradient.mul_(scale.to(gradient.dtype)) for gradient in ctx.saved_tensors
-        )
-        return of_hidden, of_weight, None, None, of_bias, None, None, None
+        head, cap = model.head, model.config.logit_softcap
+        return head_loss(hidden, head.weight, targets != IGNORE, loss, cap=cap, bias=head.bias)
 
 
 def distillation(

@@ -31,40 +31,21 @@ def held_rows(vocab_size: int, *, on_cpu: bool, dtype: torch.dtype) -> int:
     return chunk_rows(vocab_size, on_cpu=on_cpu) * (CHUNKS_HELD if on_cpu and dtype != torch.float32 else 1)
 
 
-class _HeadCrossEntropy(torch.autograd.Function):
-    """Loss and both gradients chunk by chunk in the forward pass; the backward pass only scales them."""
+RowLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""Of logits (N, V) of some rows, which it may overwrite: the loss of each (N,), float32, and its slope (N, V)."""
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Loss and gradients chunk by chunk in the forward pass; the backward pass only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float, bias: Tensor | None) -> Tensor:
-        matrix = weight.to(hidden.dtype)
-        kept, index = (targets != IGNORE).unsqueeze(1), targets.clamp_min(0)
-        on_cpu = matrix.device.type == "cpu"
-        rows = chunk_rows(matrix.shape[0], on_cpu=on_cpu)
-        held = held_rows(matrix.shape[0], on_cpu=on_cpu, dtype=hidden.dtype)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        d_hidden = torch.empty_like(hidden)
-        d_weight: Tensor | None = None
-        d_bias = None if bias is None else torch.zeros_like(bias)
-        for first in range(0, hidden.shape[0], held):
-            group = hidden[first : first + held] * kept[first : first + held]
-            slopes = group.new_empty(group.shape[0], matrix.shape[0])
-            for start in range(0, group.shape[0], rows):
-                chunk = slice(first + start, first + start + rows)
-                slope = slopes[start : start + rows]
-                log_p = _slopes(hidden[chunk], matrix, index[chunk], cap, bias, out=slope)
-                total -= (log_p * kept[chunk, 0]).sum()
-                torch.mm(slope, matrix, out=d_hidden[chunk])
-            if d_bias is not None:
-                d_bias += (slopes * kept[first : first + held]).sum(0)
-            if not ctx.needs_input_grad[1]:
-                continue
-            if d_weight is None:
-                d_weight = (slopes.t() @ group).to(weight.dtype)
-            elif d_weight.dtype == slopes.dtype:
-                d_weight.addmm_(slopes.t(), group)
-            else:
-                d_weight += slopes.t() @ group
-        ctx.save_for_backward(d_hidden.mul_(kept), d_weight, d_bias)
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: float, kept: Tensor, loss: RowLoss
+    ) -> Tensor:
+        total, *gradients = _sum_and_gradients(
+            hidden, weight, bias, cap, kept, loss, learns_weight=ctx.needs_input_grad[1]
+        )
+        ctx.save_for_backward(*gradients)
         return total
 
     @staticmethod
@@ -73,20 +54,70 @@ class _HeadCrossEntropy(torch.autograd.Function):
         d_hidden, d_weight, d_bias = ctx.saved_tensors
         # In place: nobody else has them, and autograd refuses a second backward pass.
         of_weight, of_bias = (None if gradient is None else gradient.mul_(scale) for gradient in (d_weight, d_bias))
-        return d_hidden.mul_(scale.to(d_hidden.dtype)), of_weight, None, None, of_bias
+        return d_hidden.mul_(scale.to(d_hidden.dtype)), of_weight, of_bias, None, None, None
 
 
-def _slopes(
-    x: Tensor, matrix: Tensor, targets: Tensor, cap: float, bias: Tensor | None = None, *, out: Tensor
+def _sum_and_gradients(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: float, factors: Tensor, loss: RowLoss, *,
+    learns_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """Return the sum of each row's loss times its factor (N,), and its gradients by hidden, weight and bias."""
+    matrix, factors = weight.to(hidden.dtype), factors.unsqueeze(1)
+    on_cpu = matrix.device.type == "cpu"
+    rows = chunk_rows(matrix.shape[0], on_cpu=on_cpu)
+    held = held_rows(matrix.shape[0], on_cpu=on_cpu, dtype=hidden.dtype)
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    d_hidden = torch.empty_like(hidden)
+    d_weight: Tensor | None = None
+    d_bias = None if bias is None else torch.zeros_like(bias)
+    for first in range(0, hidden.shape[0], held):
+        group = (hidden[first : first + held] * factors[first : first + held]).to(hidden.dtype)
+        slopes = group.new_empty(group.shape[0], matrix.shape[0])
+        for start in range(0, group.shape[0], rows):
+            chunk = slice(first + start, first + start + rows)
+            slope = slopes[start : start + rows]
+            each = _loss_and_slope(chunk, hidden, matrix, bias, cap, loss, out=slope)
+            total += (each * factors[chunk, 0]).sum()
+            torch.mm(slope, matrix, out=d_hidden[chunk])
+        if d_bias is not None:
+            d_bias += (slopes * factors[first : first + held]).sum(0)
+        if not learns_weight:
+            continue
+        if d_weight is None:
+            d_weight = (slopes.t() @ group).to(weight.dtype)
+        elif d_weight.dtype == slopes.dtype:
+            d_weight.addmm_(slopes.t(), group)
+        else:
+            d_weight += slopes.t() @ group
+    return total, d_hidden.mul_(factors), d_weight, d_bias
+
+
+def _loss_and_slope(
+    chunk: slice, hidden: Tensor, matrix: Tensor, bias: Tensor | None, cap: float, loss: RowLoss, *, out: Tensor
 ) -> Tensor:
-    """Return the log-probability of each target (N,), float32; `out` (N, V) becomes d -log-probability / d logits.
+    """Return the loss of each row of a chunk (N,); `out` (N, V) becomes its slope in the logits before the cap.
 
-    On a CPU every pass over `out` shows, so that there is no copy in float32 and no zero for targets that do not count.
+    On a CPU every pass over `out` shows, so that there is no copy in float32 and no zero for rows that do not count.
     """
-    torch.mm(x, matrix.t(), out=out)
+    torch.mm(hidden[chunk], matrix.t(), out=out)
     if bias is not None:
         out.add_(bias)
     logits = out.mul_(1 / cap).tanh_().to(torch.float32, copy=True).mul_(cap) if cap else out
+    each, slope = loss(logits, chunk)
+    if cap:
+        out.square_().neg_().add_(1).mul_(slope)  # the slope of tanh
+    elif slope is not out:
+        out.copy_(slope)
+    return each
+
+
+def _of_targets(targets: Tensor) -> RowLoss:
+    """Return the loss of rows whose targets (N,) are these."""
+    return lambda logits, rows: _nats(logits, targets[rows])
+
+
+def _nats(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return -log softmax(logits)[targets] (N,), float32, and its slope by the logits (N, V), in their place."""
     index = targets.unsqueeze(1)
     log_p = logits.gather(1, index).squeeze(1).float() - logits.amax(-1).float()
     p = torch.softmax(logits, -1, out=logits)
@@ -96,15 +127,23 @@ def _slopes(
     flat.index_fill_(0, places, 0.0)
     others = p.sum(-1)
     flat.index_copy_(0, places, -others)
-    if cap:
-        out.square_().neg_().add_(1).mul_(p)  # the slope of tanh
-    return torch.where(others < 0.5, others.float().neg().log1p(), log_p)
+    return torch.where(others < 0.5, others.float().neg().log1p(), log_p).neg_(), logits
 
 
 def _largest(p: Tensor) -> Tensor:
     """Return the largest of each row (N, V), none below zero: their bits have their order, and a CPU compares those of
     bfloat16 faster."""
     return p.view(torch.int16 if p.dtype.itemsize == 2 else torch.int32).amax(-1).view(p.dtype)
+
+
+def head_loss(
+    hidden: Tensor, head_weight: Tensor, kept: Tensor, loss: RowLoss, *, cap: float, bias: Tensor | None = None
+) -> Tensor:
+    """Return the sum, a float32 scalar, of a loss of softcap(hidden W^T + b) over the rows that are kept.
+
+    hidden (N, C), head_weight (V, C), bias (V,), kept (N,) bool.
+    """
+    return _HeadLoss.apply(hidden, head_weight, bias, cap, kept, loss)  # type: ignore[no-untyped-call]
 
 
 def head_cross_entropy(
@@ -114,8 +153,8 @@ def head_cross_entropy(
 
     hidden (..., C), head_weight (V, C), bias (V,), targets (...) int64 with IGNORE where nothing is learnt.
     """
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    return _HeadCrossEntropy.apply(flat, head_weight, targets.reshape(-1), cap, bias)  # type: ignore[no-untyped-call]
+    flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    return head_loss(flat, head_weight, wanted != IGNORE, _of_targets(wanted.clamp_min(0)), cap=cap, bias=bias)
 
 
 def batch_hidden(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
@@ -140,35 +179,24 @@ class _HeadLogProbabilities(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(hidden, weight, targets, bias)
         ctx.cap = cap
-        return torch.cat([log_p for _, log_p, _ in _chunks(hidden, weight.to(hidden.dtype), targets, cap, bias)])
+        matrix = weight.to(hidden.dtype)
+        rows = chunk_rows(len(matrix), on_cpu=matrix.device.type == "cpu")
+        slopes = hidden.new_empty(min(rows, len(hidden)), len(matrix))
+        parts = []
+        for start in range(0, len(hidden), rows):
+            chunk = slice(start, min(start + rows, len(hidden)))
+            out = slopes[: chunk.stop - start]
+            parts.append(_loss_and_slope(chunk, hidden, matrix, bias, cap, _of_targets(targets), out=out))
+        return torch.cat(parts).neg_()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (d_log_p,) = gradients
         hidden, weight, targets, bias = ctx.saved_tensors
-        matrix = weight.to(hidden.dtype)
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        d_bias = torch.zeros_like(bias) if ctx.needs_input_grad[4] else None
-        for chunk, _, slope in _chunks(hidden, matrix, targets, ctx.cap, bias):
-            slope.mul_(-d_log_p[chunk, None])
-            torch.mm(slope, matrix, out=d_hidden[chunk])
-            if d_weight is not None:
-                d_weight += slope.t() @ hidden[chunk]
-            if d_bias is not None:
-                d_bias += slope.sum(0)
+        _, d_hidden, d_weight, d_bias = _sum_and_gradients(
+            hidden, weight, bias, ctx.cap, -d_log_p, _of_targets(targets), learns_weight=ctx.needs_input_grad[1]
+        )
         return d_hidden, d_weight, None, None, d_bias
-
-
-def _chunks(
-    hidden: Tensor, matrix: Tensor, targets: Tensor, cap: float, bias: Tensor | None
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield for parts of hidden (N, C) which it is, the log-probabilities of its targets, and the slopes of -log p."""
-    rows = chunk_rows(matrix.shape[0], on_cpu=matrix.device.type == "cpu")
-    for start in range(0, len(hidden), rows):
-        chunk = slice(start, min(start + rows, len(hidden)))
-        slope = hidden.new_empty(chunk.stop - start, matrix.shape[0])
-        yield chunk, _slopes(hidden[chunk], matrix, targets[chunk], cap, bias, out=slope), slope
 
 
 def target_hidden(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
@@ -250,7 +278,7 @@ def chunked_logits(hidden: Tensor, head: Tensor | nn.Module, cap: float) -> Iter
 
 @dataclass(frozen=True)
 class Output:
-    """What `forward` gives: logits (B, T, V), float32, and the mean loss in nats where there were labels."""
+    """The result of `forward`: logits (B, T, V), float32, and the mean loss in nats where there were labels."""
 
     logits: Tensor
     loss: Tensor | None
