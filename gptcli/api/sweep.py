@@ -4,7 +4,8 @@
     sweep_dir/round-1/trial-003/      in successive halving
 
 What is finished is not trained again, and what was stopped goes on: the same command is how a sweep is resumed. Trials
-that began with other settings than they have now are refused, but for more steps, to which they go on.
+that began with other settings than they have now are refused, but for more steps, to which they go on; and so are
+trials that read other text.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.api.finetune import finetune
+from gptcli.api.input_hashes import InputHashes
 from gptcli.api.pretrain import pretrain
 from gptcli.base.errors import ConfigError, DataError, NumericalError
 from gptcli.base.escape import escape
@@ -30,8 +32,10 @@ from gptcli.config.train import PretrainConfig
 from gptcli.config.yaml_file import Loaded
 from gptcli.observe.history import metrics_of, read_run
 from gptcli.train.autoconfig import AutoConfig
+from gptcli.train.checkpoint_paths import checkpoints, find_checkpoint
+from gptcli.train.lineage import read_lineage
 from gptcli.train.metrics import number_of
-from gptcli.train.resume import as_it_began, changes
+from gptcli.train.resume import CONTENT, as_it_began, changes
 
 
 @dataclass(frozen=True)
@@ -162,17 +166,20 @@ def _trials(config: SweepConfig, round_number: int, steps: int | None) -> list[T
 
 
 def _check_settings(config: SweepConfig, trials: Sequence[Trial]) -> None:
-    """Raise DataError where the directory of a trial holds a run with other settings."""
+    """Raise DataError where the directory of a trial holds a run with other settings, or of other text."""
     told: list[str] = []
+    inputs = InputHashes()
     for trial in trials:
         if (settings := _settings(trial)) is not None:
             now, before = settings
             changed = changes(now, dataclasses.asdict(now), dataclasses.asdict(before))
             told += [f"{escape(str(trial.run_dir))}: {change}" for change in changed.values()]
+            if not changed and _reads_other_text(trial, inputs):
+                told.append(f"{escape(str(trial.run_dir))}: {CONTENT['content.inputs']}")
     if told:
         more = f" and {len(told) - 3} more" if len(told) > 3 else ""
         raise DataError(
-            f"{'; '.join(told[:3])}{more}: trials of other settings lie there; restore the settings, or name another "
+            f"{'; '.join(told[:3])}{more}: trials of other settings or text lie there; restore them, or name another "
             f"sweep_dir than {escape(config.sweep_dir)}"
         )
 
@@ -187,6 +194,15 @@ def _settings(trial: Trial) -> tuple[Any, Any] | None:
     else:
         config = as_it_began(config, run_yaml)
     return config, yaml_file.load(type(config), run_yaml).value
+
+
+def _reads_other_text(trial: Trial, inputs: InputHashes) -> bool:
+    """Return whether a trial has learnt from other files than its run file names now, as far as both are known."""
+    if not checkpoints(trial.run_dir):
+        return False
+    lineage = read_lineage(find_checkpoint(str(trial.run_dir)))
+    now = inputs.of(trial.loaded.value)
+    return lineage is not None and now is not None and now != {source["sha256"] for source in lineage["inputs"]}
 
 
 def _is_done(trial: Trial) -> bool:

@@ -13,7 +13,7 @@ from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.config.data import DataConfig, TokenizerConfig
-from gptcli.config.finetune import FinetuneConfig
+from gptcli.config.finetune import FinetuneConfig, RowsConfig
 from gptcli.config.generate import GenerateOptions
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import TrainConfig
@@ -46,17 +46,8 @@ def text_job(
     if tokenizer.end_of_text is None:
         raise DataError(f"{escape(str(base))}: its tokenizer has no <|endoftext|>, with which every window begins")
     data = config.data
-    text = DataConfig(
-        train=data.train,
-        validation=data.validation,
-        validation_fraction=data.validation_fraction,
-        field=data.text_field,
-        encoding=data.encoding,
-        errors=data.errors,
-        on_bad_row=data.on_bad_line,
-    )
     given = TokenizerConfig(path=str(base / "tokenizer.json"))
-    _, prepared = prepare_data(text, given, report)
+    _, prepared = prepare_data(text_data(data), given, report)
     tokens, held_out = TokenArray(prepared, "train"), TokenArray(prepared, "validation")
     window = min(data.max_tokens or model.context_length, model.context_length)
     rows = max(1, len(tokens) // window - 1)
@@ -83,6 +74,19 @@ def text_job(
         content={"base": identity, "inputs": [fact["sha256"] for fact in read_index(prepared)["inputs"]]},
         metadata=metadata,
         sample=lambda model: write_sample(model, tokenizer, runtime, train, seed=config.runtime.seed),
+    )
+
+
+def text_data(data: RowsConfig) -> DataConfig:
+    """Return how the inputs of a fine-tuning run are read as text."""
+    return DataConfig(
+        train=data.train,
+        validation=data.validation,
+        validation_fraction=data.validation_fraction,
+        field=data.text_field,
+        encoding=data.encoding,
+        errors=data.errors,
+        on_bad_row=data.on_bad_line,
     )
 
 

@@ -64,6 +64,22 @@ def test_trials_that_began_with_other_settings_are_refused_and_more_steps_are_tr
     assert [trial["step"] for trial in json.loads(found.out)["trials"]] == [steps + 1]
 
 
+def test_trials_of_other_text_are_refused_though_they_are_finished(sweep: Swept, tmp_path: Path, tiny: Tiny) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(tiny.corpus.read_bytes())
+    run_file = tiny.run_file.read_text().replace(str(tiny.corpus), str(text))
+    assert str(text) in run_file
+    (tmp_path / "run.yaml").write_text(run_file)
+    how = ("-q", "-s", "vary=runtime.seed=[1]", "-s", "run_file=run.yaml")
+    assert sweep(*how).code == 0
+    assert sweep(*how).code == 0
+    with text.open("a") as file:
+        file.write("And one more line.\n")
+    sweep(*how).error(3, "sweep", "trials/trial-001: the text or the rows have changed", "another sweep_dir")
+    text.unlink()
+    assert sweep(*how).code == 0
+
+
 def test_halving_trains_the_best_for_longer(sweep: Swept, tmp_path: Path) -> None:
     found = sweep("--json", "-q", "-s", "first_steps=4", "-s", "vary=optim.muon_learning_rate=[0.02, 1e-6]")
     assert found.code == 0, found.err
