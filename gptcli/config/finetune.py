@@ -212,12 +212,19 @@ class FinetuneConfig(Section):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from ((name, "must name a directory") for name in ("run_dir", "base") if not is_name(getattr(self, name)))
-        for dotted, tasks in keys_with(FinetuneConfig, "tasks").items():
-            if self.task not in tasks.split() and not is_default(self, dotted):
-                yield dotted, f"is for task {' or '.join(tasks.split())}, not for task {self.task}; leave it out"
+        tasks = keys_with(FinetuneConfig, "tasks")
+        for dotted in sorted(self.unread()):
+            if not is_default(self, dotted):
+                others = " or ".join(tasks[dotted].split())
+                yield dotted, f"is for task {others}, not for task {self.task}; leave it out"
         if self.task in ("classify", "prefer", "reward") and self.loss.goldfish is not None:
             yield "loss", f"goldfish is for text that is learnt by heart, not for task {self.task}; leave it out"
         if self.task in ("classify", "prefer", "reward") and self.distill is not None:
             yield "distill", f"is for tasks that learn text, not for task {self.task}; leave it out"
         if self.runtime.compile:
             yield "runtime.compile", "is for pretrain only, whose steps have one shape; leave it out"
+
+    def unread(self) -> frozenset[str]:
+        """Return the keys of other tasks."""
+        tasks = keys_with(FinetuneConfig, "tasks")
+        return frozenset(dotted for dotted in tasks if self.task not in tasks[dotted].split())

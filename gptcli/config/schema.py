@@ -1,4 +1,4 @@
-"""How a section of a run file is declared and checked. Standard library only.
+"""The declaration and checking of a section of a run file. Standard library only.
 
 `number(...)` and `value(...)` declare a field with its bounds and facts. `Section.__post_init__` checks type, bounds
 and relations, so that a section made in Python is held to the same rules as one read from a file; `yaml_file` adds
@@ -201,6 +201,10 @@ class Section:
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield relations between fields that do not hold, as (field name, message)."""
         yield from ()
+
+    def unread(self) -> frozenset[str]:
+        """Return the dotted keys below that mean nothing with the values of the others."""
+        return frozenset()
 
     @classmethod
     def from_preset(cls, preset: str, **changes: Any) -> Any:

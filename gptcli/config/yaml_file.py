@@ -89,8 +89,17 @@ def parse(cls: type[T], text: str, *, name: str, overrides: Sequence[str] = ()) 
     return Loaded(typing.cast(T, config), reader.origins)
 
 
+def given_keys(cls: type[Section], path: str | Path) -> set[str]:
+    """Return the dotted keys that a file gives a value, though they may not fit together. Raises ConfigError only."""
+    reader = _Reader(cls, os.fspath(path))
+    reader.read_file(read(path))
+    if reader.found:
+        raise ConfigError(*reader.problems())
+    return set(reader.given)
+
+
 class _Place(NamedTuple):
-    """Where a value was given. Problems are listed by `order`: lines, then the file as a whole, then overrides."""
+    """The place where a value was given. Problems are listed by `order`: lines, the file as a whole, overrides."""
 
     order: int
     label: str
@@ -129,7 +138,7 @@ class _Reader:
         self.found.append((place, message if named else f"{dotted}: {message}"))
 
     def complain_unknown(self, place: _Place, dotted: str) -> None:
-        near = nearest_key(dotted, self.keys) if len(self.found) < MAX_PROBLEMS else None  # a near miss costs 1 ms
+        near = nearest_key(dotted, self.keys) if len(self.found) < MAX_PROBLEMS else None  # each search takes time
         self.complain(place, f"unknown key '{escape(dotted)}'{did_you_mean(near)}")
 
     def read_file(self, text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Whether a run file goes on with the run that a directory holds."""
+"""The check that a run file goes on with the run that a directory holds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def as_it_began(config: T, run_yaml: Path) -> T:
     """Return the config with, for keys that an older run.yaml lacks, the values that the version of then went by."""
     before = keys_with(type(config), "before")
     try:
-        origins = yaml_file.load(type(config), run_yaml).origins
+        given = yaml_file.given_keys(type(config), run_yaml)
     except ConfigError:
         raise DataError(
             f"{escape(str(run_yaml))}: holds a run of another kind, or is damaged; name another run_dir"
@@ -37,7 +37,7 @@ def as_it_began(config: T, run_yaml: Path) -> T:
     for dotted, value in before.items():
         section, _, name = dotted.partition(".")
         inner = getattr(config, section)
-        if origins.get(dotted) == "default" and getattr(inner, name) == getattr(type(inner)(), name):
+        if dotted not in given and getattr(inner, name) == getattr(type(inner)(), name):
             config = dataclasses.replace(
                 typing.cast(Any, config), **{section: dataclasses.replace(inner, **{name: value})}
             )
@@ -58,7 +58,8 @@ def check_same_run(run_dir: Path, config: Section, run_file: Mapping[str, Any], 
 def changes(config: Section, run_file: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, str]:
     """Return by their names what identifies a run and has changed since it was saved, each as a clause.
 
-    A key that the saved run file does not have yet stands for what runs without it did.
+    A key that the saved run file does not have yet stands for what runs without it did; one that means nothing in this
+    run, such as those of another task, which older versions took, is passed over.
     """
     old, new = (_flat(json.loads(json.dumps(values))) for values in (saved, run_file))
     for dotted, key in all_keys(type(config)):
@@ -68,12 +69,13 @@ def changes(config: Section, run_file: Mapping[str, Any], saved: Mapping[str, An
             old[dotted] = key.fact("before") if key.fact("before") is not None else default
             if default is MISSING:
                 del old[dotted]
-    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    return {
-        name: CONTENT.get(name) or _change(name, old.get(name), new.get(name))
-        for name in changed
-        if name not in keys_with(type(config), "may_change")
-    }
+    may_change, unread = keys_with(type(config), "may_change"), tuple(f"{key}." for key in config.unread())
+    changed = sorted(
+        name
+        for name in old.keys() | new.keys()
+        if old.get(name) != new.get(name) and name not in may_change and not f"{name}.".startswith(unread)
+    )
+    return {name: CONTENT.get(name) or _change(name, old.get(name), new.get(name)) for name in changed}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
