@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from gptcli.config.model import ModelConfig
-from gptcli.data.conversation import ASSISTANT, Conversation
+from gptcli.data.conversation import ASSISTANT, SYSTEM, USER, Conversation, Message
 from gptcli.data.tokenizer import learn_merges
 from gptcli.model.gpt import GPT
 from gptcli.train import checkpoint
@@ -48,3 +49,13 @@ def table_model(
     metadata = ModelMetadata(conversation=FORM, origin=origin or {})
     checkpoint.save_model(model, tokenizer, directory, step=1, metadata=metadata)
     return directory
+
+
+def messages(*turns: str, system: str | None = None) -> list[Message]:
+    roles = [(USER, ASSISTANT)[number % 2] for number in range(len(turns))]
+    head = [] if system is None else [Message(SYSTEM, system)]
+    return head + [Message(role, text) for role, text in zip(roles, turns, strict=True)]
+
+
+def row(*turns: str, system: str | None = None) -> str:
+    return json.dumps({"messages": [message._asdict() for message in messages(*turns, system=system)]}) + "\n"

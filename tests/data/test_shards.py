@@ -1,4 +1,4 @@
-"""Token shards: what is written is what is read, also after a kill, and the splits lie where they are said to."""
+"""Token shards: what is written is what is read, also after a kill."""
 
 import hashlib
 import json
@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from shard_texts import SOME, english, records
 
 from gptcli.api.prepare import prepare
 from gptcli.base import fsio
@@ -27,14 +28,6 @@ from gptcli.data import encode as encode_module
 from gptcli.data.corpus import read_corpus, survey
 from gptcli.data.shards import SPLITS, SplitWriter, TokenArray, read_index, token_dtype, write_index
 from gptcli.data.tokenizer import Tokenizer, learn_merges
-
-SOME = settings(max_examples=100, deadline=None)
-WORDS = ["river", "stone", "garden", "winter", "letter", "captain", "market", "window", "bridge", "song"]
-
-
-def english(seed: int, words: int) -> str:
-    draw = random.Random(seed)
-    return "".join(draw.choice(WORDS) + draw.choice([" ", " ", " ", ".\n"]) for _ in range(words))
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +53,6 @@ def write(directory: Path, documents: list[list[int]], *, vocab_size: int, flush
 def borders(directory: Path, split: str = "train") -> list[int]:
     files = sorted(directory.glob(f"{split}-*.documents.bin"))
     return [int(position) for file in files for position in np.fromfile(file, dtype="<u8")]
-
-
-def text_of(directory: Path, tokenizer: Tokenizer, split: str) -> str:
-    tokens = TokenArray(directory, split)
-    ids = [int(token) for token in tokens.read(0, len(tokens)) if token != tokenizer.end_of_text]
-    return tokenizer.decode(ids)
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -161,94 +148,6 @@ def test_an_index_that_does_not_hold_together_is_refused(tmp_path: Path, path: t
 def test_a_directory_without_an_index_says_what_makes_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="gptcli prepare"):
         read_index(tmp_path)
-
-
-# ---------------------------------------------------------------------------------------------------------- splits
-
-
-@SOME
-@given(
-    parts=st.lists(st.text("abc \n", min_size=1, max_size=60), min_size=1, max_size=4),
-    fraction=st.floats(0, 0.99),
-)
-def test_the_tail_split_cuts_ascii_text_at_exactly_the_byte_of_the_fraction(parts: list[str], fraction: float) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        for number, part in enumerate(parts):
-            (Path(name) / f"{number}.txt").write_text(part)
-        data = DataConfig(train=(name,), validation_fraction=fraction)
-        pieces = list(read_corpus(survey(data, Path(name) / "spool", Report())))
-        whole = "".join(parts)
-        border = int(len(whole) * (1 - fraction))
-        for split, wanted in (("train", whole[:border]), ("validation", whole[border:])):
-            assert "".join(piece.text for given_split, piece in pieces if given_split == split) == wanted
-        assert sum(piece.raw_bytes for _, piece in pieces) == len(whole)
-        first = [piece for split, piece in pieces if split == "validation" and piece.text]
-        assert not first or first[0].starts_document
-
-
-@SOME
-@given(text=st.text(min_size=1, max_size=80).filter(lambda text: text.strip("\ufeff\0\r")), fraction=st.floats(0, 0.99))
-def test_the_tail_split_never_cuts_a_character(text: str, fraction: float) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "corpus.txt"
-        path.write_bytes(("x" * 8 + text.replace("\0", "")).encode())
-        data = DataConfig(train=(str(path),), validation_fraction=fraction)
-        pieces = list(read_corpus(survey(data, Path(name) / "spool", Report())))
-        joined = {split: "".join(piece.text for given, piece in pieces if given == split) for split in SPLITS}
-        assert (joined["train"] + joined["validation"]).encode() == path.read_bytes()
-        border = int(path.stat().st_size * (1 - fraction))
-        assert border - 3 <= len(joined["train"].encode()) <= border
-
-
-def records(path: Path, count: int) -> Path:
-    path.write_text("".join(json.dumps({"text": english(number, 15)}) + "\n" for number in range(count)))
-    return path
-
-
-def drawn(path: Path, **data: Any) -> list[str]:
-    config = DataConfig(train=(str(path),), validation_split="document", validation_fraction=0.25, **data)
-    pieces = read_corpus(survey(config, path.parent / "spool", Report()))
-    return [piece.text for split, piece in pieces if split == "validation" and piece.text]
-
-
-def test_the_document_split_is_stable_and_takes_about_its_share(tmp_path: Path) -> None:
-    path = records(tmp_path / "corpus.jsonl", 400)
-    held_out = drawn(path)
-    assert drawn(path) == held_out
-    assert 70 <= len(held_out) <= 130
-    longer = drawn(records(tmp_path / "longer.jsonl", 500))  # text that is added changes no earlier choice
-    assert longer[: len(held_out)] == held_out
-
-
-def test_the_same_bytes_are_the_same_corpus_by_any_name_and_another_where_they_are_read_in_another_way(
-    tmp_path: Path,
-) -> None:
-    keys = set()
-    for name in ("same.jsonl", "same.txt", "wiki_00"):
-        path = records(tmp_path / name, 5)
-        keys.add(survey(DataConfig(train=(str(path),)), tmp_path / "spool", Report()).key())
-    assert len(keys) == 1
-    for data in (DataConfig(train=(str(path),), separator="line"), DataConfig(train=(str(path),), on_bad_row="skip")):
-        keys.add(survey(data, tmp_path / "spool", Report()).key())
-    assert len(keys) == 3
-
-
-def test_given_validation_inputs_leave_the_training_text_whole(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    (tmp_path / "train.txt").write_text(english(1, 100))
-    (tmp_path / "held.txt").write_text(english(2, 50))
-    data = DataConfig(train=(str(tmp_path / "train.txt"),), validation=(str(tmp_path / "held.txt"),))
-    prepare(data, tokenizer, tmp_path / "out", report=Report())
-    assert text_of(tmp_path / "out", tokenizer, "train") == english(1, 100)
-    assert text_of(tmp_path / "out", tokenizer, "validation") == english(2, 50)
-
-
-def test_a_fraction_of_zero_leaves_the_validation_split_empty(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    (tmp_path / "corpus.txt").write_text(english(1, 100))
-    data = DataConfig(train=(str(tmp_path / "corpus.txt"),), validation_fraction=0.0)
-    index = prepare(data, tokenizer, tmp_path / "out", report=Report())
-    assert index["splits"]["validation"].tokens == 0
-    assert len(TokenArray(tmp_path / "out", "validation")) == 0
-    assert text_of(tmp_path / "out", tokenizer, "train") == english(1, 100)
 
 
 # --------------------------------------------------------------------------------------------------------- prepare
