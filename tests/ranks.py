@@ -80,7 +80,7 @@ def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[
     ranks = [CONTEXT.Process(target=_join, args=(r, count, port, results, work, arguments)) for r in range(count)]
     for process in ranks:
         process.start()
-    found = dict(results.get(timeout=60) for _ in ranks)
+    found = dict(results.get(timeout=300) for _ in ranks)
     for process in ranks:
         process.join()
     return [found[rank] for rank in range(count)]

@@ -28,11 +28,14 @@ from gptcli.observe.tensorboard import check_installed, recording
 from gptcli.tasks.dataset import read_examples, rows_job
 from gptcli.tasks.text import text_job
 from gptcli.train.checkpoint_paths import checkpoints, find_checkpoint, step_directory
-from gptcli.train.metadata import Adapter, ModelMetadata, read_metadata
+from gptcli.train.initial import sharded_state
+from gptcli.train.metadata import Adapter, ModelMetadata, read_config, read_metadata
 from gptcli.train.optimizers import make_optimizers
 from gptcli.train.resume import as_it_began
 from gptcli.train.run import Job, Outcome, Training
 from gptcli.train.run_directory import check_vacant, claimed, clear
+from gptcli.train.shard_choice import is_sharded
+from gptcli.train.sharded import Sharded
 from gptcli.train.state import TrainState
 from gptcli.train.weights import WholeWeights, identity, weights_sha256
 
@@ -61,7 +64,9 @@ def finetune(
         runtime = make_runtime(config.runtime, local_rank=processes.local_rank)
         if runtime.on_cpu:
             keep_freed_memory()
-        model, tokenizer = load(base, device=runtime.device, dtype=torch.float32)
+        sharded = _is_sharded(config, base, runtime, processes)
+        device = torch.device("cpu") if sharded else runtime.device  # from its file, only rows that are kept are read
+        model, tokenizer = load(base, device=device, dtype=torch.float32)
         if config.train.frozen_blocks > (blocks := len(model.blocks)):
             raise ConfigError(
                 f"train.frozen_blocks: {config.train.frozen_blocks}, but the base has {count(blocks, 'block')}"
@@ -76,14 +81,30 @@ def finetune(
         _tell_of_idle(config, job, processes, report)
         prepare_model(model, config, job.tokenizer, job.metadata)
         step_tokens = config.train.batch_size * model.config.context_length
-        optimizers = make_optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
         if force and not resume and processes.is_first:
             clear(run_dir)
         adapter = job.metadata.adapter
         weights = AdapterWeights(config.lora, adapter.base_path) if config.lora and adapter else WholeWeights()
-        state = TrainState(model, optimizers, weights=weights, processes=processes, carried=job.carried)
+        if sharded:
+            state = sharded_state(Sharded(model, processes, runtime), config.optim, runtime, step_tokens=step_tokens)
+        else:
+            optimizers = make_optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
+            state = TrainState(model, optimizers, weights=weights, processes=processes, carried=job.carried)
         board = recording(run_dir / "tensorboard", report.warning, wanted=config.train.tensorboard)
         return Training(job, runtime, report, processes=processes, also_record=board).go(state, resume=resume)
+
+
+def _is_sharded(config: FinetuneConfig, base: Path, runtime: Runtime, processes: Processes) -> bool:
+    """Return whether the model is sharded; ConfigError where the task needs it whole. One process decides for all."""
+    sharded = is_sharded(read_config(base), config.optim, runtime.device, processes) if processes.is_first else None
+    if not processes.share(sharded):
+        return False
+    if config.lora is not None:
+        raise ConfigError("lora: adapters are not sharded; leave lora out, or set parallel.shard=false")
+    if config.task in ("prefer", "reward") or config.distill is not None:
+        what = "distill" if config.distill is not None else f"task: {config.task}"
+        raise ConfigError(f"{what}: needs a second model, which is not sharded; set parallel.shard=false")
+    return True
 
 
 def _checked(config: FinetuneConfig, base: Path, *, resume: bool, force: bool) -> FinetuneConfig:

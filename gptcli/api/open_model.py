@@ -14,7 +14,7 @@ from gptcli.config.train import RuntimeConfig
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.runtime import make_runtime
 from gptcli.model.gpt import GPT
-from gptcli.model.safetensors_io import check_finite, read_tensors
+from gptcli.model.safetensors_io import check_finite, files_of, read_tensors
 from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.loaded_model import LoadedModel
 from gptcli.train.metadata import Adapter, read_config, read_metadata
@@ -78,7 +78,7 @@ def load(
 def _load_base(directory: Path, adapter: Adapter) -> GPT:
     """Load the model that an adapter changes; DataError where it is not there, or not the one it was made for."""
     base = Path(os.path.normpath(directory.resolve() / adapter.base_path))
-    if not (base / MODEL_FILE).is_file():
+    if not files_of(base / MODEL_FILE)[0].is_file():
         raise DataError(f"{escape(str(directory))}: its base, {escape(str(base))}, is not there; put it back")
     if weights_sha256(base) != adapter.base_sha256:
         raise DataError(

@@ -42,6 +42,7 @@ from gptcli.train.loss import next_token_nats
 from gptcli.train.micro_batches import micro_batch_rows
 from gptcli.train.run import Job, Outcome, Training
 from gptcli.train.run_directory import check_vacant, claimed, clear
+from gptcli.train.shard_choice import is_sharded
 
 
 def pretrain(
@@ -77,7 +78,7 @@ def pretrain(
             job = distilled(job, taught.objective)
         if runtime.on_cpu:
             keep_freed_memory()
-        state = new_state(_model_config(config, tokenizer), config, runtime, processes)
+        state = new_state(_model_config(config, tokenizer), config, runtime, processes, sharded=begun.sharded)
         if force and not resume and processes.is_first:
             clear(run_dir)
         board = recording(run_dir / "tensorboard", report.warning, wanted=config.train.tensorboard)
@@ -94,6 +95,7 @@ class _Begun:
     prepared: Sequence[Path]
     deadline: Deadline | None = None
     taught: _FromTeacher | None = None
+    sharded: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,9 @@ def _taught(
 def _shared(begun: _Begun | None, processes: Processes) -> _Begun:
     """Return what the first process found; the clock stays with it."""
     if begun is not None:
-        processes.share([yaml_write.dump(begun.config), *map(os.path.abspath, begun.prepared)])
+        processes.share([yaml_write.dump(begun.config), begun.sharded, *map(os.path.abspath, begun.prepared)])
         return begun
-    text, *prepared = processes.share()
+    text, sharded, *prepared = processes.share()
     for name in prepared:
         if not is_prepared(Path(name)):
             raise ConfigError(
@@ -130,7 +132,7 @@ def _shared(begun: _Begun | None, processes: Processes) -> _Begun:
                 "that all machines share, or prepare the text there, gptcli prepare"
             )
     config = yaml_file.parse(PretrainConfig, text, name="run.yaml").value
-    return _Begun(config, Tokenizer.load(prepared[0]), tuple(map(Path, prepared)))
+    return _Begun(config, Tokenizer.load(prepared[0]), tuple(map(Path, prepared)), sharded=sharded)
 
 
 def _begin(
@@ -180,8 +182,24 @@ def _begin(
         config = autoconfig.regularize_repeated_data(config, epochs)
         if budget_seconds is not None:
             config = autoconfig.choose_bigrams(config, epochs, tokenizer.vocab_size)
+    sharded = is_sharded(_model_config(config, tokenizer), config.optim, runtime.device, processes)
+    if sharded:
+        config = _as_sharded(config, report)
+    elif not goes_on:
         config = autoconfig.choose_compile(config, runtime, budget_seconds)
-    return _Begun(config, tokenizer, prepared, deadline, taught)
+    return _Begun(config, tokenizer, prepared, deadline, taught, sharded)
+
+
+def _as_sharded(config: PretrainConfig, report: Report) -> PretrainConfig:
+    """Return the run with what a sharded model can do. ConfigError where how long it takes is not to be known."""
+    if config.train.budget is not None:
+        raise ConfigError(
+            "train.budget: steps are timed with the whole model in one process, which has no room for it or shall not "
+            "hold it (parallel.shard); give train.steps instead"
+        )
+    if config.runtime.compile:
+        report.warning("runtime.compile: blocks that are sharded are not compiled")
+    return dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, compile=False))
 
 
 def _check_shares(config: PretrainConfig, batches: Batches, processes: Processes) -> None:

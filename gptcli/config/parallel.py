@@ -10,7 +10,8 @@ from gptcli.config.schema import Section, number, value
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig(Section):
-    """Several processes, of `--nproc`, torchrun or Slurm. Each holds the whole model; one process ignores all this."""
+    """Several processes, of `--nproc`, torchrun or Slurm: each holds the whole model, or all of them hold a part of it.
+    One process ignores all this."""
 
     replicate: int | None = number(
         None,
@@ -19,9 +20,15 @@ class ParallelConfig(Section):
         le=1 << 16,
         may_change=True,
     )
+    shard: bool | None = value(
+        None,
+        "shard weights, gradients and optimizer state over the processes; null: where a device cannot hold them whole",
+        may_change=True,
+    )
     exchange: Literal["micro_batch", "step"] = value(
         "micro_batch",
-        "exchange gradients after each micro-batch (bits of one process), or once a step (fewer bytes, to rounding)",
+        "exchange gradients after each micro-batch (bits of one process), or once a step (fewer bytes, to rounding; "
+        "where weights are sharded, with room for whole gradients)",
         may_change=True,
     )
     timeout_seconds: int = number(

@@ -117,7 +117,8 @@ def is_own(parent: str, directories: Sequence[str], names: Sequence[str]) -> boo
     """Return whether gptcli made a directory, which holds these: a run, a checkpoint, prepared data or the cache."""
     if "run.yaml" in names and ("metrics.jsonl" in names or "checkpoints" in directories):
         return True
-    if "manifest.json" in names and ("model.safetensors" in names or "adapter_model.safetensors" in names):
+    weights = ("model.safetensors", "model-00001-of-", "adapter_model.safetensors")
+    if "manifest.json" in names and any(name.startswith(weights) for name in names):
         return True
     if "work" in directories and set(directories) <= {"work", "prepared", "tokenizers"}:
         return not any(not name.startswith(".") for name in names)

@@ -56,20 +56,22 @@ class Processes:
         """Return whether there are no others."""
         return self.count == 1
 
-    def share(self, value: Any = None) -> Any:
-        """Return what the first process gives, anything that JSON holds, to all; waits as long as it takes."""
+    def share(self, value: Any = None, *, by: int = 0) -> Any:
+        """Return what one process gives, by default the first, anything that JSON holds, to all; waits as long as it
+        takes."""
         if self.alone:
             return value
         import torch.distributed as dist
 
-        content = json.dumps(value).encode() if self.is_first else b""
+        gives = self.rank == by
+        content = json.dumps(value).encode() if gives else b""
         size = torch.tensor([len(content)])
-        dist.broadcast(size, 0, group=self.patient)
-        found = torch.frombuffer(bytearray(content), dtype=torch.uint8) if self.is_first else None
+        dist.broadcast(size, by, group=self.patient)
+        found = torch.frombuffer(bytearray(content), dtype=torch.uint8) if gives else None
         if found is None:
             found = torch.empty(int(size), dtype=torch.uint8)
-        dist.broadcast(found, 0, group=self.patient)
-        return value if self.is_first else json.loads(bytes(found.tolist()))
+        dist.broadcast(found, by, group=self.patient)
+        return value if gives else json.loads(bytes(found.tolist()))
 
     def largest(self, number: int) -> int:
         """Return the largest of the numbers that the processes give."""
@@ -93,6 +95,13 @@ class Processes:
         found = torch.empty(self.count, *numbers.shape, dtype=numbers.dtype)
         spread_parts(numbers.reshape(-1), found)
         return found
+
+    def meet(self) -> None:
+        """Wait for all the others, as long as it takes."""
+        if not self.alone:
+            import torch.distributed as dist
+
+            dist.barrier(group=self.patient)
 
     def by_first(self, work: Callable[[], object]) -> None:
         """Let the first process do something while the others wait; Stopped there is raised in all."""
@@ -123,6 +132,7 @@ class Together:
 
     processes: Processes = ALONE
     check: Callable[[], None] = lambda: None
+    lockstep: bool = False  # who has nothing to compute in a round goes through the model with the others
 
 
 BY_ONE = Together()
@@ -260,3 +270,12 @@ def collect(tensors: Sequence[Tensor], owner: int, processes: Processes) -> None
             dist.send(tensor, 0)
         elif processes.is_first:
             dist.recv(tensor, owner)
+
+
+def exchange_uneven(parts: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
+    """Send the flat parts[r] to process r -> what all of them sent here, end to end; of process r lengths[r]."""
+    import torch.distributed as dist
+
+    found = parts[0].new_empty(sum(lengths))
+    dist.all_to_all_single(found, torch.cat(list(parts)), list(lengths), [len(part) for part in parts])
+    return found

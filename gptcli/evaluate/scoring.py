@@ -79,6 +79,8 @@ def score_sequences(
             if processes.rank < len(group):
                 for row, numbers in zip(own, _score_batch(model, group[processes.rank], runtime, greedy), strict=True):
                     row[: len(numbers)] = numbers
+            elif together.lockstep:
+                _score_batch(model, group[0], runtime, greedy)
             for batch, (nats, hits) in zip(group, processes.gather(own), strict=False):
                 yield from _cut(batch, nats, hits.bool() if greedy else None)
 

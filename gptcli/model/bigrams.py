@@ -38,11 +38,9 @@ class Bigrams(nn.Module):
         signs = torch.from_numpy(1.0 - 2.0 * bits.astype(np.float32)).view(PATTERNS, size)
         self.register_buffer("signs", signs.to(self.table.device, self.table.dtype), persistent=False)
 
-    @torch.no_grad()
-    def initialize(self) -> None:
-        """Set the weights that a new model has: pairs mean nothing yet."""
-        self.table.zero_()
-        self.factors.fill_(FIRST_FACTOR)
+    def draw(self, name: str, weight: Tensor) -> None:
+        """Fill a tensor with what the weight of that name is in a new model: pairs mean nothing yet."""
+        weight.fill_(FIRST_FACTOR if name.endswith("factors") else 0.0)
 
     def forward(self, ids: Tensor, previous: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the embeddings (B, T, C) of tokens (B, T) and those before them (B, T), NO_TOKEN at a beginning."""

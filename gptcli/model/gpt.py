@@ -210,6 +210,12 @@ class GPT(nn.Module):
         self.label_head = Linear(config.hidden_size, labels, bias=False) if labels else None
         self._make_rotary_tables()
 
+    def make_tables(self) -> None:
+        """Make what is no weight, of a model that was built on the meta device."""
+        self._make_rotary_tables()
+        if self.bigrams is not None:
+            self.bigrams.make_signs()
+
     def _make_rotary_tables(self) -> None:
         wanted = {self.config.rotation(layer) for layer in range(self.config.num_layers)}
         for kind, prefix in (("rope", "rotary"), ("local", "local")):
@@ -222,9 +228,7 @@ class GPT(nn.Module):
         self.load_state_dict(weights, assign=True, strict=False)
         if self.config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        self._make_rotary_tables()
-        if self.bigrams is not None:
-            self.bigrams.make_signs()
+        self.make_tables()
 
     def hidden(self, ids: Tensor, *, dtype: torch.dtype | None = None, layout: Layout | None = None) -> Tensor:
         """Map ids (B, T) -> the head's input (B, T, C) in `dtype` (default: the embedding's)."""
@@ -288,26 +292,29 @@ class GPT(nn.Module):
         2019); without it, uniform with std 1/sqrt(fan-in), embeddings N(0, 1) and a head near zero, so that the first
         loss is ln V.
         """
-        std = self.config.init_std
         for name, weight in self.named_parameters():
-            if name.startswith("bigrams."):
-                continue
-            if weight.ndim < 2:
-                weight.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-            elif name.endswith("projection.weight") and self.config.zero_init_projections:
-                weight.zero_()
-            elif std is not None:
-                scale = std / math.sqrt(2 * self.config.num_layers) if name.endswith("projection.weight") else std
-                weight.normal_(0.0, scale, generator=generator)
-            elif name == "head.weight":
-                weight.normal_(0.0, 1e-3, generator=generator)
-            elif "embedding" in name:
-                weight.normal_(0.0, 1.0, generator=generator)
-            else:
-                bound = math.sqrt(3.0 / weight.shape[1])
-                weight.uniform_(-bound, bound, generator=generator)
-        if self.bigrams is not None:
-            self.bigrams.initialize()
+            self.draw(name, weight, generator)
+
+    @torch.no_grad()
+    def draw(self, name: str, weight: Tensor, generator: torch.Generator) -> None:
+        """Fill a tensor with the initial values of the weight of that name, as `initialize` does one after another."""
+        std = self.config.init_std
+        if self.bigrams is not None and name.startswith("bigrams."):
+            self.bigrams.draw(name, weight)
+        elif weight.ndim < 2:
+            weight.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+        elif name.endswith("projection.weight") and self.config.zero_init_projections:
+            weight.zero_()
+        elif std is not None:
+            scale = std / math.sqrt(2 * self.config.num_layers) if name.endswith("projection.weight") else std
+            weight.normal_(0.0, scale, generator=generator)
+        elif name == "head.weight":
+            weight.normal_(0.0, 1e-3, generator=generator)
+        elif "embedding" in name:
+            weight.normal_(0.0, 1.0, generator=generator)
+        else:
+            bound = math.sqrt(3.0 / weight.shape[1])
+            weight.uniform_(-bound, bound, generator=generator)
 
     @torch.no_grad()
     def grow(self, vocab_size: int) -> None:

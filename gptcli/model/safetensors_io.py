@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors
 import torch
@@ -39,29 +40,69 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mappin
     bytes, the tensors without gaps. Wide types come first, which keeps every tensor aligned to its type.
     """
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    with tensor_file(path, {name: Described.of(tensor) for name, tensor in ordered}, metadata=metadata) as write:
+        for _, tensor in ordered:
+            write(tensor)
+
+
+class Described(NamedTuple):
+    """A tensor of a file that is yet to be written."""
+
+    dtype: torch.dtype
+    shape: torch.Size
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Described:
+        return cls(tensor.dtype, tensor.shape)
+
+
+@contextmanager
+def tensor_file(
+    path: Path, described: Mapping[str, Described], *, metadata: Mapping[str, str] | None = None
+) -> Iterator[Callable[[Tensor], None]]:
+    """Open a new safetensors file; give what writes the tensors described, which come in their order."""
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    for name, tensor in ordered:
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    for name, (dtype, shape) in described.items():
+        start, end = end, end + shape.numel() * dtype.itemsize
+        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with fsio.new_file(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in ordered:
+
+        def write(tensor: Tensor) -> None:
             content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             file.write(content.numpy().data)
 
+        yield write
+
+
+def part_of(path: Path, number: int, count: int) -> Path:
+    """Return the name of part `number`, from 0, of a file of tensors that several processes write: as Hugging Face
+    names them."""
+    return path.with_name(f"{path.stem}-{number + 1:05}-of-{count:05}{path.suffix}")
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the file, or its parts where it lies there in parts."""
+    if path.is_file():
+        return [path]
+    found = re.compile(rf"{re.escape(path.stem)}-\d{{5}}-of-(\d{{5}}){re.escape(path.suffix)}")
+    counts = [int(match[1]) for file in path.parent.glob(f"{path.stem}-*") if (match := found.fullmatch(file.name))]
+    return [part_of(path, number, counts[0]) for number in range(counts[0])] if counts else [path]
+
 
 def read_tensors(path: Path, wanted: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, memory-mapped; DataError unless names and shapes are those wanted."""
+    """Return the tensors of a safetensors file or of its parts, memory-mapped; DataError unless names and shapes are
+    those wanted."""
     have = tensor_shapes(path)
     for name in sorted(set(wanted) | set(have)):
         if wanted.get(name) != have.get(name):
             sizes = [tuple(shape) if shape is not None else "none" for shape in (have.get(name), wanted.get(name))]
             raise DataError(f"{escape(str(path))}: tensor {escape(name)} has shape {sizes[0]}, want {sizes[1]}")
     with _os_errors(path):
-        return load_file(path)
+        return {name: tensor for file in files_of(path) for name, tensor in load_file(file).items()}
 
 
 @contextmanager
@@ -77,7 +118,11 @@ def _os_errors(path: Path) -> Iterator[None]:
 
 
 def tensor_shapes(path: Path) -> dict[str, torch.Size]:
-    """Return names and shapes in a safetensors file; DataError where it is missing, cut or damaged."""
+    """Return names and shapes in a safetensors file or its parts; DataError where it is missing, cut or damaged."""
+    return {name: shape for file in files_of(path) for name, shape in _shapes_in(file).items()}
+
+
+def _shapes_in(path: Path) -> dict[str, torch.Size]:
     if not path.is_file():
         raise DataError(f"{escape(str(path))}: missing; the checkpoint is damaged")
     try:

@@ -158,17 +158,21 @@ def _state(run_dir: Path, step: int, *, finished: bool) -> State:
 
 
 def count_parameters(run_dir: Path, problems: list[str]) -> int | None:
-    """Count the weights of the newest checkpoint by the header of its file; None where there is none."""
-    found = sorted((run_dir / "checkpoints").glob("step-*/model.safetensors"))
+    """Count the weights of the newest checkpoint by the headers of its files; None where there is none."""
+    found = sorted((run_dir / "checkpoints").glob("step-*/model*.safetensors"))
     if not found:
         return None
+    newest = found[-1].parent
     try:
-        if not found[-1].is_file():
-            raise OSError
-        with safe_open(found[-1], "np") as weights:
-            return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+        total = 0
+        for path in (path for path in found if path.parent == newest):
+            if not path.is_file():
+                raise OSError
+            with safe_open(path, "np") as weights:
+                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+        return total
     except (OSError, SafetensorError):
-        problems.append(f"checkpoints/{found[-1].parent.name}: damaged")
+        problems.append(f"checkpoints/{newest.name}: damaged")
         return None
 
 

@@ -18,13 +18,14 @@ from gptcli.device.runtime import make_runtime
 from gptcli.generate.kv_cache import cache_bytes
 from gptcli.model.gpt import GPT
 from gptcli.observe.memory import Memory, Workload, training_memory
-from gptcli.observe.plan_processes import plan_processes, shared_memory
 from gptcli.observe.plan_report import USABLE_MEMORY, Plan, Rates, Target, TeacherPlan
+from gptcli.observe.plan_sharded import memory_of, plan_processes
 from gptcli.observe.step_times import step_times
 from gptcli.tasks.distill import WINDOWS_A_TOKEN, wanted_tokenizer
 from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.metadata import read_config
 from gptcli.train.micro_batches import micro_batch_rows
+from gptcli.train.shard_choice import choose, whole_bytes
 from gptcli.train.step_paired import can_pair
 
 
@@ -55,15 +56,17 @@ def make_plan(
 
     def memory(micro_batch: int) -> Memory:
         work = _workload(config, model, target, micro_batch, processes)
-        found = training_memory(work) if processes == 1 else shared_memory(work, processes, exchange, saves=True)
+        found = training_memory(work) if processes == 1 else memory_of(work, processes, exchange, sharded=sharded)
         if teacher is None or teacher.kept_bytes is not None:
             return found
         return Memory(found.moment, found.parts | {"teacher": teacher.parameters * target.activation_size})
 
     rows, exchange = micro_batch_rows(train, T, on_cpu=target.on_cpu, processes=processes), config.parallel.exchange
+    each = target.memory_bytes and target.memory_bytes // (processes if target.on_cpu else 1)
+    sharded = processes > 1 and choose(config.parallel, whole_bytes(model, config.optim), each)
     room = USABLE_MEMORY * target.memory_bytes if target.memory_bytes else math.inf
     split = (_workload(config, model, target, rows, processes), processes, exchange, bytes_per_second, room)
-    shared = plan_processes(*split)[1] if processes > 1 else None
+    shared = plan_processes(*split, sharded=sharded) if processes > 1 else None
     return Plan(
         shared=shared,
         target=target,

@@ -6,7 +6,6 @@ The weights are divided among owners as train.step_replicated divides them.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,6 +28,7 @@ class SharedPlan:
     bytes_per_second: float | None  # of the network, one way
     other_memory: Memory  # of every process but the first, which saves
     fewest: int | None  # processes that fit on the devices; None: not even as many as there are micro-batches
+    sharded: bool = False  # each has a part of the model
 
     @property
     def busy(self) -> float:
@@ -52,10 +52,12 @@ class SharedPlan:
         sent = f"{amount(self.sent_bytes, 'B')} a step from each"
         if self.bytes_per_second:
             sent += f", {duration(self.exchange_seconds)} at {amount(8 * self.bytes_per_second, 'bit/s')}"
-        fewest = "no number: each holds the whole model" if self.fewest is None else f"{self.fewest}"
+        why = "" if self.sharded else ": each holds the whole model; parallel.shard=true cuts it among them"
+        fewest = f"no number{why}" if self.fewest is None else f"{self.fewest}"
         shares = f"{self.micro_batches:,} micro-batches a step, {self.rounds:,} after each other: {self.busy:.0%} busy"
+        have = ", a part of the model in each" if self.sharded else ""
         return [
-            ("processes", f"{self.processes:,}; {shares}"),
+            ("processes", f"{self.processes:,}{have}; {shares}"),
             ("  memory of the others", amount(self.other_memory.total_bytes, "B")),
             ("  sent", sent),
             ("  fewest that fit", fewest),
@@ -133,24 +135,3 @@ def fewest_processes(memory: Callable[[int], Memory], most: int, usable_bytes: f
     """Return the smallest power of two of processes that fits, up to `most`; each holds weights and gradients whole."""
     numbers = (1 << power for power in range(most.bit_length()) if 1 << power <= most)
     return next((number for number in numbers if memory(number).total_bytes <= usable_bytes), None)
-
-
-def plan_processes(
-    work: Workload, processes: int, exchange: str, bytes_per_second: float | None, usable_bytes: float
-) -> tuple[Memory, SharedPlan]:
-    """Return the memory of the first process, and the rest of the plan."""
-    first = shared_memory(work, processes, exchange, saves=True)
-
-    def memory(number: int) -> Memory:
-        return shared_memory(work, number, exchange, saves=True)
-
-    most = max(1, min(work.micro_steps, 1 << 16))
-    return first, SharedPlan(
-        processes=processes,
-        micro_batches=work.micro_steps,
-        rounds=math.ceil(work.micro_steps / processes),
-        sent_bytes=sent_bytes(work, processes, exchange),
-        bytes_per_second=bytes_per_second,
-        other_memory=shared_memory(work, processes, exchange, saves=False),
-        fewest=fewest_processes(memory, most, usable_bytes) if usable_bytes < math.inf else None,
-    )

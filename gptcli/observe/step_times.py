@@ -15,6 +15,7 @@ from gptcli.device.runtime import Runtime, keep_freed_memory
 from gptcli.train.initial import new_state
 from gptcli.train.loop import train_step
 from gptcli.train.micro_batches import micro_batch_rows
+from gptcli.train.shard_choice import is_sharded
 from gptcli.train.state import TrainState
 
 STEPS, STEP_SECONDS = 5, 5.0  # at least so many measured steps, and more while time is left
@@ -31,7 +32,8 @@ def step_times(
     assert model_config.vocab_size is not None
     if runtime.on_cpu:
         keep_freed_memory()
-    state = new_state(model_config, config, runtime, processes)
+    sharded = is_sharded(model_config, config.optim, runtime.device, processes)
+    state = new_state(model_config, config, runtime, processes, sharded=sharded)
     rows = micro_batch_rows(config.train, model_config.context_length, on_cpu=runtime.on_cpu, processes=processes.count)
     shape = (rows, model_config.context_length)
     ids = torch.randint(model_config.vocab_size, shape, generator=torch.Generator().manual_seed(1))

@@ -2,7 +2,8 @@
 
 config.json           {format, version, step, model}, and `labels` and `pooling` of a classifier, `conversation` of a
                       chat model
-model.safetensors     weights by their names in model.gpt.GPT
+model.safetensors     weights by their names in model.gpt.GPT; this and training.safetensors lie there in parts where
+                      several processes wrote them: see train/checkpoint_sharded.py
 tokenizer.json
 lineage.json          hashes of what the run comes from: see train/lineage.py
 origin.json           of an imported model: the files beside its weights, for the way back
@@ -27,15 +28,16 @@ from gptcli.base.escape import escape
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.model.gpt import GPT
 from gptcli.model.lora import WEIGHTS as ADAPTER_WEIGHTS
-from gptcli.model.safetensors_io import check_finite, read_tensors, tensor_shapes, write_tensors
+from gptcli.model.safetensors_io import check_finite, files_of, read_tensors, tensor_shapes, write_tensors
 from gptcli.train.checkpoint_paths import step_directory
 from gptcli.train.metadata import FORMAT, ORIGIN_FILE, VERSION, ModelMetadata, read_config, read_metadata
 from gptcli.train.muon import SECOND_MOMENT
 from gptcli.train.state import ScheduleRescale, TrainState
-from gptcli.train.weights import MODEL_FILE, Weights, WholeWeights, stored_weights
+from gptcli.train.weights import MODEL_FILE, WholeWeights, stored_weights
 
 LINEAGE_FILE = "lineage.json"
 CARRIED_FILE = "carried.safetensors"
+TRAINING_FILE = "training.safetensors"
 
 
 def save(
@@ -51,25 +53,38 @@ def save(
     slots = state.optimizers.tensors(create=True)  # also of a run that had no target yet, and so no update
     check_finite(stored_weights(state.model) | slots, f"step {state.step}")
     with fsio.new_directory(path) as directory:
-        save_model(state.model, tokenizer, directory, step=state.step, metadata=metadata, weights=state.weights)
-        write_tensors(slots, directory / "training.safetensors")
-        if state.carried:
-            write_tensors(state.carried, directory / CARRIED_FILE)
-        training = {
-            "step": state.step,
-            "tokens": state.tokens,
-            "best_score": None if state.best_step is None else state.best_score,
-            "best_step": state.best_step,
-            "pending": state.post_step_pending,
-            "stretch": None if state.schedule_rescale is None else dataclasses.asdict(state.schedule_rescale),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "run": run_file,
-        }
-        fsio.write_new_json(directory / "training.json", training)
-        if lineage is not None:
-            fsio.write_new_json(directory / LINEAGE_FILE, dict(lineage))
+        state.weights.write(state.model, directory)
+        write_tensors(slots, directory / TRAINING_FILE)
+        write_documents(state, tokenizer, directory, run_file, metadata, lineage)
     return path
+
+
+def write_documents(
+    state: TrainState,
+    tokenizer: Tokenizer,
+    directory: Path,
+    run_file: dict[str, Any],
+    metadata: ModelMetadata | None,
+    lineage: Mapping[str, Any] | None,
+) -> None:
+    """Write all of a checkpoint but weights and optimizer state."""
+    _describe_model(state.model, tokenizer, directory, step=state.step, metadata=metadata)
+    if state.carried:
+        write_tensors(state.carried, directory / CARRIED_FILE)
+    training = {
+        "step": state.step,
+        "tokens": state.tokens,
+        "best_score": None if state.best_step is None else state.best_score,
+        "best_step": state.best_step,
+        "pending": state.post_step_pending,
+        "stretch": None if state.schedule_rescale is None else dataclasses.asdict(state.schedule_rescale),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "run": run_file,
+    }
+    fsio.write_new_json(directory / "training.json", training)
+    if lineage is not None:
+        fsio.write_new_json(directory / LINEAGE_FILE, dict(lineage))
 
 
 def save_model(
@@ -79,10 +94,16 @@ def save_model(
     *,
     step: int,
     metadata: ModelMetadata | None = None,
-    weights: Weights | None = None,
 ) -> None:
-    """Write the part of a checkpoint that loading a model needs; `weights` says how they are stored, default whole."""
-    (weights or WholeWeights()).write(model, directory)
+    """Write the part of a checkpoint that loading a model needs."""
+    WholeWeights().write(model, directory)
+    _describe_model(model, tokenizer, directory, step=step, metadata=metadata)
+
+
+def _describe_model(
+    model: GPT, tokenizer: Tokenizer, directory: Path, *, step: int, metadata: ModelMetadata | None
+) -> None:
+    """Write tokenizer and config."""
     fsio.write_new_file(directory / "tokenizer.json", tokenizer.content)
     if metadata and metadata.origin:
         fsio.write_new_json(directory / ORIGIN_FILE, dict(metadata.origin))
@@ -92,12 +113,17 @@ def save_model(
 
 def restore(state: TrainState, directory: Path) -> dict[str, Any]:
     """Bring `state` to a verified checkpoint; returns its training.json. DataError where it does not fit."""
-    training: dict[str, Any] = fsio.read_json(directory / "training.json")
     state.weights.read(state.model, directory)
     slots = state.optimizers.tensors(create=True)
-    stored = read_tensors(directory / "training.safetensors", {name: slot.shape for name, slot in slots.items()})
+    stored = read_tensors(directory / TRAINING_FILE, {name: slot.shape for name, slot in slots.items()})
     for name, slot in slots.items():
         slot.copy_(stored[name])
+    return restore_documents(state, directory)
+
+
+def restore_documents(state: TrainState, directory: Path) -> dict[str, Any]:
+    """Bring all of `state` but weights and optimizer state to a checkpoint; returns its training.json."""
+    training: dict[str, Any] = fsio.read_json(directory / "training.json")
     state.carried.clear()
     if (carried := directory / CARRIED_FILE).is_file():
         state.carried |= read_tensors(carried, tensor_shapes(carried))
@@ -123,7 +149,7 @@ def verify(directory: Path) -> None:
     described = fsio.verify(directory)
     metadata = read_metadata(directory) if "config.json" in described else ModelMetadata()
     weights_path = directory / (MODEL_FILE if metadata.adapter is None else ADAPTER_WEIGHTS)
-    if missing := {"config.json", "tokenizer.json", weights_path.name} - described:
+    if missing := {"config.json", "tokenizer.json", *(file.name for file in files_of(weights_path))} - described:
         raise DataError(f"{escape(str(directory / fsio.MANIFEST))}: says nothing of {min(missing)}; it is damaged")
     config = read_config(directory)
     Tokenizer.load(directory)
@@ -132,8 +158,8 @@ def verify(directory: Path) -> None:
     shapes = {name: weight.shape for name, weight in stored_weights(model).items()}
     wanted = shapes if metadata.adapter is None else tensor_shapes(weights_path)  # those of an adapter fit its base
     check_finite(read_tensors(weights_path, wanted), escape(str(weights_path)))
-    training_path = directory / "training.safetensors"
-    if training_path.name in described:
+    training_path = directory / TRAINING_FILE
+    if {file.name for file in files_of(training_path)} <= described:
         slots = tensor_shapes(training_path)
         for name, shape in slots.items():
             kind, _, weight = name.partition(".")

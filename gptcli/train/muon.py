@@ -56,19 +56,26 @@ class Muon(Optimizer):
     def pieces(self) -> list[Callable[[], None]]:
         found: list[Callable[[], None]] = []
         for group in self.param_groups:
-            # Matrices of one shape and scale.
-            alike: dict[tuple[torch.Size, float], list[_Matrices]] = defaultdict(list)
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                tile = self.tiles.get(weight, weight.shape)
-                scale = max(1, tile[0] / weight.shape[1]) ** 0.5
-                for matrices in _matrices(weight.detach(), weight.grad, self.state_of(weight), tile):
-                    alike[matrices.weight.shape[1:], scale].append(matrices)
-            for (_, scale), several in alike.items():
-                for part in optimizer_batches([matrices.weight for matrices in several]):
-                    found.append(functools.partial(self._apply, several[part], scale, group))
+            given = [(weight, weight.detach(), weight.grad) for weight in group["params"] if weight.grad is not None]
+            found += self.updates(given, group)
         return found
+
+    def updates(
+        self, weights: Iterable[tuple[nn.Parameter, Tensor, Tensor]], group: dict[str, Any]
+    ) -> list[Callable[[], None]]:
+        """Return what updates weights of a group, each given as (its key, its values, its gradient), in pieces."""
+        # Matrices of one shape and scale.
+        alike: dict[tuple[torch.Size, float], list[_Matrices]] = defaultdict(list)
+        for key, weight, gradient in weights:
+            tile = self.tiles.get(key, weight.shape)
+            scale = max(1, tile[0] / weight.shape[1]) ** 0.5
+            for matrices in _matrices(weight, gradient, self.state_of(key), tile):
+                alike[matrices.weight.shape[1:], scale].append(matrices)
+        return [
+            functools.partial(self._apply, several[part], scale, group)
+            for (_, scale), several in alike.items()
+            for part in optimizer_batches([matrices.weight for matrices in several])
+        ]
 
     @torch.no_grad()
     def _apply(self, several: list[_Matrices], scale: float, group: dict[str, Any]) -> None:
@@ -149,7 +156,7 @@ def _matrices(
 
 
 def muon_tiles(
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, torch.Size],
     matrices: Mapping[str, tuple[int, int]],
     *,
     step_flops: float,

@@ -33,11 +33,14 @@ class Optimizers:
         matrices: Mapping[str, tuple[int, int]],
         step_flops: float,
         dtype: torch.dtype,
+        shapes: Mapping[str, torch.Size] | None = None,
+        make_muon: Callable[..., Muon] = Muon,
     ) -> None:
         """Sort the trainable weights into groups, each with its optimizer, learning rate and weight decay.
 
         `parameters` and `matrices` go by the names of model.GPT, which gives the shapes of the latter (matrix_shapes);
         `step_flops` are those of its forward and backward pass in a step; `dtype` is that of Muon's products.
+        `shapes` are those of the weights, where the parameters are parts of them.
         """
         named = {name: weight for name, weight in parameters if weight.requires_grad}
         self.names = {weight: name for name, weight in named.items()}
@@ -66,9 +69,12 @@ class Optimizers:
         self.parts: list[Optimizer] = [AdamW({**group, **shared} for group in adamw_groups if group["params"])]
         if muon:
             weights = {name: named[name] for name in muon}
-            tiles = muon_tiles(weights, matrices, step_flops=step_flops, max_overhead=config.muon_overhead, dtype=dtype)
+            tiles = muon_tiles(
+                {name: (shapes or {}).get(name, weight.shape) for name, weight in weights.items()},
+                matrices, step_flops=step_flops, max_overhead=config.muon_overhead, dtype=dtype,
+            )  # fmt: skip
             self.parts.append(
-                Muon(
+                make_muon(
                     weights.values(),
                     tiles={weights[name]: tile for name, tile in tiles.items()},
                     lr=config.muon_learning_rate,
@@ -149,12 +155,25 @@ def _set(group: dict[str, Any], name: str, number: float) -> None:
         group[name] = number
 
 
-def make_optimizers(model: GPT, config: OptimConfig, *, step_tokens: int, dtype: torch.dtype) -> Optimizers:
-    """Return the optimizers of a model for steps of so many tokens; `dtype` is that of its activations."""
+def make_optimizers(
+    model: GPT,
+    config: OptimConfig,
+    *,
+    step_tokens: int,
+    dtype: torch.dtype,
+    parameters: Iterable[tuple[str, nn.Parameter]] | None = None,
+    make_muon: Callable[..., Muon] = Muon,
+) -> Optimizers:
+    """Return the optimizers of a model for steps of so many tokens; `dtype` is that of its activations.
+
+    `parameters`: the parts of its weights that are updated here, by their names, default the weights themselves.
+    """
     return Optimizers(
-        model.named_parameters(),
+        model.named_parameters() if parameters is None else parameters,
         config,
         matrices=model.matrix_shapes(),
         step_flops=step_tokens * model.train_flops_per_token(model.config.context_length),
         dtype=dtype,
+        shapes={name: weight.shape for name, weight in model.named_parameters()},
+        make_muon=make_muon,
     )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 from gptcli.base import fsio
 from gptcli.base.errors import DataError, NumericalError
 from gptcli.base.escape import escape
-from gptcli.train.checkpoint import verify
+from gptcli.model.safetensors_io import part_of
+from gptcli.train.checkpoint import TRAINING_FILE, verify
 from gptcli.train.checkpoint_paths import checkpoints, step_directory
 from gptcli.train.state import TrainState
+from gptcli.train.weights import MODEL_FILE
 
 
 def newest_verified(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
@@ -35,9 +38,18 @@ def newest_verified(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def keep(run_dir: Path, state: TrainState, count: int) -> None:
-    """Verify the checkpoint of `state.step`, which was written last, and tidy."""
-    fsio.verify(step_directory(run_dir, state.step))
-    tidy(run_dir, state, count)
+    """Verify the checkpoint of `state.step`, which was written last, and tidy. Processes that have a part of the model
+    each call this together and verify their own files."""
+    directory, processes = step_directory(run_dir, state.step), state.processes
+    if state.sharded is None:
+        fsio.verify(directory)
+        tidy(run_dir, state, count)
+        return
+    files = itertools.product((MODEL_FILE, TRAINING_FILE), range(processes.count))
+    writers = {part_of(directory / file, rank, processes.count).name: rank for file, rank in files}
+    fsio.verify(directory, skip=lambda name: writers.get(name, 0) != processes.rank)
+    processes.meet()
+    processes.by_first(lambda: tidy(run_dir, state, count))
 
 
 def tidy(run_dir: Path, state: TrainState, count: int) -> None:

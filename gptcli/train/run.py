@@ -37,6 +37,7 @@ from gptcli.device.runtime import Runtime, matmul_flops_per_second
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.train import checkpoint
 from gptcli.train.checkpoint_paths import checkpoints
+from gptcli.train.checkpoint_sharded import restore_parts, save_parts
 from gptcli.train.deadline import Deadline
 from gptcli.train.lineage import make_lineage
 from gptcli.train.loop import Hooks, due, train
@@ -197,11 +198,14 @@ class Training:
         def evaluate(state: TrainState) -> None:
             self._evaluate(state, stop, write)
 
+        def sample(state: TrainState) -> None:
+            self._sample(state, stop, write)
+
         together = job.validates_together and not self.processes.alone
         hooks = Hooks(
-            evaluate=timed("evaluate", evaluate if together else by_first(evaluate)),
+            evaluate=timed("evaluate", evaluate if together or state.sharded else by_first(evaluate)),
             save=timed("save", self._save),
-            sample=timed("sample", by_first(lambda state: self._sample(state, stop, write))),
+            sample=timed("sample", sample if state.sharded else by_first(sample)),
             report=write,
             keep_time=self._keep_time,
             stop=lambda: self._stops(stop),
@@ -261,7 +265,8 @@ class Training:
                 f"the run used torch {training.get('torch')} with {training.get('threads')} threads, this is "
                 f"{torch.__version__} with {torch.get_num_threads()}: the result may differ in the last bits"
             )
-        checkpoint.restore(state, directory)
+        restore = checkpoint.restore if state.sharded is None else restore_parts
+        restore(state, directory)
 
     def _describe(self, state: TrainState, *, resumed: bool) -> None:
         how = f"resumed at step {state.step}" if resumed else self.job.origin
@@ -270,6 +275,7 @@ class Training:
             f"{self.runtime.device} {str(self.runtime.dtype).removeprefix('torch.')}, "
             f"{count(self.runtime.threads, 'thread')}"
             + ("" if self.processes.alone else f" in each of {self.processes.count} processes")
+            + ("" if state.sharded is None else ", which have a part of the model each")
         )
 
     def _writer(self, file: Any, also_record: Callable[[Record], None], state: TrainState) -> Callable[[Record], None]:
@@ -293,7 +299,10 @@ class Training:
             if self._stops(stop):
                 raise Stopped
 
-        if self.job.validates_together and not self.processes.alone:
+        if state.sharded is not None:  # a pass through the model is one of all processes
+            together = Together(self.processes, check, lockstep=True) if self.job.validates_together else BY_ONE
+            found = state.sharded.evaluate(lambda model: self.job.validate(model, together))
+        elif self.job.validates_together and not self.processes.alone:
             found = self.job.validate(state.model, Together(self.processes, check))
         else:
             with stop.at_once():
@@ -305,12 +314,19 @@ class Training:
         self.report.message(f"step {state.step}: {found.text}")
 
     def _sample(self, state: TrainState, stop: Stop, write: Callable[[Record], None]) -> None:
-        with evaluating(state.model), stop.at_once():
-            text = self.job.sample(state.model)
+        if state.sharded is not None:
+            with evaluating(state.model):
+                text = state.sharded.evaluate(self.job.sample)
+        else:
+            with evaluating(state.model), stop.at_once():
+                text = self.job.sample(state.model)
         write({"kind": "sample", "step": state.step, "text": text})
         self.report.message(f"step {state.step}: {escape(text, 300)}")
 
     def _save(self, state: TrainState) -> None:
+        if state.sharded is not None:
+            self._write_checkpoint(state)
+            return
         state.gradient_step.collect_state()
         self.processes.by_first(lambda: self._write_checkpoint(state))
         state.gradient_step.drop_state()
@@ -322,10 +338,11 @@ class Training:
         if planned and found is not None and self.validated_step == state.step and found.score < state.best_score:
             state.best_score, state.best_step = found.score, state.step
         if state.step != self.resumed_step:  # else it was saved when the validation of this step was given up
-            fsio.sync_file(self.metrics_path)
-            job = self.job
+            if self.processes.is_first:
+                fsio.sync_file(self.metrics_path)
+            job, save = self.job, checkpoint.save if state.sharded is None else save_parts
             lineage = make_lineage(job.run_file, job.tokenizer.sha256, job.sources)
-            checkpoint.save(state, self.run_dir, job.tokenizer, job.run_file, job.metadata, lineage)
+            save(state, self.run_dir, job.tokenizer, job.run_file, job.metadata, lineage)
         keep(self.run_dir, state, train.keep_checkpoints)
         self._check_patience(state)
 

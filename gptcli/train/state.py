@@ -11,6 +11,7 @@ from torch import Tensor
 from gptcli.device.processes import ALONE, Processes
 from gptcli.model.gpt import GPT
 from gptcli.train.optimizers import Optimizers
+from gptcli.train.sharded import Sharded
 from gptcli.train.step import GradientStep
 from gptcli.train.step_choice import make_gradient_step
 from gptcli.train.weights import Weights, WholeWeights
@@ -42,11 +43,12 @@ class TrainState:
     carried: dict[str, Tensor] = field(default_factory=dict)  # what a task's batches leave from step to step
     weights: Weights = field(default_factory=WholeWeights)
     processes: Processes = ALONE  # which take its steps together
+    sharded: Sharded | None = None  # where they have a part of the model each
 
     @functools.cached_property
     def gradient_step(self) -> GradientStep:
         """Return what computes the gradient of a step, chosen at first use."""
-        return make_gradient_step(self.model, self.optimizers, self.processes)
+        return make_gradient_step(self.model, self.optimizers, self.processes, self.sharded)
 
     def last_step(self, planned_steps: int) -> int:
         """Return the step that ends a run of so many steps."""

@@ -1,7 +1,7 @@
 """The parts of a training step: gradients of micro-batches, their norm, clipping, and the update.
 
-`loop.train_step` calls them in this order. Three subclasses compute the same step: PairedStep on a CPU, two
-micro-batches at a time, CudaGraphStep for small models on CUDA, and ReplicatedStep across processes;
+`loop.train_step` calls them in this order. Four subclasses compute the same step: PairedStep on a CPU, two
+micro-batches at a time, CudaGraphStep for small models on CUDA, ReplicatedStep and ShardedStep across processes;
 step_choice picks one.
 """
 

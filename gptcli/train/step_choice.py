@@ -10,14 +10,20 @@ from gptcli.device.cuda_graphs import record
 from gptcli.device.processes import ALONE, Processes
 from gptcli.model.gpt import GPT
 from gptcli.train.optimizers import Optimizers
+from gptcli.train.sharded import Sharded
 from gptcli.train.step import GradientStep
 from gptcli.train.step_cuda_graph import MAX_GRAPH_PARAMETERS, CudaGraphStep
 from gptcli.train.step_paired import PairedStep
 from gptcli.train.step_replicated import ReplicatedStep
+from gptcli.train.step_sharded import ShardedStep
 
 
-def make_gradient_step(model: GPT, optimizers: Optimizers, processes: Processes = ALONE) -> GradientStep:
+def make_gradient_step(
+    model: GPT, optimizers: Optimizers, processes: Processes = ALONE, sharded: Sharded | None = None
+) -> GradientStep:
     """Return the step that computes a model in the least time where it lies."""
+    if sharded is not None:
+        return ShardedStep(sharded, optimizers)
     if not processes.alone:
         return ReplicatedStep(model, optimizers, processes)
     device = model.embedding.weight.device.type

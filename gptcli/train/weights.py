@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from gptcli.base import fsio
 from gptcli.model.gpt import GPT
 from gptcli.model.lora import WEIGHTS as ADAPTER_FILE
-from gptcli.model.safetensors_io import read_tensors, write_tensors
+from gptcli.model.safetensors_io import files_of, read_tensors, write_tensors
 from gptcli.train.metadata import read_metadata
 
 MODEL_FILE = "model.safetensors"
@@ -43,12 +44,16 @@ def stored_weights(model: GPT) -> dict[str, torch.Tensor]:
 
 
 def weights_sha256(directory: Path) -> str:
-    """Return the hash of model.safetensors that the manifest states, else that of the file."""
+    """Return the hash of model.safetensors that the manifest states, else that of the file; where it lies there in
+    parts, a hash of theirs."""
+    files: dict[str, Any] = {}
     if (directory / fsio.MANIFEST).is_file():
         files = fsio.read_json(directory / fsio.MANIFEST).get("files", {})
-        if isinstance(stated := files.get("model.safetensors", {}).get("sha256"), str):
-            return stated
-    return fsio.sha256(directory / "model.safetensors")
+    found = []
+    for file in files_of(directory / MODEL_FILE):
+        stated = files.get(file.name, {}).get("sha256")
+        found.append(stated if isinstance(stated, str) else fsio.sha256(file))
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 def identity(checkpoint: Path) -> list[str]:

@@ -8,7 +8,7 @@ run imports and met the others (for the plan its own constant), so that what rem
     medium   8 layers, 640 wide, 44 M parameters
 
 Run:
-    python tests/bench/plan_memory.py [--shape medium] [--processes 1 2 4] [--optim modern] [--json]
+    python tests/bench/plan_memory.py [--shape medium] [--processes 1 2 4] [--optim modern] [--shard] [--json]
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ with joined(ParallelConfig(), RuntimeConfig(device="cpu")) as processes:
 """
 
 
-def run_file(home: Path, shape: str, optim: str, exchange: str) -> None:
+def run_file(home: Path, shape: str, optim: str, exchange: str, *, sharded: bool) -> None:
     """Write a run file and its text."""
     draw, letters = random.Random(1), "abcdefghijklmnopqrstuvwxyz"
     words = ["".join(draw.choices(letters, k=draw.randrange(2, 9))) for _ in range(6000)]
@@ -57,7 +57,7 @@ def run_file(home: Path, shape: str, optim: str, exchange: str) -> None:
         "train: {steps: 3, batch_size: 8, micro_batch_size: 1, log_every_steps: 1, eval_every_steps: 3, "
         "eval_tokens: 4096, save_every_steps: 3, sample_every_steps: 0}\n"
         "runtime: {device: cpu, dtype: float32, threads: 1, compile: false}\n"
-        f"parallel: {{exchange: {exchange}}}\n"
+        f"parallel: {{exchange: {exchange}, shard: {str(sharded).lower()}}}\n"
     )
 
 
@@ -103,14 +103,15 @@ def _rank(pid: int) -> int | None:
     return next((int(entry[5:]) for entry in environment if entry.startswith(b"RANK=")), 0)
 
 
-def base_bytes(home: Path, processes: int) -> int:
+def base_bytes(home: Path, processes: int, *, sharded: bool) -> int:
     """Return the peak of a process that has imported all and met the others."""
     from ranks import free_port, place_of
 
     port, started = free_port(), []
     for rank in range(processes):
         place = place_of(rank, processes, port) if processes > 1 else {}
-        command = [sys.executable, "-c", BASE]
+        more = "import torch.distributed.fsdp, torch.distributed.tensor\n" if sharded and processes > 1 else ""
+        command = [sys.executable, "-c", more + BASE]
         started.append(subprocess.Popen(command, cwd=home, env=os.environ | place, stdout=subprocess.PIPE, text=True))
     return max(int(process.communicate()[0]) for process in started)
 
@@ -124,9 +125,9 @@ def planned(home: Path, processes: int) -> list[dict[str, int]]:
     return [first, plan["shared"]["other_memory_bytes"]] if processes > 1 else [first]
 
 
-def measure(home: Path, processes: int) -> list[dict[str, Any]]:
+def measure(home: Path, processes: int, *, sharded: bool) -> list[dict[str, Any]]:
     """Return for each process what was measured and planned beside the base."""
-    plans, base, rows = planned(home, processes), base_bytes(home, processes), []
+    plans, base, rows = planned(home, processes), base_bytes(home, processes, sharded=sharded), []
     for rank, peak in sorted(peaks(home, processes).items()):
         plan = plans[min(rank, len(plans) - 1)]
         wanted, found = plan["total"] - plan["process"], peak - base
@@ -141,12 +142,13 @@ def main() -> None:
     parser.add_argument("--optim", choices=("modern", "classic"), default="modern")
     parser.add_argument("--exchange", choices=("micro_batch", "step"), default="micro_batch")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--shard", action="store_true", help="each process has a part of the model")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent.parent))
     with tempfile.TemporaryDirectory() as name:
-        run_file(Path(name), given.shape, given.optim, given.exchange)
-        rows = [row for processes in given.processes for row in measure(Path(name), processes)]
+        run_file(Path(name), given.shape, given.optim, given.exchange, sharded=given.shard)
+        rows = [row for processes in given.processes for row in measure(Path(name), processes, sharded=given.shard)]
     if given.json:
         print(json.dumps(rows))
         return

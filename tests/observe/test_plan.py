@@ -202,9 +202,22 @@ def test_several_processes_share_optimizer_state_and_time(tiny: Tiny, run_cli: R
 
 
 def test_gpt3_in_a_thousand_processes_is_planned_in_seconds(run_cli: RunCli) -> None:
-    found = planned(run_cli, EXAMPLES / "gpt3-175b.yaml", "--on", "h100", "--processes", 1024)
-    assert (found["fits"], found["shared"]["fewest"]) == (False, None)
-    assert found["memory_bytes"]["total"] > 4 * found["parameters"]["total"]
+    common = (EXAMPLES / "gpt3-175b.yaml", "--on", "h100", "--processes", 1024)
+    whole = planned(run_cli, *common, "-s", "parallel.shard=false")
+    assert (whole["fits"], whole["shared"]["fewest"]) == (False, None)
+    assert whole["memory_bytes"]["total"] > 4 * whole["parameters"]["total"]
+    cut = planned(run_cli, *common)
+    assert cut["shared"]["sharded"], "there is no room for it whole"
+    assert cut["memory_bytes"]["weights"] == 4 * cut["parameters"]["total"] // 1024
+    assert cut["memory_bytes"]["total"] < 0.1 * whole["memory_bytes"]["total"]
+
+
+def test_what_fits_is_sharded_where_the_run_file_says_so(tiny: Tiny, run_cli: RunCli) -> None:
+    common = (tiny.run_file, "-s", "train.batch_size=16", "--on", "h100", "--processes", 4)
+    assert not planned(run_cli, *common)["shared"]["sharded"]
+    found = planned(run_cli, *common, "-s", "parallel.shard=true")
+    assert found["shared"]["sharded"]
+    assert found["memory_bytes"]["gradients"] == found["parameters"]["total"]
 
 
 def test_more_processes_than_sequences_have_nothing_to_do(run_cli: RunCli) -> None:
@@ -213,7 +226,7 @@ def test_more_processes_than_sequences_have_nothing_to_do(run_cli: RunCli) -> No
 
 
 @pytest.mark.skipif(not Path("/proc/net/dev").exists(), reason="counts bytes as Linux does")
-@pytest.mark.parametrize("exchange", ["micro_batch", "step"])
+@pytest.mark.parametrize("exchange", ["micro_batch", "step", "sharded"])
 def test_a_step_sends_as_many_bytes_as_planned(exchange: str) -> None:
     """In a network namespace of its own, in which nobody else sends."""
     import shutil

@@ -10,15 +10,16 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gptcli.base.errors import DataError, RefusedError
 from gptcli.base.escape import escape
 from gptcli.base.fsio import operations
-from gptcli.base.fsio.files import check_writable, read_json, sha256, write_json
+from gptcli.base.fsio.files import check_writable, read_json, sha256, sync_file, write_json
 from gptcli.base.fsio.leftovers import leftovers
 from gptcli.base.fsio.locks import LOCK, locked, locked_if_left
 
@@ -28,12 +29,15 @@ MANIFEST_BYTES = 64 << 20  # of 300,000 files
 LOCK_BYTES = 512
 MAKER = b"gptcli"
 ADDED = {"audit.json": "gptcli audit 1"}  # what gptcli adds to a directory that is there, and the format it names
+Described = dict[str, int | str]  # of a file: bytes, sha256
 NAMING_FILES = ("config.json", "index.json", "README.md")  # of a checkpoint, prepared text, an export
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path, known: Mapping[str, Described] | None = None) -> Iterator[Path]:
     """Make a directory to fill that becomes `path`, with a manifest, when the block ends well.
+
+    `known`: what `describe` said of files that others have made durable by then.
 
     It takes the place of an existing `path`: the caller has decided that it may be replaced.
     """
@@ -44,7 +48,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     try:
         with locked(temporary):  # says that its writer lives
             yield temporary
-            publish(temporary, path)
+            publish(temporary, path, known or {})
     except BaseException:
         operations.remove_tree(temporary)
         raise
@@ -115,13 +119,14 @@ def _is_added(path: Path) -> bool:
     return isinstance(document, dict) and document.get("format") == ADDED[path.name]
 
 
-def publish(temporary: Path, path: Path) -> None:
+def publish(temporary: Path, path: Path, known: Mapping[str, Described] = MappingProxyType({})) -> None:
     """Move the finished directory `temporary` to `path`: sync every file, write the manifest last, then rename. The
-    lock file, if any, is removed."""
-    described = _describe(temporary)
-    for name in described:
-        with (temporary / name).open("rb") as opened:
-            operations.sync(temporary / name, opened.fileno())
+    lock file, if any, is removed. `known`: as in new_directory."""
+    names = sorted({file.name for file in temporary.iterdir()} - {MANIFEST, LOCK} | known.keys())
+    described = {name: known[name] if name in known else describe(temporary / name) for name in names}
+    for name in names:
+        if name not in known:
+            sync_file(temporary / name)
     write_json(temporary / MANIFEST, {"format": FORMAT, "version": VERSION, "files": described})
     operations.sync_directory(temporary)
     old = _put(temporary, path)
@@ -168,8 +173,8 @@ def _settle(old: Path, path: Path) -> None:
         operations.sync_directory(path.parent)
 
 
-def verify(directory: Path) -> set[str]:
-    """Check every file against the manifest. Return the names of the files that it describes.
+def verify(directory: Path, skip: Callable[[str], bool] = lambda _name: False) -> set[str]:
+    """Check every file against the manifest, but for names to `skip`. Return the names of the files that it describes.
 
     DataError names the first that is missing, cut or changed.
     """
@@ -186,7 +191,7 @@ def verify(directory: Path) -> set[str]:
             raise DataError(
                 f"{escape(str(file))}: has {file.stat().st_size} bytes, want {wanted.get('bytes')}; it is cut"
             )
-        if sha256(file) != wanted.get("sha256"):
+        if not skip(name) and sha256(file) != wanted.get("sha256"):
             raise DataError(f"{escape(str(file))}: its content has changed (sha256 differs); it is damaged")
     return set(files)
 
@@ -199,12 +204,9 @@ def _files_of(manifest: Any) -> dict[str, Any] | None:
     return None
 
 
-def _describe(directory: Path) -> dict[str, dict[str, int | str]]:
-    return {
-        file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
-        for file in sorted(directory.iterdir())
-        if file.name not in (MANIFEST, LOCK)
-    }
+def describe(file: Path) -> Described:
+    """Return what a manifest says of a file."""
+    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
 def delete(path: Path) -> None:

@@ -1,0 +1,37 @@
+"""Whether the processes of a run hold the model each, or a part of it."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from gptcli.config.model import ModelConfig
+from gptcli.config.parallel import ParallelConfig
+from gptcli.config.train import OptimConfig
+from gptcli.device.machine import device_memory_bytes
+from gptcli.device.processes import Processes
+from gptcli.model.gpt import GPT
+
+
+def is_sharded(config: ModelConfig, optim: OptimConfig, device: torch.device, processes: Processes) -> bool:
+    """Return whether the model is to be sharded among processes that work on devices like this one."""
+    if processes.alone:
+        return False
+    room = device_memory_bytes(device)
+    if device.type == "cpu":  # which the processes of a machine share
+        room //= int(os.environ.get("LOCAL_WORLD_SIZE", processes.count))
+    with torch.device("meta"):
+        model = GPT(config)
+    return choose(processes.config, whole_bytes(model, optim), room)
+
+
+def choose(config: ParallelConfig, whole: int, room: int | None) -> bool:
+    """Return what parallel.shard says, and where it says nothing whether `whole` bytes have no room in a device."""
+    return (room is not None and whole > room) if config.shard is None else config.shard
+
+
+def whole_bytes(model: GPT, optim: OptimConfig) -> int:
+    """Return the bytes of weights, gradients and optimizer state: Muon keeps one number a weight, AdamW two."""
+    muon = sum(model.get_parameter(name).numel() for name in model.matrix_shapes()) if optim.name == "muon" else 0
+    return 4 * (4 * model.num_parameters() - muon)

@@ -1,0 +1,123 @@
+"""Processes that have a part of the model each: losses of one process, checkpoints that any number goes on with.
+
+All pairs of numbers, minutes long:  pytest -m slow tests/reliability/test_sharded.py
+"""
+
+import itertools
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from faults import Home, leftovers, metrics
+from ranks import ONE_THREAD, Ranks, run_in
+
+from gptcli.api.open_model import load
+from gptcli.train import checkpoint
+from gptcli.train.checkpoint_paths import checkpoints
+
+EXACT = ("-s", "runtime.dtype=float32")
+SHARDED = ("-s", "parallel.shard=true", *EXACT)
+PAUSED = "-s", "train.steps=2000", "-s", "train.save_every_steps=2000", "-s", "train.eval_every_steps=2000"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """With the runs of one process in `one`, and of two in `two`; both write a sample."""
+    home = Home(tmp_path_factory.mktemp("sharded"), micro_batch_size=1, sample_every_steps=10, sample_tokens=4)
+    home.run("one", *ONE_THREAD, *EXACT)
+    run_in(home, "two", 2, *SHARDED)
+    return home
+
+
+def losses(home: Home, run: str) -> list[object]:
+    return [facts["loss_nats"] for kind, _, facts in metrics(home.path / run) if kind in ("train", "validation")]
+
+
+def files(home: Home, run: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in home.newest(run).glob("*.safetensors")}
+
+
+def go_on(home: Home, run: str, count: int) -> None:
+    if count == 1:
+        assert home.run(run, *ONE_THREAD, *EXACT, "--resume").code == 0
+    else:
+        run_in(home, run, count, *SHARDED, "--resume")
+
+
+def stop_at(home: Home, run: str, count: int, step: int) -> None:
+    """Run until a step or a few more are done."""
+    ranks = Ranks(home, run, count, *(SHARDED if count > 1 else EXACT))
+    ranks.wait_for_step(step)
+    ranks.signal(signal.SIGTERM)
+    ended = ranks.end()
+    assert [each.code for each in ended] in ([143] + [0] * (count - 1), [0] * count), ended
+
+
+def test_losses_are_those_of_one_process(home: Home) -> None:
+    assert losses(home, "two") == pytest.approx(losses(home, "one"), rel=1e-4)
+
+
+def test_every_process_writes_a_part_that_any_command_reads(home: Home) -> None:
+    names = {f"{kind}-0000{number}-of-00002.safetensors" for kind in ("model", "training") for number in (1, 2)}
+    assert files(home, "two").keys() == names
+    checkpoint.verify(home.newest("two"))
+    whole, parts = (load(home.path / run)[0].state_dict() for run in ("one", "two"))
+    assert whole.keys() == parts.keys()
+    for name, weight in whole.items():
+        torch.testing.assert_close(parts[name], weight, rtol=0, atol=2e-3)  # Muon turns rounding into small steps
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 2), (2, 1), (1, 3)])
+def test_a_run_goes_on_with_what_another_number_wrote(home: Home, first: int, second: int) -> None:
+    run = f"from-{first}-to-{second}"
+    stop_at(home, run, first, 8)
+    go_on(home, run, second)
+    assert losses(home, run) == pytest.approx(losses(home, "one"), rel=1e-3)
+    if first == second == 2:
+        assert files(home, run) == files(home, "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), list(itertools.product((1, 2, 4), repeat=2)))
+def test_any_number_goes_on_with_what_any_other_wrote(home: Home, first: int, second: int) -> None:
+    run = f"all-from-{first}-to-{second}"
+    stop_at(home, run, first, 8)
+    go_on(home, run, second)
+    assert losses(home, run) == pytest.approx(losses(home, "one"), rel=1e-3)
+    if first == second:
+        (run_in(home, "unbroken-4", 4, *SHARDED) if first == 4 else None)
+        unbroken = {1: "one", 2: "two", 4: "unbroken-4"}[first]
+        assert files(home, run) == files(home, unbroken)
+
+
+def test_a_killed_process_ends_the_others_and_the_run_goes_on(home: Home) -> None:
+    ranks = Ranks(home, "killed", 2, *SHARDED)
+    ranks.wait_for_step(6)
+    ranks.signal(signal.SIGKILL, 1)
+    ended = ranks.end()
+    assert [each.code for each in ended] in ([1, -signal.SIGKILL], [0, 0]), ended
+    assert len(ranks.errors(ended)) <= 1, ended
+    for path in checkpoints(home.path / "killed"):
+        checkpoint.verify(path)
+    go_on(home, "killed", 2)
+    assert files(home, "killed") == files(home, "two")
+    assert leftovers(home.path / "killed") == []
+
+
+@pytest.mark.parametrize("task", ["classify", "chat", "text"])
+def test_fine_tuning_has_the_losses_of_one_process(tmp_path: Path, task: str) -> None:
+    home = Home(tmp_path, task=task)
+    assert home.run("one", *ONE_THREAD, *EXACT).code == 0
+    ended = Ranks(home, "two", 2, *SHARDED).end()
+    assert [each.code for each in ended] == [0, 0], ended
+    assert losses(home, "two") == pytest.approx(losses(home, "one"), rel=1e-3)
+
+
+def test_what_needs_a_second_model_is_refused(tmp_path: Path) -> None:
+    home = Home(tmp_path, task="prefer")
+    ranks = Ranks(home, "two", 2, *SHARDED)
+    ended = ranks.end()
+    assert sorted(each.code for each in ended) == [2, 75], ended
+    (line,) = ranks.errors(ended)
+    assert "task: prefer: needs a second model" in line
