@@ -18,10 +18,12 @@ from gptcli.observe.plan_processes import (
     shared_memory,
     tensor_sizes,
 )
+from gptcli.train.owners import CHUNK_BYTES
 
 
 class _Elements(NamedTuple):
-    """Of a model: in all, outside of the blocks, in a block, in the largest tensor, and of Muon's with one owner."""
+    """The elements of a model: in all, outside of the blocks, in a block, in the largest tensor, of Muon's matrices and
+    of those with one owner."""
 
     total: int
     outside: int
@@ -52,16 +54,16 @@ def sharded_memory(work: Workload, processes: int, exchange: str) -> Memory:
         "optimizer state": 4 * of.most_muon + 8 * (of.total - of.muon) // processes,
     }
     gathered = 4 * of.outside + 2 * short * of.block
-    summed = 4 * of.block * (2 if work.on_cpu else 1)  # gloo sums in a copy
+    sums = 2 * min(CHUNK_BYTES, 4 * of.block) if work.on_cpu else 0  # what is exchanged at once
     matrix = 4 * of.largest
     moments = [
         Memory("loss", held | {"gathered weights": gathered, "activations": found.activations,
                                "logits and head": found.loss - found.activations}),
         Memory("backward pass", held | {"gathered weights": gathered, "activations": found.activations,
                                         "backward of a block": max(0, found.first_block - found.activations),
-                                        "gradients of a block": 4 * of.block + summed}),
+                                        "gradients of a block": 8 * of.block + sums}),
         Memory("end of the backward pass", held | {"gathered weights": 4 * of.outside, "activations": found.last_block,
-                                                   "gradients outside of blocks": 12 * of.outside}),
+                                                   "gradients outside of blocks": 8 * of.outside + sums}),
         Memory("update", held | {"matrices": 4 * matrix, "optimizer's own work": update}),
         Memory("validation", held | {"gathered weights": gathered, "validation": validation}),
         Memory("saving", held | {"matrices": 2 * matrix}),
@@ -79,8 +81,7 @@ def sharded_sent_bytes(work: Workload, processes: int, exchange: str) -> int:
     gradients for the others, and matrices to and from their owners."""
     of, rounds = _elements(work, processes), -(-work.micro_steps // processes)
     weights = 4 * of.outside + 2 * work.activation_size * (of.total - of.outside)
-    sums = 2 if work.on_cpu else 1  # gloo sends the sums to all
-    gradients = 4 * sums * of.total * (1 if exchange == "step" else rounds)
+    gradients = 4 * of.total * (1 if exchange == "step" else rounds)
     return (processes - 1) * (rounds * weights + gradients + 12 * of.muon // processes) // processes
 
 

@@ -27,7 +27,7 @@ from gptcli.train.weights import MODEL_FILE
 
 
 class _Tensors(NamedTuple):
-    """What this process has of a file's tensors."""
+    """The part that this process has in a file's tensors."""
 
     by_rows: dict[str, dict[int, Tensor]]  # by kind, which begins the name in the file, and number of the weight
     whole: dict[str, tuple[int, Tensor]]  # by name in the file, with the number of the weight

@@ -14,8 +14,8 @@ from gptcli.train.shards import Shards, Wave
 
 
 class ShardedMuon(Muon):
-    """Gathers gradient and weight of a matrix with its owner, who keeps its state and updates it, and hands the rows
-    back: a matrix of each process at a time. Its parameters are the rows that this process holds."""
+    """Muon on the rows that this process holds. A matrix's owner keeps its state, gathers gradient and weight, updates
+    it and hands the rows back: a matrix of each process at a time."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, shards: Shards, numbers: dict[nn.Parameter, int],
                  **settings: Any) -> None:  # fmt: skip

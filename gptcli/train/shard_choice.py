@@ -1,4 +1,4 @@
-"""Whether the processes of a run hold the model each, or a part of it."""
+"""The choice between processes that have a whole model each and such that have a part of it."""
 
 from __future__ import annotations
 

@@ -7,27 +7,28 @@ does, loss included: every process calls `Sharded.run` at the same time, and wha
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gptcli.config.train import OptimConfig
-from gptcli.device.processes import Processes
+from gptcli.device.processes import Processes, exchange_parts
 from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT
 from gptcli.model.recompute import recomputed
 from gptcli.train.muon_sharded import ShardedMuon
 from gptcli.train.optimizers import Optimizers, make_optimizers
-from gptcli.train.owners import divide, update_costs
+from gptcli.train.owners import CHUNK_BYTES, divide, update_costs
 from gptcli.train.shards import Shards
 
 T = TypeVar("T")
 
 
 class _Root(nn.Module):
-    """Holds a model, so that what works on all of it, its head and its loss, is inside of FSDP's hooks."""
+    """The module that is called, so that what works on all of a model, its head and its loss, is inside of FSDP's
+    hooks."""
 
     def __init__(self, model: GPT) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class _Root(nn.Module):
 
 
 class Sharded:
-    """Cuts a model among processes. `parts` are the rows that this one holds, by the names of model.GPT."""
+    """A model that is cut among processes. `parts` are the rows that this one holds, by the names of model.GPT."""
 
     def __init__(self, model: GPT, processes: Processes, runtime: Runtime) -> None:
         """Take a model with weights, or one on the meta device, whose weights are then to be drawn or read."""
@@ -136,8 +137,31 @@ def _shard(model: GPT, count: int, runtime: Runtime) -> Any:
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are divided by the targets of the whole step
-            module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+            module.set_force_sum_reduction_for_comms(True)
+            if runtime.on_cpu:
+                module.set_custom_reduce_scatter(_OrderedSums())
     return root
+
+
+class _OrderedSums:
+    """The sums of gradients on CPUs, in the order of the processes. gloo's own would copy all of them first and send
+    every sum to everybody."""
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, **_others: object) -> None:
+        """Put the sum of row r of the inputs (count, N), flat, into the output (N,) of process r."""
+        count = group.size()
+        width = max(1, CHUNK_BYTES // input_tensor.itemsize // count)
+        for parts, total in zip(
+            torch.split(input_tensor.view(count, -1), width, 1), torch.split(output_tensor, width), strict=True
+        ):
+            found = torch.empty(parts.shape, dtype=parts.dtype)
+            exchange_parts(parts.contiguous(), found)
+            total.copy_(found[0])
+            for received in found[1:]:
+                total.add_(received)
 
 
 def make_sharded_optimizers(

@@ -16,8 +16,8 @@ from gptcli.train.step import GradientStep, Objective
 
 
 class ShardedStep(GradientStep):
-    """Computes a micro-batch in each process at a time, gathering weights block by block. The parts' gradients and the
-    optimizers' state are those of the rows that this process holds; Muon's is with the owner of a matrix."""
+    """A step that computes a micro-batch in each process at a time, of a model whose weights are gathered block by
+    block. Gradients and state are those of the rows that this process holds; Muon's state is with a matrix's owner."""
 
     def __init__(self, sharded: Sharded, optimizers: Optimizers) -> None:
         super().__init__(sharded.model, optimizers)

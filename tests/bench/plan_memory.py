@@ -6,6 +6,7 @@ run imports and met the others (for the plan its own constant), so that what rem
 
     small    6 layers, 384 wide, 14 M parameters
     medium   8 layers, 640 wide, 44 M parameters
+    deep     32 layers, 512 wide, 105 M parameters, with activation checkpointing
 
 Run:
     python tests/bench/plan_memory.py [--shape medium] [--processes 1 2 4] [--optim modern] [--shard] [--json]
@@ -27,6 +28,7 @@ from typing import Any
 SHAPES = {
     "small": "{num_layers: 6, hidden_size: 384, num_heads: 6, context_length: 256}",
     "medium": "{num_layers: 8, hidden_size: 640, num_heads: 10, context_length: 256}",
+    "deep": "{num_layers: 32, hidden_size: 512, num_heads: 8, context_length: 64}",
 }
 BASE = """
 import sys
@@ -56,7 +58,8 @@ def run_file(home: Path, shape: str, optim: str, exchange: str, *, sharded: bool
         f"optim: {{preset: {optim}}}\n"
         "train: {steps: 3, batch_size: 8, micro_batch_size: 1, log_every_steps: 1, eval_every_steps: 3, "
         "eval_tokens: 4096, save_every_steps: 3, sample_every_steps: 0}\n"
-        "runtime: {device: cpu, dtype: float32, threads: 1, compile: false}\n"
+        "runtime: {device: cpu, dtype: float32, threads: 1, compile: false, "
+        f"activation_checkpointing: {str(shape == 'deep').lower()}}}\n"
         f"parallel: {{exchange: {exchange}, shard: {str(sharded).lower()}}}\n"
     )
 
