@@ -86,9 +86,7 @@ class Sharded:
         try:
             return self.run(work)
         finally:
-            # FSDP remembers the order of blocks for the next backward pass, which would gather one too many: on a CPU
-            # that is an error in a callback of autograd, which ends the process (torch 2.13).
-            self.root.reset_iter_state()
+            self.root.reset_iter_state()  # else FSDP prefetches by this order of blocks in the next backward pass
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
