@@ -30,11 +30,16 @@ def found(text: str) -> list[tuple[str, str]]:
         ("PHONE", "020 7946 0958"),
         ("PHONE", "06 12 34 56 78"),
         ("PHONE", "612 345 678"),
+        ("PHONE", "+44(0)1144960240"),
+        ("PHONE", "01144960032"),
         ("IP", "8.8.4.4"),
         ("IP", "2a00:1450:4001:81b::200e"),
+        ("IP", "2a00:1450:4001:81b:0:9e:1:200e"),
         ("CARD", "4111 1111 1111 1111"),
         ("CARD", "378282246310005"),
         ("CARD", "5555-5555-5555-4444"),
+        ("CARD", "180035762762795"),
+        ("CARD", "6759649826438453"),
         ("IBAN", "DE89 3704 0044 0532 0130 00"),
         ("IBAN", "GB82WEST12345698765432"),
         ("IBAN", "FR14 2004 1010 0505 0001 3M02 606"),
@@ -43,6 +48,7 @@ def found(text: str) -> list[tuple[str, str]]:
         ("ID", "12345678Z"),
         ("ID", "X1234567L"),
         ("ID", "RSSMRA85T10A562S"),
+        ("ID", "168062B03366505"),
         ("ID", "AB 12 34 56 C"),
         ("ID", "756.9217.0769.85"),
         ("KEY", "AKIAIOSFODNN7EXAMPLE"),
@@ -50,10 +56,14 @@ def found(text: str) -> list[tuple[str, str]]:
         ("KEY", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N"),
     ],
 )
-@pytest.mark.parametrize("around", ["{}", "It is {}.", "see ({}), or\n{}", "IS {} IN", "…{}…", "12 {} 3rd"])
+@pytest.mark.parametrize(
+    "around", ["{}", "It is {}.", "see ({}), or\n{}", "IS {} IN", "…{}…", "x={};", "to:{}", "{}: ", "12 {} 3rd"]
+)
 def test_what_is_there_is_found_whole(kind: str, text: str, around: str) -> None:
     whole = found(around.format(text, text))
     wanted = around.count("{}")
+    if around == "x={};" and kind == "EMAIL":
+        return  # x=anna is a name of a mailbox, too
     if around == "12 {} 3rd" and kind in ("PHONE", "CARD", "ID", "IP"):
         return  # digits beside digits may belong to them
     assert whole == [(kind, text)] * wanted
@@ -75,11 +85,24 @@ def test_what_is_there_is_found_whole(kind: str, text: str, around: str) -> None
         "2024/05/06 1,234,567.89 1.234.567,89",
         "12345678A",
         "isbn 978-3-16-148410-0",
+        "0-497-76258-7 and 0-504-77641-X",
+        "(-78.7834865)",
+        "rv:1.9.2.20",
+        "0962500882985",
+        "2175701325",
+        "12:34:56:789",
     ],
 )
 def test_decoys_stay(text: str) -> None:
     assert found(text) == []
     assert found(f"The value is {text}, as it was.") == []
+
+
+def test_plain_digits_are_a_phone_number_after_a_word_for_one_and_an_extension_is_not_of_it() -> None:
+    assert found("Tel.: 2175701325, mobile number 3420837783") == [("PHONE", "2175701325"), ("PHONE", "3420837783")]
+    assert found("tell 2175701325") == []
+    assert found("469-262-9278x765, or ask") == [("PHONE", "469-262-9278")]
+    assert found("((0116)4960934)") == [("PHONE", "(0116)4960934")]
 
 
 def test_masks_say_their_kind() -> None:

@@ -31,6 +31,9 @@ def is_luhn(digits: str) -> bool:
     return total % 10 == 0
 
 
+_MAESTRO = frozenset((5018, 5020, 5038, 6304, 6390, 6759, 6761, 6762, 6763))
+
+
 def is_card(digits: str) -> bool:
     """Return whether digits are a payment card's: a known issuer, its length, and Luhn's check digit."""
     prefix, size = int(digits[:4]), len(digits)
@@ -43,8 +46,12 @@ def is_card(digits: str) -> bool:
         lengths = (15,)
     elif 3528 <= prefix <= 3589 or prefix // 100 == 62:
         lengths = (16, 17, 18, 19)
+    elif prefix in (1800, 2131):  # JCB's older ones
+        lengths = (15,)
     elif prefix // 100 in (36, 38, 39) or 3000 <= prefix <= 3059:
         lengths = (14,)
+    elif 5600 <= prefix <= 5899 or prefix in _MAESTRO:
+        lengths = tuple(range(12, 20))
     return size in lengths and len(set(digits)) > 1 and is_luhn(digits)
 
 
@@ -68,6 +75,16 @@ def _is_nir(digits: str) -> bool:
     """Return whether digits are a French NIR with its key."""
     month = int(digits[3:5])
     return (1 <= month <= 12 or 20 <= month <= 99) and 97 - int(digits[:13]) % 97 == int(digits[13:])
+
+
+def _is_corsican(text: str) -> bool:
+    """Return whether a French NIR of Corsica, 2A or 2B, has its key."""
+    return _is_nir(text[:5] + {"A": "19", "B": "18"}[text[6]] + text[7:])
+
+
+def is_isbn(digits: str) -> bool:
+    """Return whether ten digits have the check digit of a book's number (ISO 2108 before 2007)."""
+    return len(digits) == 10 and sum(int(digit) * (10 - place) for place, digit in enumerate(digits)) % 11 == 0
 
 
 def _is_ahv(digits: str) -> bool:
@@ -120,6 +137,7 @@ _DNI = re.compile(rf"{_ALONE}[0-9]{{8}}-?[A-HJ-NP-TV-Z]{_END}")
 _NIE = re.compile(rf"{_ALONE}[XYZ]-?[0-9]{{7}}-?[A-HJ-NP-TV-Z]{_END}")
 _CODICE = re.compile(rf"{_ALONE}[A-Z]{{6}}[0-9]{{2}}[A-EHLMPR-T][0-9]{{2}}[A-Z][0-9]{{3}}[A-Z]{_END}")
 _NINO = re.compile(rf"{_ALONE}[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?[0-9]{{2}} ?[0-9]{{2}} ?[0-9]{{2}} ?[A-D]{_END}")
+_CORSICAN = re.compile(rf"{_ALONE}[12][0-9]{{4}}2[AB][0-9]{{8}}{_END}")
 _WITH_X = re.compile(rf"{_ALONE}[1-9][0-9]{{5}}(?:19|20)[0-9]{{9}}X{_END}")
 LETTERED: tuple[tuple[int, re.Pattern[str], Callable[[str], bool]], ...] = (
     (0, _DNI, _is_spanish),
@@ -129,4 +147,5 @@ LETTERED: tuple[tuple[int, re.Pattern[str], Callable[[str], bool]], ...] = (
     (2, _NINO, _is_nino),
     (3, _NINO, _is_nino),
     (0, _WITH_X, _is_chinese),
+    (0, _CORSICAN, _is_corsican),
 )

@@ -1,4 +1,4 @@
-"""The language of a text, by py3langid (Lui and Baldwin 2012): 97 languages, the model lies in the package."""
+"""The language of a text, by py3langid (Lui and Baldwin 2012): 139 languages, the model lies in the package."""
 
 from __future__ import annotations
 

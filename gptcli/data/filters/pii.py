@@ -186,9 +186,10 @@ def _iban(text: str, start: int) -> Iterator[Span]:
 # Digits with at most two marks between two of them: cards, identities, phones. It begins with a set of characters and
 # not with what may be before it, so that the search runs at the speed of the set.
 _NUMBER = re.compile(r"[+(0-9](?:[ .()/\u00a0-]{0,2}[0-9]){6,31}")
-_BEFORE, _AFTER = re.compile(r"[\w.,/+=@#-]"), re.compile(r"[\w@]|\.\w")
+_BEFORE = re.compile(r"[\w.,/+@#-]")
+_AFTER = re.compile(r"(?!x\d{1,6}\b)[\w@]|\.\w|-[A-Za-z]")  # an extension may follow: 555-0100x12
 _IPV4 = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}")
-_VERSION = re.compile(r"\b(?:version|release|ver|build|firmware|update|oid|section|chapter)\W{0,3}$", re.IGNORECASE)
+_VERSION = re.compile(r"\b(?:version|release|ver|rv|build|firmware|update|oid|section|chapter)\W{0,3}$", re.IGNORECASE)
 _CARD = re.compile(r"\d{12,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{1,7}|\d{4}([ -])\d{6}\2\d{4,5}")
 
 
@@ -199,14 +200,16 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
 def _numbers(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
     for match in _NUMBER.finditer(text):
         candidate, start = match[0], match.start()
-        if candidate[0] == "(" and candidate.count("(") > candidate.count(
-            ")"
-        ):  # a bracket before it, not around its first digits
-            candidate, start = candidate[1:], start + 1
+        if candidate[0] == "(" and candidate.count("(") > candidate.count(")"):
+            inside = candidate[1:].lstrip(" .-/\u00a0")  # a bracket before it, not around its first digits
+            candidate, start = inside, start + len(candidate) - len(inside)
         if not _stands_alone(text, start, match.end()):
             continue
         if spans := list(_in_number(candidate, regions)):
             yield from (Span(start + span.start, start + span.end, span.kind) for span in spans)
+        elif candidate.isdigit() and _PHONE_WORD.search(text, max(0, start - 20), start):
+            if len(candidate) in _PLAIN_DIGITS and any(_valid(candidate, region) for region in regions):
+                yield Span(start, match.end(), "PHONE")
         elif " " in candidate:  # several numbers in a row
             yield from _in_groups(candidate, start, regions)
 
@@ -266,6 +269,13 @@ def _is_global(address: str) -> bool:
 # What is no phone number: dates, times, and plain runs of digits, which are ids.
 _DATE = re.compile(r"(?:\d{4}[-./ ]\d{1,2}[-./ ]\d{1,2}|\d{1,2}[-./ ]\d{1,2}[-./ ](?:19|20)\d{2})(?:[ .:-]\d+)*")
 _DECIMALS = re.compile(r"\d+\.\d+")
+_ISBN = re.compile(r"\d{1,5}([ -])\d{1,7}\1\d{1,7}\1\d")
+_PHONE_WORD = re.compile(
+    r"\b(?:tel|tél|phone|telephone|téléphone|telefon|telefono|teléfono|fax|mobile?|móvil|cell|cellulare|handy|call|whatsapp)"
+    r"(?:[ .:#=\"']|number|no|nr){1,8}$",
+    re.IGNORECASE,
+)
+_PLAIN_DIGITS = range(9, 13)  # of a number with a trunk prefix and no marks; fewer are an index, 13 an article (EAN)
 
 
 def _is_phone(candidate: str, digits: str, regions: tuple[str, ...]) -> bool:
@@ -273,8 +283,15 @@ def _is_phone(candidate: str, digits: str, regions: tuple[str, ...]) -> bool:
         return _valid(
             "+" + digits if "(0)" not in candidate else "+" + re.sub(r"\D", "", candidate.replace("(0)", "")), None
         )
-    if candidate.isdigit() or _DATE.fullmatch(candidate) or _DECIMALS.fullmatch(candidate):
-        return candidate.startswith("00") and candidate.isdigit() and _valid("+" + digits[2:], None)
+    if candidate.isdigit() and candidate.startswith("00"):
+        return _valid("+" + digits[2:], None)
+    if candidate.isdigit():
+        has_prefix = candidate[0] == "0" and len(candidate) in _PLAIN_DIGITS
+        return has_prefix and any(_national(candidate, digits, region) for region in regions)
+    if _DATE.fullmatch(candidate) or _DECIMALS.fullmatch(candidate):
+        return False
+    if _ISBN.fullmatch(candidate) and identities.is_isbn(digits):
+        return False
     if candidate.startswith("00") and _valid("+" + digits[2:], None):
         return True
     return any(_national(candidate, digits, region) for region in regions)
@@ -324,7 +341,7 @@ def _valid(number: str, region: str | None) -> bool:
 
 # ---------------------------------------------------------------------------------------------------------------- IPv6
 
-_IPV6 = re.compile(r"(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
+_IPV6 = re.compile(r"(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?!\w|:[\w:])")
 _IPV6_SIGN = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _HEX = frozenset("0123456789abcdefABCDEF")
 
@@ -335,9 +352,15 @@ def _ipv6(text: str) -> Iterator[Span]:
         start = sign.start()
         while start > max(end, sign.start() - 4) and text[start - 1] in _HEX:
             start -= 1
-        if start < end or (start and (text[start - 1].isalnum() or text[start - 1] in ":._")):
+        if start and text[start - 1].isalnum() and text[sign.start() + 1] in _HEX:
+            start = sign.start() + 1  # after a name and its colon
+        elif start and (text[start - 1].isalnum() or text[start - 1] in ":._"):
             continue
-        match = _IPV6.match(text, start)
-        if match and _is_global(match[0]):
-            end = match.end()
+        if start < end:
+            continue
+        if (match := _IPV6.match(text, start)) is None:
+            continue
+        address = match[0] if match[0].endswith("::") else match[0].removesuffix(":")  # of the sentence
+        if _is_global(address):
+            end = start + len(address)
             yield Span(start, end, "IP")
