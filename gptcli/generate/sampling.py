@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptcli.config.generate import GenerateOptions
+from gptcli.generate.watermark import unit
 
 Logits = NDArray[np.float32]
 Weights = NDArray[np.float64]
@@ -106,14 +107,17 @@ def draw(logits: Logits, options: GenerateOptions, uniform: float) -> int:
     return int(index if ids is None else ids[index])
 
 
-def draw_by_key(logits: Logits, options: GenerateOptions, uniforms: Weights) -> int:
-    """Return the token with the least -log u / p, for `uniforms` u (V,) in (0, 1) that a key gives.
+def draw_by_key(logits: Logits, options: GenerateOptions, numbers: NDArray[np.uint64]) -> int:
+    """Return the token with the least -log u / p, for u in (0, 1) of `numbers` (V,) that a key gives.
 
     Over all keys a token comes with the probability that `draw` gives it.
     """
     ids, weights = candidates(logits, options)
+    scores = unit(numbers if ids is None else numbers[ids])
+    np.log(scores, out=scores)
     with np.errstate(divide="ignore"):
-        index = int((-np.log(uniforms if ids is None else uniforms[ids]) / weights).argmin())
+        scores /= weights
+    index = int(scores.argmax())
     return index if ids is None else int(ids[index])
 
 

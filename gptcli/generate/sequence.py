@@ -205,21 +205,21 @@ class ActiveSequence:
         """Draw the next token from logits (V,), which are changed in place, and another in the place of one that is
         blocked: by the watermark's key where the text has one and a context that is new, else by the seed."""
         self.adjust(logits)
-        uniforms = None
+        numbers = None
         if self.marker is not None and (context := self.marker.fresh(self.completion.ids)) is not None:
             self.completion.watermarked = (self.completion.watermarked or 0) + 1
-            uniforms = self.marker.watermark.uniforms(context, len(logits))
-        token = self._drawn(logits, uniforms)
+            numbers = self.marker.numbers(context, len(logits))
+        token = self._drawn(logits, numbers)
         while self.blocked is not None and self._is_blocked(self.blocked, token):
             logits[token] = -math.inf
-            token = self._drawn(logits, uniforms)
+            token = self._drawn(logits, numbers)
         return token
 
-    def _drawn(self, logits: Tensor, uniforms: NDArray[np.float64] | None) -> int:
+    def _drawn(self, logits: Tensor, numbers: NDArray[np.uint64] | None) -> int:
         if logits.max() == -math.inf:
             raise GptcliError("every token that could come next is blocked or leaves the pattern; loosen one of them")
-        if uniforms is not None:
-            return draw_by_key(logits.numpy(), self.options, uniforms)
+        if numbers is not None:
+            return draw_by_key(logits.numpy(), self.options, numbers)
         return draw(logits.numpy(), self.options, self.random.random() if self.options.temperature else 0.0)
 
     def _is_blocked(self, blocked: Blocked, token: int) -> bool:

@@ -48,25 +48,12 @@ class Watermark:
         """Tell keys apart without giving the secret away."""
         return hashlib.sha256(b"gptcli watermark" + self.secret).hexdigest()[:12]
 
-    def uniforms(self, context: Sequence[int], count: int) -> NDArray[np.float64]:
-        """Return u (count,) of the first tokens of the vocabulary after a context."""
-        return _unit(self._bits(context).random_raw(count))
 
-    def uniform(self, context: Sequence[int], token: int) -> float:
-        """Return u of one token after a context."""
-        bits = self._bits(context)
-        bits.advance(token // 4)  # Philox gives four numbers for each count
-        return float(_unit(bits.random_raw(4))[token % 4])
-
-    def _bits(self, context: Sequence[int]) -> np.random.Philox:
-        packed = struct.pack(f"<{len(context)}I", *context)
-        return np.random.Philox(
-            key=int.from_bytes(hashlib.blake2b(packed, key=self.secret, digest_size=16).digest(), "little")
-        )
-
-
-def _unit(raw: NDArray[np.uint64]) -> NDArray[np.float64]:
-    return ((raw >> np.uint64(64 - DRAW_BITS)).astype(np.float64) + 0.5) * 2.0**-DRAW_BITS
+def unit(numbers: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Return u in (0, 1) for numbers of 64 bits."""
+    bits = numbers >> np.uint64(64 - DRAW_BITS)
+    bits |= _ONE
+    return bits.view(np.float64) - (1 - 2.0 ** -(DRAW_BITS + 1))
 
 
 @dataclass(frozen=True)
@@ -82,12 +69,17 @@ class Score:
         return log_gamma_tail(self.tokens, self.total)
 
 
+_ONE = np.float64(1).view(np.uint64)  # whose significand takes the DRAW_BITS: a number in [1, 2)
+
+
 class Marker:
     """The contexts of one text in the making."""
 
     def __init__(self, watermark: Watermark) -> None:
         self.watermark = watermark
         self.met = set[tuple[int, ...]]()
+        self._philox = np.random.Philox(key=0)
+        self._state = self._philox.state
 
     def fresh(self, ids: Sequence[int]) -> tuple[int, ...] | None:
         """Return the context after a text's ids, None where there is no whole one, or it came before."""
@@ -97,6 +89,24 @@ class Marker:
         self.met.add(context)
         return context
 
+    def numbers(self, context: Sequence[int], count: int) -> NDArray[np.uint64]:
+        """Return numbers (count,) of the first tokens of the vocabulary after a context: `unit` makes u of them."""
+        return self._keyed(context).random_raw(count)
+
+    def uniform(self, context: Sequence[int], token: int) -> float:
+        """Return u of one token after a context."""
+        philox = self._keyed(context)
+        philox.advance(token // 4)  # Philox gives four numbers for each count
+        return float(unit(philox.random_raw(4))[token % 4])
+
+    def _keyed(self, context: Sequence[int]) -> np.random.Philox:
+        """Return the generator at the start of a context's numbers; to make a new one takes twice as long."""
+        packed = struct.pack(f"<{len(context)}I", *context)
+        digest = hashlib.blake2b(packed, key=self.watermark.secret, digest_size=16).digest()
+        self._state["state"]["key"][:] = np.frombuffer(digest, "<u8")
+        self._philox.state = self._state
+        return self._philox
+
 
 def score(watermark: Watermark, ids: Sequence[int]) -> Score:
     """Score the ids of a text."""
@@ -105,7 +115,7 @@ def score(watermark: Watermark, ids: Sequence[int]) -> Score:
         context = marker.fresh(ids[place - watermark.context : place])
         if context is not None:
             tokens += 1
-            total -= math.log1p(-watermark.uniform(context, ids[place]))
+            total -= math.log1p(-marker.uniform(context, ids[place]))
     return Score(tokens, total)
 
 

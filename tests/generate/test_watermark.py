@@ -23,7 +23,17 @@ from gptcli.device.runtime import Runtime
 from gptcli.generate.engine import Completion, Engine, Request
 from gptcli.generate.safeguards import Safeguards
 from gptcli.generate.sampling import candidates, draw_by_key
-from gptcli.generate.watermark import Watermark, check_tokenizer, log_gamma_tail, make_key, read_key, score, write_key
+from gptcli.generate.watermark import (
+    Marker,
+    Watermark,
+    check_tokenizer,
+    log_gamma_tail,
+    make_key,
+    read_key,
+    score,
+    unit,
+    write_key,
+)
 from gptcli.model.gpt import GPT
 
 torch.set_num_threads(1)
@@ -63,14 +73,15 @@ def requests(count: int, **options: Any) -> list[Request]:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=8), st.integers(1, 40))
 def test_one_number_is_that_of_the_whole_vocabulary(context: list[int], count: int) -> None:
-    numbers = KEY.uniforms(context, count)
-    assert [KEY.uniform(context, token) for token in range(count)] == numbers.tolist()
+    marker = Marker(KEY)
+    numbers = unit(marker.numbers(context, count))
+    assert [marker.uniform(context, token) for token in range(count)] == numbers.tolist()
     assert ((numbers > 0) & (numbers < 1)).all()
 
 
 def test_the_numbers_of_a_key_stay_what_they_are() -> None:
     """Texts that were marked with an older gptcli are found by a newer one."""
-    assert KEY.uniforms([1, 2, 3, 4], 2).tolist() == pytest.approx(NUMBERS, rel=1e-15)
+    assert unit(Marker(KEY).numbers([1, 2, 3, 4], 2)).tolist() == pytest.approx(NUMBERS, rel=1e-15)
 
 
 @pytest.mark.parametrize(("shape", "value"), [(1, 0.5), (3, 10.0), (46, 46.0), (46, 120.0), (500, 400.0)])
@@ -88,9 +99,9 @@ def test_over_all_keys_a_token_comes_as_often_as_its_probability_says() -> None:
     logits = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0, 4.0, -np.inf], np.float32)
     options = GenerateOptions(temperature=0.9, top_k=6)
     drawn = np.zeros(len(logits))
-    trials = 8000
+    trials, marker = 8000, Marker(key(7))
     for number in range(trials):
-        drawn[draw_by_key(logits, options, key(7).uniforms([number], len(logits)))] += 1
+        drawn[draw_by_key(logits, options, marker.numbers([number], len(logits)))] += 1
     ids, weights = candidates(logits, options)
     wanted = np.zeros(len(logits))
     wanted[ids] = weights / weights.sum() * trials
@@ -98,6 +109,11 @@ def test_over_all_keys_a_token_comes_as_often_as_its_probability_says() -> None:
     assert drawn[~possible].sum() == 0
     chi_squared = float(((drawn - wanted)[possible] ** 2 / wanted[possible]).sum())
     assert chi_squared < 20.5  # p = 0.001 with 5 degrees of freedom
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1))
+def test_a_number_is_the_middle_of_its_part(given: list[int]) -> None:
+    assert unit(np.array(given, np.uint64)).tolist() == [((number >> 12) + 0.5) / 2**52 for number in given]
 
 
 # -------------------------------------------------------------------------------------------------------------- texts

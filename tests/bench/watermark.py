@@ -1,0 +1,162 @@
+"""What a watermark shows and costs, on a trained model: the quickstart's, or any run's.
+
+Texts begin with the first words of paragraphs of HUMAN, and are found again from their text alone, encoded anew. False
+positives are counted in windows of HUMAN itself. The cost is what each token that was drawn has in bits, less what the
+model expects of a draw there: 0 for draws by chance, so that what a text is about does not count. Speeds are of pairs:
+the same texts without and with a key, in turn.
+
+    python tests/bench/watermark.py RUN HUMAN... [--texts 300] [--only found|human|cost|speed]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from gptcli.api.open_model import open_model
+from gptcli.config.generate import GenerateOptions
+from gptcli.evaluate.scoring import hidden_states
+from gptcli.generate.engine import Completion, Engine, Request
+from gptcli.generate.safeguards import NONE, Safeguards
+from gptcli.generate.watermark import CONTEXT, Watermark, score
+from gptcli.train.loaded_model import LoadedModel
+from gptcli.train.loss import chunked_logits
+
+TOKENS, LIMIT = 50, 1e-5
+SETTINGS = {"temperature 0.8": {"temperature": 0.8}, "0.7 with top-k 50": {"temperature": 0.7, "top_k": 50}}
+RATES = (0.05, 0.01, 0.001, LIMIT)
+
+
+def key(number: int, context: int = CONTEXT) -> Watermark:
+    """Return a key of its own for each number."""
+    return Watermark(random.Random(number).randbytes(32), context, "")
+
+
+def requests(loaded: LoadedModel, human: str, count: int, **options: object) -> list[Request]:
+    """Return requests for texts that begin as paragraphs of human text do."""
+    draw = random.Random(1)
+    paragraphs = [text.split() for text in human.split("\n\n") if len(text.split()) > 12]
+    prompts = [" ".join(draw.choice(paragraphs)[:8]) for _ in range(count)]
+    given = {"max_tokens": TOKENS, "stop_at_eos": False, **options}
+    return [
+        Request(loaded.tokenizer.encode(prompt), GenerateOptions(seed=number, **given))
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def written(loaded: LoadedModel, asked: Sequence[Request], watermark: Watermark | None, slots: int) -> list[Completion]:
+    """Return the texts that a model writes, with or without a mark."""
+    safeguards = Safeguards(watermark=watermark) if watermark else NONE
+    return list(Engine(loaded.model, loaded.tokenizer, loaded.runtime, slots=slots, safeguards=safeguards).run(asked))
+
+
+def found(loaded: LoadedModel, human: str, texts: int, context: int) -> None:
+    """Print the share of texts that are found, each with a key of 20; from their text, and from the ids written."""
+    for name, options in SETTINGS.items():
+        log_p: dict[str, list[float]] = {"text": [], "ids": []}
+        for number in range(20):
+            asked = requests(loaded, human, texts, **options)[number::20]
+            mark = key(number, context)
+            done = written(loaded, asked, mark, 16)
+            log_p["text"] += [score(mark, loaded.tokenizer.encode(each.text)).log_p for each in done]
+            log_p["ids"] += [score(mark, each.ids).log_p for each in done]
+        shares = {of: sum(value < math.log(LIMIT) for value in p) / len(p) for of, p in log_p.items()}
+        median = statistics.median(log_p["text"]) / math.log(10)
+        told = f"{shares['text']:.4f} of {texts}, from the ids {shares['ids']:.4f}; median log10 p {median:.1f}"
+        print(f"| {name}, context {context}: found at p < {LIMIT:g} | {told} |", flush=True)
+
+
+def human_windows(loaded: LoadedModel, human: str, keys: int = 4) -> None:
+    """Print how often keys find themselves in windows of text that people wrote."""
+    ids = loaded.tokenizer.encode(human)
+    windows = [ids[start : start + TOKENS] for start in range(0, len(ids) - TOKENS + 1, TOKENS)]
+    log_p = [score(key(number), window).log_p for window in windows for number in range(keys)]
+    for rate in RATES:
+        counted, expected = sum(value < math.log(rate) for value in log_p), rate * len(log_p)
+        deviations = (counted - expected) / math.sqrt(expected * (1 - rate))
+        told = f"{counted:,} of {len(windows):,} windows x {keys} keys, {expected:,.1f} expected ({deviations:+.1f} sd)"
+        print(f"| human text with p < {rate:g} | {told} |", flush=True)
+
+
+@torch.inference_mode()
+def excess(loaded: LoadedModel, done: Sequence[Completion]) -> list[float]:
+    """Return for each token drawn its bits, less those that the model expects of a draw there."""
+    bits: list[float] = []
+    for completion in done:
+        prompt = [*loaded.tokenizer.bos_ids, *completion.request.prompt]
+        fed = (*prompt, *completion.ids[:-1])
+        hidden = hidden_states(loaded.model, [fed], loaded.runtime)[len(prompt) - 1 :]
+        wanted = torch.tensor(completion.ids)
+        for start, logits in chunked_logits(hidden, loaded.model.head, loaded.model.config.logit_softcap):
+            logprobs = logits[:, : loaded.tokenizer.vocab_size].double().log_softmax(-1)
+            own = logprobs.gather(1, wanted[start : start + len(logprobs), None])[:, 0]
+            expected = (logprobs.exp() * logprobs).sum(-1)
+            bits += ((expected - own) / math.log(2)).tolist()
+    return bits
+
+
+def cost(loaded: LoadedModel, human: str, texts: int) -> None:
+    """Print the cost in bits of a token, of the marked and of the same texts unmarked."""
+    asked = requests(loaded, human, texts, temperature=1.0, max_tokens=200)
+    for name in ("marked", "unmarked"):
+        bits: list[float] = []
+        for number in range(16):
+            watermark = key(number) if name == "marked" else None
+            bits += excess(loaded, written(loaded, asked[number::16], watermark, 32))
+        error = statistics.stdev(bits) / math.sqrt(len(bits))
+        told = f"{statistics.mean(bits):+.4f} +- {error:.4f} bits a token, of {len(bits):,} tokens"
+        print(f"| cost at temperature 1, {name} | {told} |", flush=True)
+
+
+def speed(loaded: LoadedModel, human: str, rounds: int) -> None:
+    """Print how much longer the same texts take with a key, alone and 32 at once."""
+    for slots, texts in ((1, 4), (32, 64)):
+        asked = requests(loaded, human, texts, temperature=0.8, max_tokens=100)
+        written(loaded, asked, key(1), slots)
+        shares, rates = [], []
+        for number in range(rounds):
+            times = {}
+            for watermark in (None, key(1)) if number % 2 else (key(1), None):
+                began = time.perf_counter()
+                written(loaded, asked, watermark, slots)
+                times[watermark is not None] = time.perf_counter() - began
+            shares.append(times[True] / times[False] - 1)
+            rates.append(texts * 100 / times[False])
+        low, high = min(shares), max(shares)
+        rate = f"{statistics.median(rates):,.0f} tokens/s"
+        told = f"{statistics.median(shares):+.1%} time ({low:+.1%}..{high:+.1%}), at {rate}"
+        print(f"| {slots} at once: with a key | {told} |", flush=True)
+
+
+def main() -> None:
+    """Measure each part, or the one that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("human", nargs="+", type=Path)
+    parser.add_argument("--texts", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--context", type=int, default=CONTEXT)
+    parser.add_argument("--only", choices=["found", "human", "cost", "speed"])
+    given = parser.parse_args()
+    loaded = open_model(given.run, device="cpu", threads=1)
+    human = "\n\n".join(path.read_text() for path in given.human)
+    if given.only in (None, "found"):
+        found(loaded, human, given.texts, given.context)
+    if given.only in (None, "human"):
+        human_windows(loaded, human)
+    if given.only in (None, "cost"):
+        cost(loaded, human, given.texts)
+    if given.only in (None, "speed"):
+        speed(loaded, human, given.rounds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
