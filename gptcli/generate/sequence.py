@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptcli.base.errors import GptcliError
+from gptcli.base.errors import ConfigError, GptcliError
 from gptcli.config.generate import GenerateOptions
 from gptcli.data.batches import derived_seed
 from gptcli.data.tokenizer import Tokenizer
@@ -217,7 +217,7 @@ class ActiveSequence:
 
     def _drawn(self, logits: Tensor, numbers: NDArray[np.uint64] | None) -> int:
         if logits.max() == -math.inf:
-            raise GptcliError("every token that could come next is blocked or leaves the pattern; loosen one of them")
+            raise ConfigError("every token that could come next is blocked or leaves the pattern; loosen one of them")
         if numbers is not None:
             return draw_by_key(logits.numpy(), self.options, numbers)
         return draw(logits.numpy(), self.options, self.random.random() if self.options.temperature else 0.0)

@@ -44,8 +44,9 @@ class Running:
 
     def wait(self) -> Running:
         for _ in range(1200):
-            if self.ask("GET", "/health")[0] == 200:
-                return self
+            with contextlib.suppress(TimeoutError):  # the libraries that load hold up everything on a busy machine
+                if self.ask("GET", "/health")[0] == 200:
+                    return self
             time.sleep(0.1)
         raise AssertionError(self.said())
 
@@ -174,3 +175,8 @@ def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:
             if choice["index"] == index:
                 found += choice["text"] if "text" in choice else choice["delta"].get("content", "")
     return found
+
+
+def question(text: str = "Hello", **more: object) -> dict[str, object]:
+    """The body of a chat of one question."""
+    return {"messages": [{"role": "user", "content": text}], **more}

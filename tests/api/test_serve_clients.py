@@ -136,15 +136,3 @@ def test_lm_eval_over_http_finds_what_it_finds_on_the_run_itself(server: Running
     found = other.loglikelihood(asked, disable_tqdm=True)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
     torch.testing.assert_close([sum_ for sum_, _ in found], [sum_ for sum_, _ in wanted], rtol=1e-6, atol=0)
-
-
-@pytest.mark.slow
-def test_schemathesis_finds_no_answer_that_the_document_does_not_tell(server: Running) -> None:
-    pytest.importorskip("schemathesis")
-    command = [
-        sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--max-examples", "10",
-        "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
-        "--seed", "1", "--no-color", "--request-timeout", "60", "--phases", "examples,coverage,fuzzing",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]

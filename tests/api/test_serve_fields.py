@@ -45,6 +45,21 @@ def test_9_to_13_lengths(server: Running) -> None:
     assert "32" in error["message"]
 
 
+def test_11_to_13_why_a_text_ended_is_what_generate_says(chat: Running, server: Running, run_cli: RunCli) -> None:
+    for most, reason in ((3, "length"), (50, "stop"), (None, "stop")):
+        body = {"prompt": "Y", "temperature": 0, "max_tokens": most}
+        choice = chat.ok(COMPLETIONS, body)["choices"][0]
+        record = {name: value for name, value in body.items() if value is not None}
+        wanted = json.loads(run_cli("generate", chat.run, "--jsonl", input=json.dumps(record) + "\n").text)
+        assert (choice["text"], choice["finish_reason"]) == (wanted["text"], wanted["finish_reason"])
+        assert choice["finish_reason"] == reason
+    facts = server.ask("GET", "/v1/models")[1]["data"][0]
+    assert facts["defaults"]["max_tokens"] == 200  # of completions that name none
+    by_context = server.ok(COMPLETIONS, {"prompt": "the", "ignore_eos": True})
+    assert by_context["choices"][0]["finish_reason"] == "length"
+    assert by_context["usage"]["total_tokens"] == facts["context_length"]
+
+
 def asked(*turns: tuple[str, Any]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in turns], "temperature": 0}
 
@@ -136,6 +151,20 @@ def test_a_pattern_that_cannot_be_used_is_refused_by_its_field(
     assert error["param"] == named
 
 
+def test_17_tokens_that_are_no_text_have_names_of_their_own(tmp_path: Path) -> None:
+    text = "a\U0001f600\u00e9"
+    with serving(table_model(tmp_path / "model", [text]), tmp_path, "--temperature", "0") as running:
+        body = asked(("user", "Hello")) | {"logprobs": True, "top_logprobs": 20}
+        content = running.ok(CHAT, body)["choices"][0]["logprobs"]["content"]
+        body = {"prompt": "a", "logprobs": 20, "echo": True, "max_tokens": 9}
+        facts = running.ok(COMPLETIONS, body)["choices"][0]["logprobs"]
+    names = ["a", *(f"bytes:\\x{byte:02x}" for byte in text.encode()[1:])]
+    assert [entry["token"] for entry in content] == facts["tokens"] == names
+    assert bytes(byte for entry in content for byte in entry["bytes"]) == text.encode()
+    assert all(len({top["token"] for top in entry["top_logprobs"]}) == 20 for entry in content)
+    assert all(len(top) >= 20 and name in top for name, top in zip(names[1:], facts["top_logprobs"][1:], strict=True))
+
+
 def test_18_entries_end_with_the_text(chat: Running) -> None:
     body = asked(("user", "Hello")) | {"logprobs": True, "stop": ", m"}
     whole = chat.ok(CHAT, body)["choices"][0]
@@ -160,6 +189,22 @@ def test_16_to_19_log_probabilities_and_echo(server: Running, tiny: Tiny, run_cl
     assert server.ok("/v1/score", {"input": "the old harbour"})["data"][0]["logprob"] == pytest.approx(
         record["logprob"], abs=1e-5
     )
+
+
+def test_19_prompts_of_any_kind_are_scored_alike(server: Running) -> None:
+    texts = ["the old harbour", "a new bridge"]
+    ids = [server.ok("/tokenize", {"prompt": text})["tokens"] for text in texts]
+    scores = [row["logprob"] for row in server.ok("/v1/score", {"input": texts})["data"]]
+    for most in (0, 1):
+        for prompts in (texts, ids, texts[0], ids[0]):
+            body = {"prompt": prompts, "max_tokens": most, "echo": True, "logprobs": 2, "temperature": 0}
+            choices = server.ok(COMPLETIONS, body)["choices"]
+            assert [choice["index"] for choice in choices] == list(range(2 if len(prompts) == 2 else 1))
+            for choice, text, known, score in zip(choices, texts, ids, scores, strict=False):
+                facts = choice["logprobs"]
+                assert len(facts["tokens"]) == len(known) + most
+                assert choice["text"].startswith(text)
+                assert sum(facts["token_logprobs"][: len(known)]) == pytest.approx(score, abs=1e-4)
 
 
 def test_20_fields_that_are_unknown_unsupported_or_harmless(server: Running) -> None:
@@ -200,6 +245,16 @@ def test_21_bodies_that_are_no_request(server: Running, content: bytes) -> None:
     assert (status, found["error"]["type"]) == (400, "invalid_request_error")
 
 
+def test_22_what_would_take_too_much_is_refused_before_any_work(server: Running) -> None:
+    for field, body in (
+        ("n", {"prompt": ["a"] * 129, "n": 2}), ("prompt", {"prompt": ["a"] * 257}), ("n", {"n": 10**9}),
+        ("logprobs", {"logprobs": -1}), ("logprobs", {"logprobs": 10**6}), ("best_of", {"best_of": 10**6}),
+    ):  # fmt: skip
+        assert server.ask("POST", COMPLETIONS, {**TEXT, **body})[1]["error"]["param"] == field
+    server.refused(413, "body_too_large", COMPLETIONS, {"prompt": "a" * (5 << 20)})
+    assert len(server.ok(COMPLETIONS, {"prompt": ["a"] * 128, "n": 2, "max_tokens": 1})["choices"]) == 256
+
+
 def test_23_a_bound_text_matches(server: Running) -> None:
     assert server.ok(COMPLETIONS, {**TEXT, "choices": ["yes", "no"]})["choices"][0]["text"] in ("yes", "no")
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
@@ -215,8 +270,20 @@ def test_24_seeded_texts_under_load_are_those_of_generate(server: Running, tiny:
         bodies = [{"prompt": prompts[i % 4], "max_tokens": 8, "seed": 11} for i in range(16)]
         found = list(pool.map(lambda body: server.ok(COMPLETIONS, body), bodies))
     assert [each["choices"][0]["text"] for each in found] == [wanted[body["prompt"]] for body in bodies]
+    for seed in (-1, -(2**63), 2**63 - 1):
+        same = [server.ok(COMPLETIONS, {"prompt": "the", "seed": seed}) for _ in range(2)]
+        assert same[0]["choices"] == same[1]["choices"]
+        assert same[0]["seed"] == seed % 2**63
     free = [server.ok(COMPLETIONS, {"prompt": "the"})["seed"] for _ in range(2)]
     assert free[0] != free[1]
+
+
+def test_a_seed_of_the_server_holds_where_a_request_names_none(tiny: Tiny, tmp_path: Path) -> None:
+    with serving(tiny.run, tmp_path, "--seed", "5") as running:
+        found = [running.ok(COMPLETIONS, {"prompt": "the", **seed}) for seed in ({}, {"seed": None}, {"seed": 5})]
+        assert [each["seed"] for each in found] == [5, 5, 5]
+        assert found[0]["choices"] == found[1]["choices"] == found[2]["choices"]
+        assert running.ok(COMPLETIONS, {"prompt": "the", "seed": 6})["seed"] == 6
 
 
 def test_25_the_name_of_the_model(server: Running, tiny: Tiny) -> None:

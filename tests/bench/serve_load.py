@@ -184,8 +184,8 @@ def soak(how: Any) -> Iterator[Line]:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "asked.jsonl"
         path.write_text("".join(json.dumps(mixed(number)) + "\n" for number in asked))
-        command = harness.gptcli("generate", how.models / "small", "--jsonl", path, "--threads", str(how.threads))
-        written = [json.loads(line)["text"] for line in harness.run(command).stdout.splitlines()]
+        command = harness.gptcli("generate", how.models / "small", "--jsonl", "--threads", str(how.threads))
+        written = [json.loads(line)["text"] for line in harness.run(command, stdin=path).stdout.splitlines()]
     same = sum(found[number] == text for number, text in zip(asked, written, strict=True))
     growth = 100 * (later[0] / facts[0] - 1)
     yield Line("G9", f"of {len(asked)} seeded texts those of generate", str(len(asked)), str(same), same == len(asked))
@@ -317,14 +317,16 @@ def _quiet(server: Server, body: dict[str, Any]) -> None:
 
 def start(how: Any) -> Iterator[Line]:
     """G12."""
-    listening, ready, written = [], [], []
+    listening, answers, ready, written = [], [], [], []
     for _ in range(max(2, how.rounds)):
         with own(how.models / "small", how.threads) as server:
             listening.append(server.listening)
+            answers.append(server.answers)
             ready.append(server.ready)
         command = harness.gptcli("generate", how.models / "small", "a", "--max-tokens", "1")
         written.append(harness.run(command).seconds)
     yield Line("G12", "from the start until it listens", "< 0.3 s", f"{min(listening):.2f} s", min(listening) < 0.3)
+    yield Line("G12", "from the start until a request is answered 503", "", f"{min(answers):.2f} s", None)
     over = min(ready) - min(written)
     yield Line("G12", "ready, later than generate of one token", "<= 0.2 s", f"{over:+.2f} s", over <= 0.2)
 

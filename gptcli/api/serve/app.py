@@ -59,16 +59,18 @@ class Routes:
     # ------------------------------------------------------------------------------------------------------- writing
 
     async def completions(self, request: Request) -> Any:
-        document = await self._object(request)
-        ask = await _in_pool(request.state.facts["bytes"], read_completion, document, self.worker.available().defaults)
+        ask = await self._ask(request, read_completion)
         return await self._answer(request, ask, chat=False)
 
     async def chat(self, request: Request) -> Any:
-        document = await self._object(request)
-        ask = await _in_pool(request.state.facts["bytes"], read_chat, document, self.worker.available().defaults)
+        ask = await self._ask(request, read_chat)
         if self.worker.available().task != "chat":
             raise invalid(None, "this model was not tuned to converse; ask /v1/completions", "unsupported_route")
         return await self._answer(request, ask, chat=True)
+
+    async def _ask(self, request: Request, read: Callable[..., Ask]) -> Ask:
+        document, service = await self._object(request), self.worker.available()
+        return await _in_pool(request.state.facts["bytes"], read, document, service.defaults, service.seed)
 
     async def _answer(self, request: Request, ask: Ask, *, chat: bool) -> Answer:
         self._check_model(ask.model)
@@ -335,7 +337,8 @@ async def _refuse(_request: Request, error: Exception) -> Response:
     problem = Problem(404, "not_found", "no such route; see /openapi.json")
     if getattr(error, "status_code", 404) == 405:
         headers = dict(getattr(error, "headers", None) or {})
-        problem = Problem(405, "method_not_allowed", "this route takes another method", headers=headers)
+        allowed = " and ".join(sorted(headers.get("Allow", "").split(", ")))
+        problem = Problem(405, "method_not_allowed", f"this route takes {allowed}", headers=headers)
     return _json(problem.content(), problem.status, problem.headers)
 
 

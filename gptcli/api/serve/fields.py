@@ -35,8 +35,8 @@ class Ask:
     messages: tuple[Message, ...] = ()  # of chat; the last may be the assistant's, to be continued
 
 
-def read_completion(document: dict[str, Any], defaults: GenerateOptions) -> Ask:
-    """Check the body of /v1/completions."""
+def read_completion(document: dict[str, Any], defaults: GenerateOptions, seed: int | None = None) -> Ask:
+    """Check the body of /v1/completions; `seed` is for one that names none, a fresh one where it is None."""
     fields = Fields(document)
     prompts = _prompts(fields.take("prompt"))
     echo = fields.flag("echo")
@@ -60,11 +60,11 @@ def read_completion(document: dict[str, Any], defaults: GenerateOptions) -> Ask:
         given.setdefault("prompt_logprobs", 1)
     if len(prompts) * n > MAX_TEXTS:
         raise invalid("n", f"{len(prompts)} prompts times {n} are more than {MAX_TEXTS} texts")
-    return _ask(fields, defaults, given, n, logprobs, echo=echo, prompts=prompts)
+    return _ask(fields, defaults, given, n, logprobs, seed, echo=echo, prompts=prompts)
 
 
-def read_chat(document: dict[str, Any], defaults: GenerateOptions) -> Ask:
-    """Check the body of /v1/chat/completions."""
+def read_chat(document: dict[str, Any], defaults: GenerateOptions, seed: int | None = None) -> Ask:
+    """Check the body of /v1/chat/completions; `seed` as for read_completion."""
     fields = Fields(document)
     messages = read_messages(fields.take("messages"))
     wants = fields.flag("logprobs")
@@ -76,7 +76,7 @@ def read_chat(document: dict[str, Any], defaults: GenerateOptions) -> Ask:
     if wants:
         given["logprobs"] = _engine_logprobs(top or 0)
     given.setdefault("max_tokens", 1 << 20)  # what fits the context
-    return _ask(fields, defaults, given, n, (top or 0) if wants else None, messages=messages)
+    return _ask(fields, defaults, given, n, (top or 0) if wants else None, seed, messages=messages)
 
 
 def _ask(
@@ -85,6 +85,7 @@ def _ask(
     given: dict[str, Any],
     n: int,
     logprobs: int | None,
+    default_seed: int | None,
     **more: Any,
 ) -> Ask:
     stream, model = fields.flag("stream"), fields.text("model")
@@ -98,6 +99,7 @@ def _ask(
         inner.take("include_obfuscation")
         inner.rest()
     seed = fields.number("seed", -(2**63), 2**63 - 1, whole=True)
+    seed = default_seed if seed is None else seed
     seed = secrets.randbits(53) if seed is None else seed % 2**63
     fields.rest()
     try:
@@ -175,6 +177,11 @@ def _schema(value: Any) -> str | None:
     if not isinstance(inner, dict) or not isinstance(inner.get("schema"), (dict, bool)):
         raise invalid("response_format", 'json_schema wants {"name": ..., "schema": {...}}')
     return json.dumps(inner["schema"])
+
+
+def pattern_field(options: GenerateOptions) -> str:
+    """Return the field that bound a text."""
+    return "choices" if options.choices else "response_format" if options.regex is None else "regex"
 
 
 def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:

@@ -1,4 +1,4 @@
-"""Listening, loading, draining: from a run to an exit code."""
+"""Loading, answering, draining: from a run and a listener to an exit code."""
 
 from __future__ import annotations
 
@@ -8,54 +8,28 @@ import os
 import queue
 import signal
 import socket
-import stat
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.api.serve.app import Settings, make_app
 from gptcli.api.serve.guard import Rules
 from gptcli.api.serve.http import Server, make_server
+from gptcli.api.serve.place import Place
 from gptcli.api.serve.worker import Worker
-from gptcli.base.errors import ConfigError, GptcliError, RefusedError
+from gptcli.base.errors import GptcliError
 from gptcli.base.escape import escape
 from gptcli.base.report import Report
 
 if TYPE_CHECKING:
     from gptcli.api.serve.service import Service
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 END_SECONDS = 1.0  # for telling that an answer is cut
 LOG_LINES = 10_000  # that wait where stderr is slow; more are lost, and no answer waits for them
 MOST_CONNECTIONS = 2000
 SWITCH_SECONDS = 5e-4  # between threads: the engine's gives way at each operation, and waits so long for its next turn
-SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
-
-
-@dataclass(frozen=True)
-class Place:
-    """The place to listen at: a host and port, or a unix socket."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    unix_socket: str | None = None
-    keys: tuple[str, ...] = ()
-    needs_key: bool = True  # elsewhere than on the loopback
-    share_prefix: bool = False  # of prompts, among clients
-    allowed_hosts: Sequence[str] = ()
-    allowed_origins: Sequence[str] = ()
-
-    def rules(self) -> Rules:
-        """Return who may ask."""
-        if self.unix_socket is not None:
-            return Rules(self.keys, frozenset(), frozenset(self.allowed_origins))
-        own = {"localhost", "127.0.0.1", "::1", self.host.lower()} - {"0.0.0.0", "::"}
-        return Rules(
-            self.keys, frozenset(own | {host.lower() for host in self.allowed_hosts}), frozenset(self.allowed_origins)
-        )
 
 
 @dataclass(frozen=True)
@@ -71,49 +45,34 @@ class Limits:
 def serve(
     run: str,
     place: Place,
+    listener: socket.socket,
     limits: Limits,
     given: dict[str, Any],
     how: dict[str, Any],
     *,
     name: str,
-    announce: Callable[[str], None],
     bug: Callable[[BaseException], None],
     report: Report,
 ) -> int:
-    """Serve a run until a signal; return the exit code. `given` are options of drawing for requests that name none.
+    """Serve a run on a place's listener until a signal; return the exit code.
 
-    `announce` gets the URL as soon as the server listens, before the model is loaded; `bug` gets an error that nobody
-    expected, of one request, which is answered 500. RefusedError where the place is
-    taken, ConfigError where it would be open to others without a key.
+    `given` are options of drawing for requests that name none; `bug` gets an error that nobody expected, of one
+    request, which is answered 500.
     """
-    if place.unix_socket is None and place.host not in LOOPBACK and not place.keys and place.needs_key:
-        raise ConfigError(
-            f"--host {escape(place.host)}: others can reach it; give --api-key-file, or --no-key to serve without one"
-        )
     _raise_file_limit()
     sys.setswitchinterval(SWITCH_SECONDS)
-    listener = _unix_listener(place.unix_socket) if place.unix_socket is not None else _listener(place)
-    try:
-        return asyncio.run(
-            _serve(run, place, limits, given, how, listener, name=name, announce=announce, bug=bug, report=report)
-        )
-    finally:
-        listener.close()
-        if place.unix_socket is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(place.unix_socket)
+    return asyncio.run(_serve(run, place, listener, limits, given, how, name=name, bug=bug, report=report))
 
 
 async def _serve(
     run: str,
     place: Place,
+    listener: socket.socket,
     limits: Limits,
     given: dict[str, Any],
     how: dict[str, Any],
-    listener: socket.socket,
     *,
     name: str,
-    announce: Callable[[str], None],
     bug: Callable[[BaseException], None],
     report: Report,
 ) -> int:
@@ -126,7 +85,7 @@ async def _serve(
 
     worker = Worker(load, loop, queue_limit=limits.queue, timeout=limits.timeout)
     log = _Log(report.message)
-    settings = Settings(run, name, place.rules(), ping=limits.ping, share_prefix=place.share_prefix)
+    settings = Settings(run, name, _rules(place), ping=limits.ping, share_prefix=place.share_prefix)
     server = make_server(make_app(worker, settings, log.add, bug), most_connections=MOST_CONNECTIONS)
     ending = _Ending(worker, server, limits.grace, report)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -134,9 +93,6 @@ async def _serve(
             loop.add_signal_handler(number, ending.signalled, number)
     worker.thread.start()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started and not serving.done():
-        await asyncio.sleep(0.005)
-    announce(_url(place, listener))
     watching = asyncio.create_task(_watch(worker, ending, report, name))
     await serving
     watching.cancel()
@@ -225,54 +181,13 @@ class _Log:
                 return
 
 
-def _listener(place: Place) -> socket.socket:
-    try:
-        found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:  # a part of the name has more than 63 characters
-        raise ConfigError(f"--host {escape(place.host)}: {getattr(error, 'strerror', 'no name of a host')}") from None
-    family, kind, protocol, _, address = found[0]
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        where = f"{escape(place.host)}:{place.port}"
-        raise RefusedError(f"{where}: {error.strerror}; name another --port, or 0 for any") from None
-    return listener
-
-
-def _unix_listener(path: str) -> socket.socket:
-    """Listen on a socket that only its owner can open; one that nobody listens on any more is replaced."""
-    if not 0 < len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
-        raise ConfigError(f"--unix-socket {escape(path)}: want a path of 1 to {SOCKET_PATH_BYTES} bytes")
-    listener = socket.socket(socket.AF_UNIX)
-    old = Path(path)
-    if old.exists() and stat.S_ISSOCK(old.stat().st_mode):
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
-                old.unlink()
-            except OSError:
-                pass
-    before = os.umask(0o177)
-    try:
-        listener.bind(path)
-    except OSError as error:
-        listener.close()
-        raise RefusedError(f"{escape(path)}: {error.strerror}; name another --unix-socket") from None
-    finally:
-        os.umask(before)
-    return listener
-
-
-def _url(place: Place, listener: socket.socket) -> str:
+def _rules(place: Place) -> Rules:
+    """Return who may ask."""
     if place.unix_socket is not None:
-        return f"unix:{place.unix_socket}"
-    host, port = listener.getsockname()[:2]
-    host = place.host if place.host not in ("0.0.0.0", "::") else host
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return Rules(place.keys, frozenset(), frozenset(place.allowed_origins))
+    own = {"localhost", "127.0.0.1", "::1", place.host.lower()} - {"0.0.0.0", "::"}
+    hosts = own | {host.lower() for host in place.allowed_hosts}
+    return Rules(place.keys, frozenset(hosts), frozenset(place.allowed_origins))
 
 
 def _raise_file_limit() -> None:

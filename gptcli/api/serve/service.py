@@ -17,7 +17,7 @@ from gptcli.api.chat import Fitted, Speaker
 from gptcli.api.classify import Classifier
 from gptcli.api.generate import Writer
 from gptcli.api.sampling_defaults import with_makers_defaults
-from gptcli.api.serve.fields import Ask
+from gptcli.api.serve.fields import Ask, pattern_field
 from gptcli.api.serve.problems import Problem, invalid
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.report import Report
@@ -53,6 +53,7 @@ class Service:
         directory = find_checkpoint(run)
         metadata = read_metadata(directory)
         self.defaults, self.labels = with_makers_defaults(run, given, report), metadata.labels
+        self.seed: int | None = given.get("seed")  # of requests that name none; None: each a fresh one
         self.speaker: Speaker | None = None
         self.classifier: Classifier | None = None
         if metadata.labels:
@@ -110,8 +111,7 @@ class Service:
         try:
             return self.engine.constraints.of(options)
         except ConfigError as error:
-            field = "choices" if options.choices else "response_format" if options.regex is None else "regex"
-            raise invalid(field, str(error), "invalid_schema") from None
+            raise invalid(pattern_field(options), str(error), "invalid_schema") from None
 
     def _fit_chat(self, messages: list[Message], options: GenerateOptions) -> Fitted:
         """Return the ids of a conversation, without the oldest turns that cannot fit."""

@@ -15,8 +15,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from gptcli.api.serve.problems import Problem, retry_later
-from gptcli.base.errors import GptcliError, is_out_of_memory
+from gptcli.api.serve.fields import pattern_field
+from gptcli.api.serve.problems import Problem, invalid, retry_later
+from gptcli.base.errors import ConfigError, GptcliError, is_out_of_memory
+from gptcli.config.generate import GenerateOptions
 
 if TYPE_CHECKING:
     from gptcli.api.serve.service import Service
@@ -261,7 +263,7 @@ class Worker:
             del self.running[completion]
             job.unfinished -= 1
             if completion.error is not None:
-                problem = Problem(500, "engine_error", str(completion.error))
+                problem = problem_of(completion.error, completion.request.options)
             elif completion.finish_reason == "cancelled":
                 problem = retry_later(503, "draining", "the server ends", 30)
             self.row_seconds += 0.1 * (time.monotonic() - began_at - self.row_seconds)
@@ -370,6 +372,13 @@ def _hand_out(by_job: dict[Job, list[Piece]]) -> None:
     for job, pieces in by_job.items():
         job.newest |= {piece.index: piece for piece in pieces}
         job.changed.set()
+
+
+def problem_of(error: GptcliError, options: GenerateOptions) -> Problem:
+    """Return what is told about a text that could not be written: its own pattern may be why."""
+    if options.constrained and isinstance(error, ConfigError):
+        return invalid(pattern_field(options), str(error), "invalid_schema")
+    return Problem(500, "engine_error", str(error))
 
 
 def as_problem(error: Exception) -> Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from gptcli.base.escape import escape
 from gptcli.cli.commands import options
 from gptcli.cli.commands.safeguards import safeguarded, take_safeguards
 from gptcli.config.generate import GenerateOptions
+
+NEEDED = ("starlette", "uvicorn", "prometheus_client")
 
 
 @click.command(no_args_is_help=True)
@@ -97,6 +100,7 @@ def serve(
       gptcli serve runs/demo --port 0 > url.txt &
     """
     options.ask_for_huge_pages()
+    from gptcli.api.serve.place import Place
     from gptcli.cli import console
 
     given = options.take_given(how)
@@ -105,23 +109,17 @@ def serve(
     keys = _keys(api_key_file)
     if not Path(run).exists():
         raise ConfigError(f"{escape(run)}: no such directory; want the directory of a run or of a checkpoint")
-    try:
-        from gptcli.api.serve.server import Limits, Place
-        from gptcli.api.serve.server import serve as run_server
-    except ImportError as error:
-        raise ConfigError(f"{error.name} is not installed; pip install 'gptcli[serve]'") from None
+    if missing := next((name for name in NEEDED if find_spec(name) is None), None):
+        raise ConfigError(f"{missing} is not installed; pip install 'gptcli[serve]'")
     place = Place(host, port, unix_socket, keys, not no_key, share_prefix, allow_host, allow_origin)
-    code = run_server(
-        run,
-        place,
-        Limits(queue, timeout, grace, ping),
-        given,
-        how,
-        name=model_name or Path(run).resolve().name,
-        announce=console.write_line,
-        bug=_report_bug,
-        report=report,
-    )
+    with place.listening() as listener:
+        console.write_line(place.url(listener))
+        from gptcli.api.serve.server import Limits
+        from gptcli.api.serve.server import serve as run_server
+
+        limits = Limits(queue, timeout, grace, ping)
+        name = model_name or Path(run).resolve().name
+        code = run_server(run, place, listener, limits, given, how, name=name, bug=_report_bug, report=report)
     click.get_current_context().exit(code)
 
 
