@@ -207,10 +207,12 @@ class Engine:
         """Compute a chunk of the prompts, then a token of every text in the making -> the completions that changed.
 
         With `prompts_first`, for those who wait for all texts and not for the next token of one, no token is drawn
-        until every row has its prompt.
+        until every row has its prompt. While no text is in the making none waits either, and what is told of a new one
+        is its first token, at once.
         """
         changed, self.settled = self.settled, []
-        begun = self._prefill(PREFILL_TOKENS if prompts_first or not self.active else CHUNK_TOKENS)
+        prompts_first = prompts_first or not self.active
+        begun = self._prefill(PREFILL_TOKENS if prompts_first else CHUNK_TOKENS)
         changed += begun
         if self.active and not (prompts_first and (begun or self.prefilling)):
             written = [sequence.completion for sequence in self.active]

@@ -175,8 +175,9 @@ def test_31_a_second_signal_ends_it_at_once(endless: Path, tmp_path: Path) -> No
 
 
 def test_23_a_pattern_that_outgrows_its_limit_is_the_requests_own_fault(endless: Path, tmp_path: Path) -> None:
-    body = question(regex="[ab]*a[ab]{14}", temperature=100, min_tokens=8000, max_tokens=8000, seed=1)
     with serving(endless, tmp_path) as running:
+        (a,) = running.ok("/tokenize", {"prompt": "a"})["tokens"]
+        body = question(regex="[ab]*a[ab]{24}", temperature=1, logit_bias={a: 40}, seed=1)  # after a, a or b
         error = running.refused(400, "invalid_schema", CHAT, body)
         assert error["param"] == "regex"
         assert "more than 4000 states" in error["message"]

@@ -29,6 +29,8 @@ def make_large(directory: Path) -> None:
     file.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     file.decoder = decoders.ByteLevel()
     file.add_special_tokens(["<|endoftext|>"])
+    named = transformers.PreTrainedTokenizerFast(tokenizer_object=file, eos_token="<|endoftext|>")
+    named.save_pretrained(directory / "hf")
     model = GPT(ModelConfig.from_preset("gpt2", vocab_size=VOCABULARY))
     model.initialize(torch.Generator().manual_seed(1))
     (directory / "gptcli").mkdir()

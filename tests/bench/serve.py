@@ -22,6 +22,7 @@ The models are those of generation.py: GPT-2 124M with random weights for G1 to 
 
 Run:
     python tests/bench/serve.py [--goal G1 G7 ...] [--rounds 3] [--threads 2] [--models DIR] [--small] [--json]
+                                [--servers gptcli vllm ...] [--clients 1 8 64]
     --small takes the small model and a tenth of the requests everywhere: whether the program works, no figures
 """
 
@@ -47,6 +48,7 @@ from generation_models import make_large, make_small
 from serve_process import Line, Server, installed_peers, own, peer, share, stream, together
 
 NEW = 64
+DTYPE = ("--dtype", "bfloat16")  # of G1 to G4, of peers too
 LETTERS = "abcdefghijklmnopqrsuvwxyz"  # each a token of its own in both models' vocabularies, or a part of one
 
 
@@ -58,6 +60,8 @@ class How:
     rounds: int
     threads: int
     small: bool
+    clients: tuple[int, ...] = (1, 8, 64)  # of G2
+    servers: tuple[str, ...] = ()  # of G2; none: all that are installed
 
     @property
     def large(self) -> Path:
@@ -85,7 +89,7 @@ def own_body(prompt: str, new: int = NEW, seed: int = 1) -> dict[str, Any]:
     return body(prompt, new, seed) | {"top_k": 50, "ignore_eos": True}
 
 
-def generate_seconds(how: How, asked: list[dict[str, Any]]) -> float:
+def generate_seconds(how: How, asked: list[dict[str, Any]], *flags: str) -> float:
     """What `gptcli generate --jsonl` takes for them, without its start."""
     records = [
         {name: value for name, value in each.items() if name != "ignore_eos"} | {"stop_at_eos": False} for each in asked
@@ -95,7 +99,7 @@ def generate_seconds(how: How, asked: list[dict[str, Any]]) -> float:
         for number, some in enumerate((records, [records[0] | {"max_tokens": 1}])):
             path = Path(name) / f"{number}.jsonl"
             path.write_text("".join(json.dumps(record) + "\n" for record in some))
-            command = harness.gptcli("generate", how.large, "--jsonl", "--threads", str(how.threads))
+            command = harness.gptcli("generate", how.large, "--jsonl", "--threads", str(how.threads), *DTYPE, *flags)
             found.append(harness.run(command, stdin=path).seconds)
     return found[0] - found[1]
 
@@ -104,11 +108,11 @@ def streams_beside_generate(how: How) -> Iterator[Line]:
     """G1."""
     asked = [own_body(prompt, seed=number) for number, prompt in enumerate(prompts(how.count(64)))]
     ratios = []
-    with own(how.large, how.threads) as server:
+    with own(how.large, how.threads, *DTYPE) as server:
         for _ in range(how.rounds):
             _, seconds = asyncio.run(together([stream(server, each) for each in asked]))
             ratios.append(seconds / generate_seconds(how, asked))
-            harness.note(f"G1: {ratios[-1]:.3f}")
+            harness.note(f"G1: {seconds:.2f} s, {ratios[-1]:.3f}")
     ratio = statistics.median(ratios)
     yield Line("G1", f"{len(asked)} streams beside generate --jsonl", "<= 1.05 x", f"{ratio:.3f} x", ratio <= 1.05)
 
@@ -139,10 +143,10 @@ def beside_peers(how: How) -> Iterator[Line]:
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     names = ["gptcli", *([] if how.small else installed_peers())]
     for _ in range(how.rounds):
-        for name in names:
-            opened = own(how.large, how.threads) if name == "gptcli" else peer(name, how.models, how.threads)
+        for name in [name for name in names if not how.servers or name in how.servers]:
+            opened = own(how.large, how.threads, *DTYPE) if name == "gptcli" else peer(name, how.models, how.threads)
             with opened as server:
-                for clients in (1, 8, 64):
+                for clients in how.clients:
                     requests = how.count(max(4, clients))
                     found.setdefault((name, clients), []).append(
                         speed(server, clients, requests, ours=name == "gptcli")
@@ -153,7 +157,7 @@ def beside_peers(how: How) -> Iterator[Line]:
         first, last, gap = (statistics.median(each[k] for each in values) for k in ("first", "first99", "gap99"))
         waits = f"first token {1000 * first:.0f} ms, p99 {1000 * last:.0f}; gap p99 {1000 * gap:.0f} ms"
         must, shown = "", None
-        if name != "gptcli" and not (name.startswith("trans") and clients == 1):
+        if name != "gptcli" and ("gptcli", clients) in rate and not (name.startswith("trans") and clients == 1):
             factor = 3.0 if name.startswith("trans") else 0.85 if clients == 1 else 1.0
             must, shown = f"gptcli >= {factor:g} x", rate["gptcli", clients] >= factor * rate[name, clients]
         yield Line("G2", f"{name}, {clients} clients: {waits}", must, f"{rate[name, clients]:.1f} tokens/s", shown)
@@ -162,11 +166,12 @@ def beside_peers(how: How) -> Iterator[Line]:
 def one_stream(how: How) -> Iterator[Line]:
     """G3."""
     asked = own_body(prompts(1, longest=64)[0], 128)
-    ratios = []
-    with own(how.large, how.threads, "--batch-size", "1") as server:
+    ratios, alone = [], ("--batch-size", "1")
+    with own(how.large, how.threads, *DTYPE, *alone) as server:
         for _ in range(how.rounds):
             _, seconds = asyncio.run(together([stream(server, asked)]))
-            ratios.append(seconds / generate_seconds(how, [asked]))
+            ratios.append(seconds / generate_seconds(how, [asked], *alone))
+            harness.note(f"G3: {seconds:.2f} s, {ratios[-1]:.3f}")
     ratio = statistics.median(ratios)
     yield Line("G3", "one stream beside generate", "<= 1.03 x", f"{ratio:.3f} x", ratio <= 1.03)
 
@@ -174,7 +179,7 @@ def one_stream(how: How) -> Iterator[Line]:
 def first_token(how: How) -> Iterator[Line]:
     """G4."""
     texts = prompts(how.count(100), longest=64, seed=2)
-    with own(how.large, how.threads) as server:
+    with own(how.large, how.threads, *DTYPE) as server:
         firsts = [asyncio.run(stream(server, own_body(text, 2))).first for text in texts]
     command = [sys.executable, __file__, "--prefill", str(len(texts)), "--models", how.models, "--threads", how.threads]
     command += ["--small"] if how.small else []
@@ -193,7 +198,7 @@ def prefill_seconds(how: How, count: int) -> list[float]:
     from gptcli.config.generate import GenerateOptions
     from gptcli.generate.engine import Request
 
-    writer = Writer(how.large, threads=how.threads, device="cpu")
+    writer = Writer(how.large, threads=how.threads, device="cpu", dtype=DTYPE[1])
     found = []
     for text in prompts(count, longest=64, seed=2):
         request = Request(writer.engine.tokenizer.encode(text), GenerateOptions(max_tokens=1, top_k=50))
@@ -219,13 +224,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--models", type=Path)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--clients", nargs="+", type=int, default=[1, 8, 64], help="of G2")
+    parser.add_argument("--servers", nargs="+", default=[], help="of G2, by name; default gptcli and all installed")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--prefill", type=int, help=argparse.SUPPRESS)  # a child of G4
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started
     with tempfile.TemporaryDirectory() as name:
         models = arguments.models or Path(name)
-        how = How(models, arguments.rounds, arguments.threads, arguments.small)
+        some = tuple(arguments.clients), tuple(arguments.servers)
+        how = How(models, arguments.rounds, arguments.threads, arguments.small, *some)
         if arguments.prefill:
             print(json.dumps(prefill_seconds(how, arguments.prefill)))
             return

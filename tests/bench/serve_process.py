@@ -155,10 +155,10 @@ def peer(name: str, models: Path, threads: int) -> Iterator[Server]:
             command = [_llama_server(), "--model", file, *how, *at]
             path = "/health"
         case "transformers serve":
-            command = [beside / "transformers", "serve", *at, "--device", "cpu", "--dtype", "float32"]
+            command = [beside / "transformers", "serve", *at, "--device", "cpu", "--dtype", "bfloat16"]
             model, path = str(models / "hf"), "/health"
         case _:
-            command = [beside / "vllm", "serve", models / "hf", *at]
+            command = [beside / "vllm", "serve", models / "hf", *at, "--dtype", "bfloat16", "--max-model-len", "512"]
             model = str(models / "hf")
     with _started(command, model=model, OMP_NUM_THREADS=str(threads)) as server:
         server.port = port

@@ -159,6 +159,18 @@ def test_a_running_text_waits_for_one_chunk_of_prompts_at_most(
     assert len(running.ids) > 40
 
 
+def test_a_first_token_is_told_before_the_next_is_computed(
+    packed: tuple[GPT, Runtime], tokenizer: Tokenizer, passes: Passes
+) -> None:
+    engine = Engine(packed[0], tokenizer, packed[1], slots=4)
+    texts = [engine.add(Request(ids(n, 20), GenerateOptions(max_tokens=9, stop_at_eos=False))) for n in range(3)]
+    passes.taken()
+    for count in (1, 2, 3):
+        assert engine.step() == texts
+        assert [len(text.ids) for text in texts] == [count] * 3
+        assert len(passes.taken()) == 1
+
+
 def test_a_text_that_is_given_up_frees_its_row_for_the_next(packed: tuple[GPT, Runtime], tokenizer: Tokenizer) -> None:
     """In every state: waiting, with half of its prompt computed, and in the making."""
     engine = Engine(packed[0], tokenizer, packed[1], slots=2)
