@@ -174,10 +174,10 @@ def test_31_a_second_signal_ends_it_at_once(endless: Path, tmp_path: Path) -> No
     assert time.monotonic() - began < 0.5
 
 
-def test_23_a_pattern_that_outgrows_its_limit_is_the_requests_own_fault(endless: Path, tmp_path: Path) -> None:
-    with serving(endless, tmp_path) as running:
-        (a,) = running.ok("/tokenize", {"prompt": "a"})["tokens"]
-        body = question(regex="[ab]*a[ab]{24}", temperature=1, logit_bias={a: 40}, seed=1)  # after a, a or b
+def test_23_a_pattern_that_outgrows_its_limit_is_the_requests_own_fault(tmp_path: Path) -> None:
+    either = table_model(tmp_path / "model", [["aab"]], context_length=8192)  # after a comes a or b, for ever
+    with serving(either, tmp_path) as running:
+        body = question(regex="[ab]*a[ab]{24}", temperature=1, seed=1)
         error = running.refused(400, "invalid_schema", CHAT, body)
         assert error["param"] == "regex"
         assert "more than 4000 states" in error["message"]

@@ -39,8 +39,9 @@ def waiting_prompts(how: Any) -> Iterator[Line]:
             running = asyncio.create_task(stream(server, {"prompt": "the", "max_tokens": 250, "ignore_eos": True}))
             while len(server.passes()) < 5:
                 await asyncio.sleep(0.01)
-            asked = [{"prompt": text_of(180, seed), "max_tokens": 2} for seed in range(63)]
-            await together([running, *(stream(server, body) for body in asked)])
+            asked = [{"prompt": text_of(180, seed), "max_tokens": 2} for seed in range(63)]  # of about 200 tokens
+            traces, _ = await together([running, *(stream(server, body) for body in asked)])
+            assert all(trace.status == 200 for trace in traces)
 
         asyncio.run(go())
         passes = server.passes()
@@ -59,7 +60,8 @@ def many_connections(how: Any) -> Iterator[Line]:
     """G6."""
     writing, idle = how.count(64), how.count(936)
     with own(how.models / "small", how.threads, "--queue", "1000") as server:
-        asyncio.run(together([stream(server, {"prompt": "the", "max_tokens": 20}) for _ in range(64)]))  # warm
+        body = {"prompt": "the", "max_tokens": 200, "ignore_eos": True}
+        asyncio.run(together([stream(server, body) for _ in range(writing)]))  # rows have all their memory then
         before = server.status("VmRSS")
         waits: list[float] = []
 
@@ -72,7 +74,6 @@ def many_connections(how: Any) -> Iterator[Line]:
 
         async def go() -> tuple[list[Trace], int]:
             connections = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(idle)]
-            body = {"prompt": "the", "max_tokens": 200, "ignore_eos": True}
             traces, _ = await together([*(stream(server, body) for _ in range(writing)), look()])
             after = server.status("VmRSS")
             for _, writer in connections:
