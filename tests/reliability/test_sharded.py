@@ -4,13 +4,15 @@ All pairs of numbers, minutes long:  pytest -m slow tests/reliability/test_shard
 """
 
 import itertools
+import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from faults import Home, leftovers, metrics
+from faults import Fault, Home, leftovers, metrics
 from ranks import ONE_THREAD, Ranks, run_in
+from test_processes import PAUSED, children, gone, start, wait_for_metrics
 
 from gptcli.api.open_model import load
 from gptcli.train import checkpoint
@@ -18,7 +20,6 @@ from gptcli.train.checkpoint_paths import checkpoints
 
 EXACT = ("-s", "runtime.dtype=float32")
 SHARDED = ("-s", "parallel.shard=true", *EXACT)
-PAUSED = "-s", "train.steps=2000", "-s", "train.save_every_steps=2000", "-s", "train.eval_every_steps=2000"
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,28 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(home: Home) -> Non
     go_on(home, "killed", 2)
     assert files(home, "killed") == files(home, "two")
     assert leftovers(home.path / "killed") == []
+
+
+def test_a_full_disk_of_any_process_ends_all_with_one_line(home: Home) -> None:
+    ranks = Ranks(home, "full", 2, *SHARDED, fault=Fault(at=3, how="ENOSPC", only="write"), at=1)
+    ended = ranks.end()
+    assert [each.code for each in ended] == [75, 1], ended
+    (line,) = ranks.errors(ended)
+    assert "No space left on device" in line
+    assert checkpoints(ranks.run) == []
+    assert leftovers(ranks.run) == []
+
+
+def test_nothing_is_left_behind_by_kill_9(home: Home) -> None:
+    process = start(home, "launched", "gptcli", more=("--nproc", "2", *SHARDED, *PAUSED))
+    wait_for_metrics(home.path / "launched")
+    workers = children(process.pid)
+    os.kill(workers[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert gone(workers)
+    assert process.returncode == 1
+    (line,) = [line for line in err.splitlines() if "error" in line]
+    assert "process 1 of 2 was ended by SIGKILL" in line
 
 
 @pytest.mark.parametrize("task", ["classify", "chat", "text"])
