@@ -302,6 +302,14 @@ def test_dropped_says_which_for_what(shards: Path, tmp_path: Path, run_cli: RunC
     assert len(kept) + len(entries) == 300
 
 
+def test_two_outputs_are_two_files(shards: Path, tmp_path: Path, run_cli: RunCli) -> None:
+    same = tmp_path / "same"
+    for command in (("dedup",), ("filter", "--pii", "mask")):
+        asked = ("corpus", *command, shards / "all.jsonl", "-o", same, "--dropped", tmp_path / "." / "same")
+        run_cli(*asked).error(2, "corpus", "named for two outputs")
+    assert not same.exists()
+
+
 def test_against_drops_what_the_other_has(tmp_path: Path, run_cli: RunCli) -> None:
     records = planted(11, 40, 0)
     test = write(tmp_path / "test.jsonl", [{**record, "id": f"t{n}"} for n, record in enumerate(records[:10])])

@@ -54,6 +54,8 @@ def write_documents(documents: Iterable[Document], output: Path | BinaryIO) -> N
 def check_outputs(inputs: Iterable[str], outputs: Iterable[Path | BinaryIO | None], *, force: bool) -> None:
     """Raise RefusedError, before any work, where an output exists without `force` or is an input."""
     paths = [output for output in outputs if isinstance(output, Path)]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ConfigError(f"{escape(str(paths[0]))}: named for two outputs; name another file for one of them")
     for path in paths:
         if path.is_dir():
             raise ConfigError(f"{escape(str(path))}: is a directory, and the output a file; name a file")
