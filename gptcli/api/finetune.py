@@ -23,7 +23,7 @@ from gptcli.device.processes import Processes, joined
 from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime
 from gptcli.interop.peft import AdapterWeights
 from gptcli.model.gpt import GPT
-from gptcli.model.lora import add_adapters
+from gptcli.model.lora import add_adapters, keep_frozen_in
 from gptcli.observe.tensorboard import check_installed, recording
 from gptcli.tasks.dataset import read_examples, rows_job
 from gptcli.tasks.text import text_job
@@ -79,7 +79,7 @@ def finetune(
         if config.optim.warmup_steps >= job.train.steps:
             raise ConfigError(f"optim.warmup_steps: must be below the {count(job.train.steps, 'step')} of the run")
         _tell_of_idle(config, job, processes, report)
-        prepare_model(model, config, job.tokenizer, job.metadata)
+        prepare_model(model, config, job.tokenizer, job.metadata, runtime.dtype)
         step_tokens = config.train.batch_size * model.config.context_length
         if force and not resume and processes.is_first:
             clear(run_dir)
@@ -167,9 +167,11 @@ def _adapter(config: FinetuneConfig, base: Path) -> Adapter | None:
     return Adapter(os.path.relpath(base.resolve(), directory.resolve()), weights_sha256(base))
 
 
-def prepare_model(model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, metadata: ModelMetadata) -> None:
-    """Add to the base what the task needs, and freeze what is not trained. ConfigError where the run file asks too
-    much."""
+def prepare_model(
+    model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, metadata: ModelMetadata, dtype: torch.dtype
+) -> None:
+    """Add to the base what the task needs, and freeze what is not trained. `dtype` is that of activations. ConfigError
+    where the run file asks too much."""
     assert model.config.vocab_size is not None
     grows = tokenizer.vocab_size > model.config.vocab_size
     model.grow(tokenizer.vocab_size)
@@ -187,6 +189,7 @@ def prepare_model(model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, meta
         for head in (model.label_head, *((model.embedding, model.head) if grows else ())):
             if head is not None:
                 head.requires_grad_(True)
+        keep_frozen_in(model, dtype)
     frozen = config.train.frozen_blocks
     if frozen:
         for part in (model.embedding, model.bigrams, *model.blocks[:frozen]):

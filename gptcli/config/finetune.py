@@ -156,6 +156,9 @@ class LoraConfig(Section):
     targets: tuple[Literal["attention", "mlp"], ...] = value(
         ("attention", "mlp"), "matrices to adapt: attention, mlp or both"
     )
+    base_dtype: Literal["auto", "int8"] = value(
+        "auto", "how frozen matrices are kept: as activations (runtime.dtype), or those with adapters in 8 bits"
+    )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.targets:

@@ -1,8 +1,9 @@
-"""How fast text is written beside transformers, CTranslate2 and llama.cpp: GPT-2 124M with random weights.
+"""How fast text is written beside transformers, CTranslate2 and llama.cpp: GPT-2 124M with random weights, or a model
+of a GGUF file.
 
 Three parts, each of which can be run alone; every engine in a process of its own, in turn, `--rounds` times; medians:
-    stream  one text: a prompt of 64 tokens, 128 new, top-k 50; tokens/s, and the share of the speed at which this
-            machine reads memory, measured in the same rounds, that the weights alone take
+    stream  one text: a prompt of 64 tokens, 128 new, top-k 50; tokens/s, the share of the speed at which this
+            machine reads memory, measured in the same rounds, that the weights alone take, and resident memory
     mixed   `--prompts` prompts of 8 to 256 tokens, 64 new each: seconds for all; transformers pads on the left, and
             llama.cpp writes one after another
     cold    a process, from its start to 200 tokens, with a model of the size that `gptcli quickstart` trains: seconds
@@ -11,6 +12,7 @@ Peers that are not installed are left out: pip install transformers ctranslate2 
 Run:
     python tests/bench/generation.py [--part stream] [--only "gptcli int8" ...] [--rounds 3] [--threads 2] [--json]
     python tests/bench/generation.py --models DIR      # keeps the models (2 GB) for the next time
+    python tests/bench/generation.py --part stream --file SmolLM2-135M-Instruct.Q4_1.gguf --models DIR
 
 Learnt, on two Zen 3 cores without bfloat16 hardware:
   - F.linear gives a row other bits alone than among others; oneDNN's packed product and FBGEMM's int8 do not.
@@ -34,20 +36,17 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import harness
-from generation_models import make_large, make_small
+from generation_models import make_imported, make_large, make_small, matrix_weights
 
 PROMPT, NEW, TOP_K = 64, 128, 50
 MIXED_NEW, SHORTEST, LONGEST = 64, 8, 256
 COLD_NEW = 200
-WEIGHTS = 85_000_000 + 50257 * 768  # read for every token: the matrices of the blocks, and the head
-
 Prompts = list[list[int]]
 
 
@@ -80,7 +79,9 @@ def transformers_engine(
 
     torch.set_num_threads(threads)
     model = (
-        transformers.GPT2LMHeadModel.from_pretrained(directory / "hf", dtype=getattr(torch, dtype)).eval().to(device)
+        transformers.AutoModelForCausalLM.from_pretrained(directory / "hf", dtype=getattr(torch, dtype))
+        .eval()
+        .to(device)
     )
 
     def write(some: Prompts, new: int) -> None:
@@ -157,6 +158,7 @@ STREAM = {  # how many bytes a weight takes
     "gptcli int8": 1.0,
     "ctranslate2 int8": 1.0,
     "llama.cpp q8_0": 34 / 32,
+    "llama.cpp q4_0": 18 / 32,
 }
 MIXED = (
     "gptcli float32",
@@ -219,6 +221,7 @@ def cold(name: str, directory: Path) -> float:
 def measure(given: argparse.Namespace, directory: Path, part: str) -> dict[str, dict[str, float]]:
     """Every engine of a part, in turn -> its figures."""
     found: dict[str, list[float]] = {}
+    memory: dict[str, float] = {}
     for _ in range(given.rounds):
         for name in PARTS[part]:
             if given.only and name not in (*given.only, MEMORY):
@@ -228,16 +231,18 @@ def measure(given: argparse.Namespace, directory: Path, part: str) -> dict[str, 
                 continue
             command = [sys.executable, __file__, "--one", name, "--part", part, "--models", directory]
             command += ["--threads", str(given.threads), "--prompts", str(given.prompts), "--device", given.device]
-            finished = subprocess.run(command, capture_output=True, text=True)
-            if finished.returncode:
-                harness.note(f"{name}: left out: {finished.stderr.strip().splitlines()[-1]}")
-            else:
-                found.setdefault(name, []).append(float(finished.stdout.split()[-1]))
-    return {name: harness.spread(figures) for name, figures in found.items()}
+            try:
+                finished = harness.run(command)
+            except SystemExit as error:
+                harness.note(f"{name}: left out: {str(error).strip().splitlines()[-1]}")
+                continue
+            found.setdefault(name, []).append(float(finished.stdout.split()[-1]))
+            memory[name] = max(memory.get(name, 0.0), finished.peak_bytes)
+    return {name: {**harness.spread(figures), "bytes": memory.get(name, 0.0)} for name, figures in found.items()}
 
 
-def show(part: str, result: dict[str, dict[str, float]]) -> None:
-    """A line an engine: its figure, how many times as fast as each gptcli is, and for `stream` the roofline."""
+def show(part: str, result: dict[str, dict[str, float]], weights: int) -> None:
+    """A line an engine: its figure, how many times as fast as each gptcli is, and for `stream` memory and roofline."""
     memory = result.pop(MEMORY, None)
     ours = [name for name in result if name.startswith("gptcli")]
     if memory:
@@ -245,7 +250,8 @@ def show(part: str, result: dict[str, dict[str, float]]) -> None:
     for name, figure in result.items():
         line = f"{name:38}{harness.show(figure, '.1f' if part == 'stream' else '.2f'):28}"
         if memory:
-            line += f"{WEIGHTS * STREAM[name] * figure['median'] / memory['median']:5.0%} of memory's speed"
+            line += f"{figure['bytes'] / 1e9:5.2f} GB"
+            line += f"{weights * STREAM[name] * figure['median'] / memory['median']:5.0%} of memory's speed"
         if name not in ours:
             ratios = {own: result[own]["median"] / figure["median"] for own in ours}
             line += "".join(
@@ -264,6 +270,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="of gptcli, transformers and CTranslate2, for stream and mixed")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--models", type=Path, help="a directory to keep the models in")
+    parser.add_argument("--file", type=Path, help="a GGUF file, whose model is measured instead of a random one")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
@@ -274,11 +281,12 @@ def main() -> None:
         directory = given.models or Path(name)
         directory.mkdir(exist_ok=True)
         if parts != ["cold"] and not (directory / "gptcli").is_dir():
-            make_large(directory)
+            make_imported(directory, given.file) if given.file else make_large(directory)
         if "cold" in parts and not (directory / "small").is_dir():
             make_small(directory)
         harness.warn_of_load()
         result = {part: measure(given, directory, part) for part in parts}
+        weights = matrix_weights(directory / "gptcli") if "stream" in parts else 0
     if given.json:
         json.dump(result, sys.stdout, indent=2)
         print()
@@ -286,7 +294,7 @@ def main() -> None:
     for part, figures in result.items():
         unit = "tokens/s" if part == "stream" else "seconds"
         print(f"{part}, {unit}, threads {given.threads}, rounds {given.rounds}")
-        show(part, figures)
+        show(part, figures, weights)
 
 
 if __name__ == "__main__":

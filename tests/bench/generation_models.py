@@ -1,10 +1,13 @@
-"""The models that generation.py measures with, made once: of random weights, since only the speed counts."""
+"""The models that generation.py measures with, made once: of random weights, since only the speed counts, or those of a
+GGUF file."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import harness
+from safetensors import safe_open
 
 VOCABULARY = 50257
 SMALL = {"num_layers": 4, "num_heads": 6, "hidden_size": 192, "context_length": 256}  # as examples/quickstart.yaml
@@ -35,13 +38,44 @@ def make_large(directory: Path) -> None:
     model.initialize(torch.Generator().manual_seed(1))
     (directory / "gptcli").mkdir()
     checkpoint.save_model(model, OwnTokenizer(file.to_str().encode()), directory / "gptcli", step=0)
-    for dtype in ("bfloat16", "q8_0"):
-        output = directory / f"gguf-{dtype}"
-        harness.run(harness.gptcli("export", directory / "gptcli", "-o", output, "--to", "gguf", "--dtype", dtype))
+    make_gguf(directory)
     try:
         make_ctranslate2(directory)
     except ImportError:
         harness.note("ctranslate2 is not installed")
+
+
+def make_imported(directory: Path, file: Path) -> None:
+    """The model of a GGUF file for every engine but CTranslate2."""
+    harness.run(harness.gptcli("import", file, "-o", directory / "gptcli"))
+    harness.run(harness.gptcli("export", directory / "gptcli", "-o", directory / "hf", "--to", "hf"))
+    make_gguf(directory)
+
+
+def make_gguf(directory: Path) -> None:
+    """What llama.cpp reads, of 16, 8 and 4 bits; the last as llama.cpp itself makes it."""
+    for dtype in ("bfloat16", "q8_0"):
+        output = directory / f"gguf-{dtype}"
+        harness.run(harness.gptcli("export", directory / "gptcli", "-o", output, "--to", "gguf", "--dtype", dtype))
+    try:
+        import llama_cpp
+    except ImportError:
+        harness.note("llama-cpp-python is not installed")
+        return
+    (directory / "gguf-q4_0").mkdir()
+    how = llama_cpp.llama_model_quantize_default_params()
+    how.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+    files = (str(directory / f"gguf-{dtype}" / "model.gguf").encode() for dtype in ("bfloat16", "q4_0"))
+    if llama_cpp.llama_model_quantize(*files, how):
+        harness.note("llama.cpp could not make a file of 4 bits")
+
+
+def matrix_weights(run: Path) -> int:
+    """How many weights of a checkpoint are read for every token: the matrices of the blocks, and the head."""
+    with safe_open(run / "model.safetensors", "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    tables = ["position_embedding.weight", *(["embedding.weight"] if "head.weight" in shapes else [])]
+    return sum(math.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and name not in tables)
 
 
 def make_ctranslate2(directory: Path) -> None:

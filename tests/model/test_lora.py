@@ -15,7 +15,7 @@ from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import learn_merges
 from gptcli.interop.peft import merge_adapter, read_adapter, write_adapter
 from gptcli.model.gpt import GPT
-from gptcli.model.lora import LoraLinear, add_adapters
+from gptcli.model.lora import Int8LoraLinear, LoraLinear, add_adapters, keep_frozen_in
 from gptcli.train import checkpoint
 
 SHAPE: dict[str, Any] = {
@@ -60,6 +60,44 @@ def test_a_new_adapter_changes_nothing_and_only_it_is_trained() -> None:
     assert torch.equal(model(ids()), before)
     trained = {name.rpartition(".")[2] for name, weight in model.named_parameters() if weight.requires_grad}
     assert trained == {"lora_a", "lora_b"}
+
+
+def gradients(model: GPT) -> dict[str, torch.Tensor]:
+    """Of the adapters, in bfloat16, by their names."""
+    for weight in model.parameters():
+        weight.grad = None
+    model(ids(), dtype=torch.bfloat16).square().mean().backward()
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_frozen_matrices_in_the_dtype_of_activations_change_no_bit(name: str) -> None:
+    model = adapted_gpt(MODELS[name], LoraConfig(rank=2))
+    logits, wanted = model(ids(), dtype=torch.bfloat16), gradients(model)
+    keep_frozen_in(model, torch.bfloat16)
+    assert model.embedding.weight.dtype == torch.bfloat16
+    assert torch.equal(model(ids(), dtype=torch.bfloat16), logits)
+    found = gradients(model)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], gradient) for key, gradient in wanted.items())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_frozen_matrices_in_8_bits_are_near_and_give_the_gradients_of_what_they_stand_for(name: str) -> None:
+    lora = LoraConfig(rank=2, base_dtype="int8")
+    model, rounded = adapted_gpt(MODELS[name], lora), adapted_gpt(MODELS[name], LoraConfig(rank=2))
+    with torch.no_grad():
+        for one, other in zip(model.modules(), rounded.modules(), strict=True):
+            if isinstance(one, Int8LoraLinear):
+                exact = other.get_parameter("weight")
+                other.weight = torch.nn.Parameter(one.weight * one.row_scales[:, None], requires_grad=False)
+                assert (other.weight - exact).abs().max() <= exact.abs().max() / 250
+    torch.testing.assert_close(model(ids()), rounded(ids()), rtol=1e-4, atol=1e-4)
+    for one in (model, rounded):
+        one(ids()).square().mean().backward()
+    wanted = {name: weight.grad for name, weight in rounded.named_parameters() if weight.grad is not None}
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("targets", TARGETS)
