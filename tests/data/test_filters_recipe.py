@@ -94,6 +94,36 @@ def test_a_page_that_cannot_be_read_costs_that_page_alone_and_shows_no_traceback
     assert result.error(3, "corpus", f"{web / 'c.warc'}:1: not a WARC record (Invalid WARC header)")
 
 
+def warc_record(number: int) -> bytes:
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + PAGE.replace("lantern", f"lantern {number}").encode()
+    head = (
+        f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://x.example/{number}\r\nContent-Length: {len(http)}"
+    )
+    return head.encode() + b"\r\nContent-Type: application/http; msgtype=response\r\n\r\n" + http + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_warc_that_is_cut_short_is_told_and_keeps_the_pages_before_the_cut(
+    tmp_path: Path, run_cli: RunCli, packed: bool
+) -> None:
+    pytest.importorskip("fastwarc")
+    records = [gzip.compress(warc_record(number)) if packed else warc_record(number) for number in range(3)]
+    archive = tmp_path / ("a.warc.gz" if packed else "a.warc")
+    (tmp_path / "b.html").write_text(PAGE)
+    whole = b"".join(records)
+    ends = [len(b"".join(records[:count])) for count in (1, 2, 3)]
+    cuts = {10: 0, ends[0] // 2: 0, ends[0] + 5: 1, ends[1] - 60: 1, ends[1] + 40: 2, ends[2]: 3}
+    for cut, pages in cuts.items():
+        archive.write_bytes(whole[:cut])
+        result = run_cli("corpus", "extract", archive, tmp_path / "b.html", "-o", tmp_path / "out", "--force", "-q")
+        told = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+        assert [record.get("url") for record in told] == [f"http://x.example/{n}" for n in range(pages)] + [None]
+        if cut == len(whole):
+            assert result.code == 0, result.err
+        else:
+            result.error(3, "corpus", "a.warc")
+
+
 def test_a_report_counts_what_is_there(corpus_file: Path, run_cli: RunCli) -> None:
     result = run_cli("corpus", "report", corpus_file, "--json", "-q")
     assert result.code == 0, result.err

@@ -20,10 +20,11 @@ from gptcli.data.filters.pages import PAGE_SUFFIXES, Extracted, extract_pages, r
 
 @dataclass
 class Extraction:
-    """How many pages there were, and why some have no text."""
+    """The number of pages, and why some have no text."""
 
     pages: int = 0
     problems: Counter[str] = field(default_factory=Counter)
+    damaged: list[str] = field(default_factory=list)  # WARC files of which not all pages were read, and why
 
     def text(self) -> str:
         """Return the counts on one line."""
@@ -49,7 +50,7 @@ def extract(
     paths = page_files(inputs)
     with output_file(output) as file, output_file(dropped) if dropped else nullcontext() as log:
         limits = {"seconds": seconds, "memory_bytes": memory_bytes}
-        for extracted in extract_pages(read_pages(paths), main=main, **limits):  # type: ignore[arg-type]
+        for extracted in extract_pages(read_pages(paths, found.damaged), main=main, **limits):  # type: ignore[arg-type]
             found.pages += 1
             problem = extracted.problem or (None if extracted.text else "without text")
             if problem:

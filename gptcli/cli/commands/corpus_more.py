@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gptcli.base.errors import ConfigError
+from gptcli.base.errors import ConfigError, DataError
 from gptcli.cli.commands import corpus_options, options
 
 
@@ -70,7 +70,8 @@ def extract(
 ) -> None:
     """Extract the main text of HTML, WARC and PDF files as JSONL.
 
-    Pages are read in a separate process: one that takes too much time or memory costs only that page.
+    Pages are read in a separate process: one that takes too much time or memory costs only that page. Of a WARC file
+    that is cut short the pages before the cut are kept, and the exit code is 3.
 
     \b
     Example:
@@ -83,9 +84,12 @@ def extract(
     try:
         with corpus_options.destination(inputs, output, dropped, force=force) as file:
             limits: dict[str, Any] = {"seconds": seconds, "memory_bytes": memory}
-            report.message(verb(inputs, file, report, main=not all_text, dropped=dropped, **limits).text())
+            found = verb(inputs, file, report, main=not all_text, dropped=dropped, **limits)
+            report.message(found.text())
     finally:
         report.close()
+    if found.damaged:
+        raise DataError("; ".join(found.damaged))
 
 
 def numbers(_context: click.Context, _parameter: click.Parameter, given: str) -> tuple[int, ...]:

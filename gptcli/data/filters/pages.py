@@ -5,20 +5,25 @@ What a page does to its reader is not known before: one that takes too long, or 
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
+import re
 import resource
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import escape
+from gptcli.data.compression import MAGIC_BYTES, compression_of, decompressed
 from gptcli.data.filters.extra import extra
 
 PAGE_SUFFIXES = (".html", ".htm", ".xhtml", ".pdf", ".warc", ".warc.gz")
+BLOCK_BYTES = 1 << 20
 
 
 class Page(NamedTuple):
@@ -38,31 +43,59 @@ class Extracted(NamedTuple):
     problem: str | None
 
 
-def read_pages(paths: Iterable[Path]) -> Iterator[Page]:
-    """Yield the pages of HTML, PDF and WARC files."""
+def read_pages(paths: Iterable[Path], damaged: list[str]) -> Iterator[Page]:
+    """Yield the pages of HTML, PDF and WARC files; `damaged` gets what is wrong with a WARC file, whose pages before
+    the damage are read."""
     for path in paths:
         name = escape(str(path))
         if path.name.lower().endswith((".warc", ".warc.gz")):
-            yield from _warc_pages(path, name)
+            try:
+                yield from _warc_pages(path, name)
+            except DataError as error:
+                damaged.append(str(error))
         else:
             yield Page(name, path.read_bytes(), "pdf" if path.suffix.lower() == ".pdf" else "html")
 
 
 def _warc_pages(path: Path, name: str) -> Iterator[Page]:
     library = extra("fastwarc.warc", "corpus", "read WARC files")
-    number = 0
+    number = last = 0
     try:
         with path.open("rb") as file:
             records = library.ArchiveIterator(file, record_types=library.WarcRecordType.response)
             for number, record in enumerate(records, 1):
-                kind = record.http_content_type or ""
+                last, kind = record.stream_pos, record.http_content_type or ""
                 if "html" in kind or "pdf" in kind:
-                    url = record.headers.get("WARC-Target-URI")
-                    yield Page(f"{name}:{number}", record.reader.read(), "pdf" if "pdf" in kind else "html", url)
+                    url, length = record.headers.get("WARC-Target-URI"), record.content_length
+                    content = record.reader.read()
+                    if len(content) < length:
+                        break
+                    yield Page(f"{name}:{number}", content, "pdf" if "pdf" in kind else "html", url)
     except OSError as error:
         if error.errno is not None:
             raise
         raise DataError(f"{name}:{number + 1}: not a WARC record ({escape(str(error))}); leave the file out") from None
+    _check_end(path, name, last)
+
+
+def _check_end(path: Path, name: str, start: int) -> None:
+    """Raise DataError where the record that begins at a byte, the last, is not whole: the library does not tell."""
+    with path.open("rb") as file:
+        file.seek(start)
+        blocks = iter(functools.partial(file.read, BLOCK_BYTES), b"")
+        head = next(blocks, b"")
+        blocks = chain([head], blocks)
+        if compression := compression_of(head[:MAGIC_BYTES]):
+            blocks = decompressed(blocks, name, compression, BLOCK_BYTES)
+            head = next(blocks, b"")
+            blocks = chain([head], blocks)
+        size = sum(map(len, blocks))
+    fields = re.match(rb"(.*?)\r?\n\r?\n", head, re.DOTALL)
+    length = fields and re.search(rb"^content-length:\s*(\d+)", fields[1], re.IGNORECASE | re.MULTILINE)
+    if fields is None or length is None or size < fields.end() + int(length[1]):
+        raise DataError(
+            f"{name}: ends early after {path.stat().st_size} bytes; the WARC file is cut short, copy it again"
+        )
 
 
 def extract_pages(pages: Iterable[Page], *, main: bool, seconds: float, memory_bytes: int) -> Iterator[Extracted]:
