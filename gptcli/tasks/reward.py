@@ -66,16 +66,16 @@ def reward(
     tokenizer = tokenizer.with_end() if form is None else tokenizer.with_specials(form.specials)
 
     reference = functools.partial(load_reference, load_base, tokenizer)
+    score = functools.cache(functools.partial(make_score, options, config.data))  # a function's file is run once
 
     def begin(model: GPT, rows: Sequence[Example], batch_size: int, runtime: Runtime) -> Answers:
         writer = Writer(model, tokenizer, form, options, runtime)
-        score = make_score(options, config.data)
         other = reference() if options.kl_weight else None
-        return Answers(writer, score, rows, batch_size, config.train.micro_batch_tokens, config.runtime.seed, other)
+        return Answers(writer, score(), rows, batch_size, config.train.micro_batch_tokens, config.runtime.seed, other)
 
     def validate(model: GPT, rows: Sequence[Example], runtime: Runtime) -> Validation:
         writer = Writer(model, tokenizer, form, options, runtime)
-        return _validate(writer, make_score(options, config.data), reference(), rows, config.train.micro_batch_tokens)
+        return _validate(writer, score(), reference(), rows, config.train.micro_batch_tokens)
 
     return Task(
         tokenizer,

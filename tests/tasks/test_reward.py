@@ -105,7 +105,9 @@ def tune(tmp_path: Path, tiny: Tiny, run_cli: RunCli) -> Tuned:
         "train: {epochs: 6, batch_size: 4, log_every_steps: 1, dropout: 0}\n"
         "optim: {preset: finetune, learning_rate: 0.01}\nruntime: {device: cpu, dtype: float32, threads: 1}\n"
     )
-    (tmp_path / "code.py").write_text("def score(answer, row):\n    return -len(answer) / len(row['prompt'])\n")
+    (tmp_path / "code.py").write_text(
+        "open('ran', 'a').write('once\\n')\n\n\ndef score(answer, row):\n    return -len(answer) / len(row['prompt'])\n"
+    )
     return lambda *how: run_cli("finetune", "reward.yaml", "-q", *how, cwd=tmp_path)
 
 
@@ -169,6 +171,7 @@ def test_code_is_run_only_where_the_user_says_so(tune: Tuned, tmp_path: Path) ->
     assert result.code == 0, result.err
     validations = records(tmp_path / "reward", "validation")
     assert validations[-1]["reward"] > validations[0]["reward"]
+    assert (tmp_path / "ran").read_text() == "once\n"
     (tmp_path / "code.py").write_text("def score(answer, row):\n    return 1 / 0\n")
     tune(*how, "--allow-code", "--resume", "-s", "train.epochs=8").error(3, "finetune", "the code of the reward")
     tune(*how, "--allow-code", "--force").error(1, "finetune", "prompts.jsonl", "ZeroDivisionError")
