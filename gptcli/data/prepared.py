@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,25 @@ def prepare_parts(data: DataConfig, wanted: TokenizerConfig, report: Report) -> 
             part = dataclasses.replace(part, validation=())
         tokenizer, prepared = prepare_data(part, wanted, report)
         found.append(prepared)
+    if data.validation:
+        _tell_of_held_out(data, found, report)
     return tokenizer, found
+
+
+def _tell_of_held_out(data: DataConfig, directories: Sequence[Path], report: Report) -> None:
+    """Warn of parts that were prepared before and may hold what is validated on; only raw text is compared with it."""
+    facts = [read_index(directory)["inputs"] for directory in directories]
+    ready = [is_prepared(Path(name)) for name in data.inputs]
+    raw = facts[ready.index(False)]
+    held_out = {fact["sha256"] for fact in raw if fact["split"] == "validation"}
+    for name, inputs in zip(compress(data.inputs, ready), compress(facts, ready), strict=True):
+        learnt = [fact["name"] for fact in inputs if fact["split"] != "validation" and fact["sha256"] in held_out]
+        if learnt:
+            report.warning(f"{escape(name)}: holds {escape(learnt[0])}, on which data.validation validates; prepare it "
+                           "again without that file")  # fmt: skip
+        elif not held_out <= {fact["sha256"] for fact in inputs}:
+            report.message(f"{escape(name)}: what it holds of data.validation is learnt; to leave that out, prepare it "
+                           "with --validation")  # fmt: skip
 
 
 def _mixture_tokenizer(data: DataConfig, wanted: TokenizerConfig, report: Report) -> Path:

@@ -186,15 +186,22 @@ def test_a_mixture_is_validated_on_the_text_that_is_named_wherever_a_part_is_raw
     rates = [f"optim.{name}=1e-9" for name in ("learning_rate", "embedding_learning_rate", "muon_learning_rate")]
     settings = [*rates, "train.steps=1", "train.eval_tokens=null", f"data.validation=[{tmp_path}/held.txt]"]
 
+    told: list[str] = []
+
     def score(*parts: str) -> float:
         train = f"data.train=[{', '.join(f'{{path: {part}}}' for part in parts)}]"
         options = [word for setting in (*settings, train, f"run_dir={tmp_path}/run") for word in ("-s", setting)]
         done = run_cli("pretrain", tiny.run_file, "--force", "--json", *options)
         assert done.code == 0, done.err
+        told.append(done.err)
         return float(json.loads(done.out)["validation"]["bits_per_byte"])
 
     prepared, raw = f"{tmp_path}/large", f"{texts}/small.txt"
     assert score(prepared, raw) == pytest.approx(score(raw, prepared), rel=1e-6)
+    assert "large: what it holds of data.validation is learnt" in told[0]
+    (tmp_path / "held.txt").write_bytes((texts / "large.txt").read_bytes())
+    score(prepared, raw)
+    assert f"large: holds {texts}/large.txt, on which data.validation validates" in told[-1]
     train = f"data.train=[{{path: {prepared}}}]"
     options = [word for setting in (*settings, train) for word in ("-s", setting)]
     run_cli("pretrain", tiny.run_file, "--force", *options, "-s", f"run_dir={tmp_path}/run").error(
