@@ -28,11 +28,14 @@ class TokenTable:
     `ids` has the tokens (N,), the longest first; `columns[i]` byte i of those that have so many, the first of `ids`.
     """
 
-    def __init__(self, contents: Sequence[bytes]) -> None:
+    def __init__(self, contents: Sequence[bytes], prefix: bytes = b"") -> None:
+        """Take the bytes of every token, without `prefix` at their beginning; those that have none are left out."""
         self.size = len(contents)
-        lengths = np.array([len(content) for content in contents])
-        self.ids = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
-        longest = int(lengths.max())
+        known = np.flatnonzero([bool(content) for content in contents])
+        contents = [content.removeprefix(prefix) for content in contents]
+        lengths = np.array([len(contents[index]) for index in known])
+        self.ids = known[np.argsort(-lengths, kind="stable")]
+        lengths, longest = -np.sort(-lengths), int(lengths.max())
         padded = b"".join(contents[index].ljust(longest, b"\0") for index in self.ids)
         table = np.frombuffer(padded, np.uint8).reshape(len(self.ids), longest)
         self.columns = [table[: np.count_nonzero(lengths > place), place].copy() for place in range(longest)]
@@ -41,16 +44,17 @@ class TokenTable:
 class Constraint:
     """An automaton over a vocabulary: which tokens may come next in each of its states."""
 
-    def __init__(self, automaton: Automaton, table: TokenTable) -> None:
-        """Build the automaton as far as it is met first, which may take two seconds."""
-        self.automaton, self.table = automaton, table
+    def __init__(self, automaton: Automaton, table: TokenTable, first: TokenTable | None = None) -> None:
+        """Build the automaton as far as it is met first, which may take two seconds. `first`: of the first token of a
+        turn, where that is another table."""
+        self.automaton, self.tables = automaton, (table, first or table)
         self.packed = functools.lru_cache(CACHED_MASKS)(self._packed)
         automaton.explore()
-        self.packed(0)
+        self.packed(0, False)
 
-    def forbidden(self, state: int) -> Tensor:
-        """Return the tokens after which no match is possible, (V,) bool."""
-        bits = np.unpackbits(self.packed(state), count=self.table.size)
+    def forbidden(self, state: int, *, first: bool = False) -> Tensor:
+        """Return the tokens after which no match is possible, (V,) bool. `first`: the token begins a turn."""
+        bits = np.unpackbits(self.packed(state, first), count=self.tables[first].size)
         return torch.from_numpy(bits.view(np.bool_))
 
     def ended(self, state: int) -> bool:
@@ -58,18 +62,19 @@ class Constraint:
         automaton = self.automaton
         return automaton.ended(state) or (automaton.accepts(state) and bool(self.forbidden(state).all()))
 
-    def _packed(self, state: int) -> NDArray[np.uint8]:
-        forbidden = np.ones(self.table.size, np.bool_)
-        alive = np.arange(len(self.table.ids))  # of the table's ids, those that match so far
+    def _packed(self, state: int, first: bool) -> NDArray[np.uint8]:
+        table = self.tables[first]
+        forbidden = np.ones(table.size, np.bool_)
+        alive = np.arange(len(table.ids))  # of the table's ids, those that match so far
         states = np.full(len(alive), state, np.int16)  # after what was read of each
-        for column in self.table.columns:
+        for column in table.columns:
             longer = np.searchsorted(alive, len(column))
-            forbidden[self.table.ids[alive[longer:]]] = False
+            forbidden[table.ids[alive[longer:]]] = False
             states = self.automaton.after_each(states[:longer], column[alive[:longer]])
             alive, states = alive[:longer][states != DEAD], states[states != DEAD]
             if not len(alive):
                 break
-        forbidden[self.table.ids[alive]] = False
+        forbidden[table.ids[alive]] = False
         return np.packbits(forbidden)
 
 
@@ -78,7 +83,7 @@ class Constraints:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.table: TokenTable | None = None
+        self.tables: tuple[TokenTable, TokenTable] | None = None
         self.made: dict[Any, Constraint] = {}
 
     def of(self, options: GenerateOptions) -> Constraint | None:
@@ -89,9 +94,11 @@ class Constraints:
             automaton = automaton_of(options)
             if automaton is None:
                 return None
-            if self.table is None:
-                self.table = TokenTable(self.tokenizer.written_bytes)
-            found = Constraint(automaton, self.table)
+            if self.tables is None:
+                contents, prefix = self.tokenizer.written_bytes, self.tokenizer.prefix
+                table = TokenTable(contents)
+                self.tables = table, TokenTable(contents, prefix) if prefix else table
+            found = Constraint(automaton, *self.tables)
         while len(self.made) >= CACHED_PATTERNS:
             del self.made[next(iter(self.made))]
         self.made[key] = found  # the last one

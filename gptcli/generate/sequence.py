@@ -129,7 +129,8 @@ class ActiveSequence:
         self.ends = request.stop_ids | (end_of_text if self.options.stop_at_eos else set())
         self.end_ids = torch.tensor(sorted(self.ends), dtype=torch.long)
         self.never = end_of_text - self.ends
-        self.room = min(most_tokens(self.options), room)
+        prefix_tokens = len(self.prefix) if self.options.choices else 0  # the space of a turn may be a token alone
+        self.room = min(most_tokens(self.options) + prefix_tokens, room)
         self.seen: Tensor | None = None
         if self.options.repetition_penalty != 1.0:
             self.seen = torch.tensor(request.prompt, dtype=torch.long)
@@ -196,7 +197,8 @@ class ActiveSequence:
         if self.constraint is not None:
             may_end = self.constraint.automaton.accepts(self.state)
             ends = logits[self.end_ids]
-            logits.masked_fill_(self.constraint.forbidden(self.state), -math.inf)
+            forbidden = self.constraint.forbidden(self.state, first=bool(self.prefix))
+            logits.masked_fill_(forbidden, -math.inf)
             logits[self.end_ids] = ends
         if not may_end and len(self.end_ids):
             logits[self.end_ids] = -math.inf
@@ -269,7 +271,7 @@ class ActiveSequence:
         text, stopped = self.buffer.add(content)
         completion.text += text if self.mask is None else self.mask.add(text, final=stopped)
         if self.constraint is not None:
-            self.state = self.constraint.automaton.after(self.state, self.token_bytes[token])
+            self.state = self.constraint.automaton.after(self.state, content)
         if stopped:
             completion.finish_reason = "stop"
         elif self.constraint is not None and self.constraint.ended(self.state):

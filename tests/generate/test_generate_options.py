@@ -102,6 +102,26 @@ def test_the_tokens_allowed_are_those_that_leave_a_way_to_a_match(tokenizer: Tok
     assert allowed == wanted
 
 
+@pytest.mark.parametrize("pattern", ["yes|no", " yes", " ?the cat"])
+def test_a_turn_matches_its_pattern_as_its_text_is_shown(engine: Engine, pattern: str) -> None:
+    """Of a tokenizer that puts a space before every text, which the text of a turn leaves out."""
+    document = json.loads(engine.tokenizer.plain_content)
+    document["pre_tokenizer"]["add_prefix_space"] = True
+    tokenizer = Tokenizer(json.dumps(document).encode())
+    assert tokenizer.prefix == b" "
+    spaced = Engine(engine.model, tokenizer, CPU, slots=4)
+    for how in ({"regex": pattern}, {"choices": tuple(pattern.split("|"))}):
+        for seed in range(8):
+            options = GenerateOptions(max_tokens=12, seed=seed, temperature=1.5, **how)
+            for first in (None, ()):
+                (completion,) = spaced.run([Request([5], options, first=first)])
+                assert completion.finish_reason == "stop"
+                wanted = r"(?:" + pattern + ")" if "regex" in how else "|".join(map(re.escape, options.choices))
+                assert re.fullmatch(wanted, completion.text), (how, first, completion.text)
+    allowed = ~Constraints(tokenizer).of(GenerateOptions(regex="yes")).forbidden(0, first=True)
+    assert {tokenizer.token_bytes[index] for index in allowed.nonzero().flatten()} >= {b" ", b"y"}
+
+
 @pytest.fixture(scope="module")
 def lacking(engine: Engine) -> Engine:
     """Without a token for the byte q."""
