@@ -28,17 +28,23 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     _sweep_unlocked(leftovers(path.parent, "tmp", re.escape(path.name)))
     file, temporary = _create_locked(path.parent, f".tmp-{path.name}-")
+    with _removed_on_error(temporary), file:
+        yield file
+        file.flush()
+        operations.sync(temporary, file.fileno())
+        operations.rename(temporary, path)
+    operations.sync_directory(path.parent)
+
+
+@contextmanager
+def _removed_on_error(temporary: Path) -> Iterator[None]:
+    """Remove a temporary file where the block that writes it fails."""
     try:
-        with file:
-            yield file
-            file.flush()
-            operations.sync(temporary, file.fileno())
-            operations.rename(temporary, path)
+        yield
     except BaseException:
         with suppress(OSError):
             operations.unlink(temporary)
         raise
-    operations.sync_directory(path.parent)
 
 
 def _create_locked(directory: Path, prefix: str) -> tuple[BinaryIO, Path]:
@@ -128,17 +134,13 @@ def point(pointer: Path, target: str) -> None:
     file system has none, a small file that holds the name."""
     temporary = pointer.parent / f".tmp-{pointer.name}-{os.getpid()}"
     operations.unlink(temporary)
-    try:
+    with _removed_on_error(temporary):
         if not operations.link(target, temporary):
             with operations.create(temporary) as file:
                 file.write(os.fsencode(target) + b"\n")
                 file.flush()
                 operations.sync(temporary, file.fileno())
         operations.rename(temporary, pointer)
-    except BaseException:
-        with suppress(OSError):
-            operations.unlink(temporary)
-        raise
     operations.sync_directory(pointer.parent)
 
 
