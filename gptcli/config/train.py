@@ -52,6 +52,9 @@ class OptimConfig(Section):
     weight_decay: float = number(
         0.0, "decoupled weight decay of matrices (not of vectors and embeddings)", ge=0, le=10, repeated=0.8
     )
+    bigram_weight_decay: float = number(
+        0.0, "decoupled weight decay of the embedding of token pairs (model.bigram_rows)", ge=0, le=10
+    )
     cautious_decay: bool = value(
         False, "Muon decays only weights that its update makes smaller, too (Chen et al. 2025)", repeated=True
     )

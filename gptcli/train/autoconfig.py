@@ -2,8 +2,8 @@
 
 A field counts as open where it has its default and neither the file nor an override gives it. With `train.budget` a
 half-second probe of the machine says how many FLOPs fit into the time; they decide the model's size, the vocabulary and
-the batch. Steps of the model itself then decide the number of steps. Text that is seen more than four times turns on
-weight decay and stopping by validation, more than ten times dropout, too.
+the batch. Steps of the model itself then decide the number of steps. Text that is seen more than 1.5 times turns on a
+little weight decay, more than four times a larger one and stopping by validation, more than ten times dropout, too.
 """
 
 from __future__ import annotations
@@ -77,11 +77,13 @@ MIN_COMPILED_SECONDS = 240
 TRAINING_SHARE = 0.5  # of the matrix peak that training reaches, roughly
 
 BIGRAM_ROWS = 5  # times the vocabulary, of the table of token pairs
+SEVERAL_EPOCHS = 1.5  # from here on a little decay learns more, and pairs without any are learnt by heart
+REPEATED_A_LITTLE = {"optim.weight_decay": 0.2, "optim.cautious_decay": True, "optim.bigram_weight_decay": 1.0}
 MAX_EPOCHS = 4  # repeated text is worth as much as new text up to here (Muennighoff et al. 2023)
 REPEATED = keys_with(PretrainConfig, "repeated")
 MANY_EPOCHS = 10  # from here on dropout and a little decay learnt more than cautious decay, which did up to here
 REPEATED_OFTEN = {"model.dropout": 0.1, "optim.weight_decay": 0.1, "train.patience": REPEATED["train.patience"]}
-CHOSEN = (*keys_with(PretrainConfig, "auto"), *REPEATED, "model.dropout")
+CHOSEN = (*keys_with(PretrainConfig, "auto"), *REPEATED, "optim.bigram_weight_decay", "model.dropout")
 
 
 @dataclass(frozen=True)
@@ -233,15 +235,18 @@ class AutoConfig:
         return dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, compile=compiles))
 
     def regularize_repeated_data(self, config: PretrainConfig, epochs: float) -> PretrainConfig:
-        """Turn on what keeps a model from learning text by heart, where it sees it more than MAX_EPOCHS times."""
-        if epochs <= MAX_EPOCHS:
+        """Turn on what keeps a model from learning text by heart, where it sees it more than SEVERAL_EPOCHS times."""
+        if epochs <= SEVERAL_EPOCHS:
             return config
-        wanted = REPEATED if epochs <= MANY_EPOCHS else REPEATED_OFTEN
+        if epochs <= MAX_EPOCHS:
+            limit, wanted = SEVERAL_EPOCHS, REPEATED_A_LITTLE
+        else:
+            limit, wanted = MAX_EPOCHS, REPEATED if epochs <= MANY_EPOCHS else REPEATED_OFTEN
         open_values = {dotted: value for dotted, value in wanted.items() if self.is_open(config, dotted)}
         if not open_values:
             return config
         said = ", ".join(f"{dotted} {value}" for dotted, value in open_values.items())
-        self.report.message(f"the text is seen {epochs:.3g} times, more than {MAX_EPOCHS}: {said}")
+        self.report.message(f"the text is seen {epochs:.3g} times, more than {limit}: {said}")
         return self.fill(config, open_values)
 
 

@@ -61,7 +61,7 @@ class Optimizers:
             {
                 "params": [named[name] for name in pairs],
                 "lr": BIGRAM_RATE * (config.embedding_learning_rate or rate),
-                "weight_decay": 0.0,
+                "weight_decay": config.bigram_weight_decay,
             },
             {"params": [named[name] for name in decayed], "lr": rate, "weight_decay": config.weight_decay},
             {"params": [named[name] for name in plain], "lr": rate, "weight_decay": 0.0},

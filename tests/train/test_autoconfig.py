@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from gptcli.config import yaml_file
 from gptcli.config.data import DataConfig
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import OptimConfig, PretrainConfig, TrainConfig
-from gptcli.train.autoconfig import MAX_EPOCHS, REPEATED, AutoConfig
+from gptcli.train.autoconfig import MAX_EPOCHS, REPEATED, REPEATED_A_LITTLE, SEVERAL_EPOCHS, AutoConfig
 from gptcli.train.deadline import Deadline, process_start
 from gptcli.train.run import Outcome, validations_since
 from gptcli.train.schedule import learning_rate_factor
@@ -105,12 +106,19 @@ def test_a_process_began_before_now_and_not_long_ago() -> None:
     assert 0 <= time.monotonic() - process_start() < 3600
 
 
-@pytest.mark.parametrize(("epochs", "guarded"), [(MAX_EPOCHS, False), (MAX_EPOCHS + 0.1, True)])
-def test_text_seen_more_than_four_times_turns_on_the_guard(epochs: float, guarded: bool) -> None:
+@pytest.mark.parametrize(
+    ("epochs", "guard"),
+    [
+        (SEVERAL_EPOCHS, {}),
+        (SEVERAL_EPOCHS + 0.1, REPEATED_A_LITTLE),
+        (MAX_EPOCHS, REPEATED_A_LITTLE),
+        (MAX_EPOCHS + 0.1, REPEATED),
+    ],
+)
+def test_text_that_is_seen_again_turns_on_a_guard(epochs: float, guard: Mapping[str, object]) -> None:
     config = PretrainConfig(run_dir="x", data=DataConfig(train=("x",)))
     settled = AutoConfig({}, Report()).regularize_repeated_data(config, epochs)
-    found = (settled.optim.weight_decay, settled.optim.cautious_decay, settled.train.patience)
-    assert found == (tuple(REPEATED.values()) if guarded else (0.0, False, None))
+    assert settled == AutoConfig({}, Report()).fill(config, guard)
 
 
 def test_text_seen_more_than_ten_times_turns_on_dropout() -> None:
