@@ -22,7 +22,7 @@ import torch
 from gptcli.base.report import Report
 from gptcli.base.units import amount, count, duration
 from gptcli.config import yaml_file
-from gptcli.config.data import DataConfig
+from gptcli.config.data import DataConfig, SourceConfig
 from gptcli.config.model import ModelConfig
 from gptcli.config.schema import keys_with
 from gptcli.config.train import OptimConfig, PretrainConfig
@@ -67,6 +67,8 @@ STEPS_WANTED = 500  # what the batch is sized for: fewer steps learn less from t
 MIN_BATCH_TOKENS, MAX_BATCH_TOKENS = 1024, 1 << 19
 BYTES_PER_VOCABULARY_ENTRY = 400  # of text, so that each token is seen often enough to be learnt
 PREPARING_BYTES_PER_SECOND = 1e6  # tokenizer training and encoding, one core
+BYTES_PER_TOKEN = 3  # about
+MIN_STEPS = 20  # that a batch leaves of text that may not be read again
 MILESTONES = 4  # validations, samples and checkpoints of a run with a budget
 EVAL_SHARE = 0.01  # of the budget, for one validation
 
@@ -157,7 +159,9 @@ class AutoConfig:
         config = self.fill(config, {"model.context_length": context})
         tokens = flops / (6 * weights)
         wanted_tokens = min(max(tokens / STEPS_WANTED, MIN_BATCH_TOKENS), MAX_BATCH_TOKENS)
-        rows = 1 << max(0, round(math.log2(wanted_tokens / config.model.context_length)))
+        if text_bytes and (cap := _most_epochs(config.data)):
+            wanted_tokens = min(wanted_tokens, cap * text_bytes / BYTES_PER_TOKEN / MIN_STEPS)
+        rows = 1 << max(0, round(math.log2(max(1.0, wanted_tokens) / config.model.context_length)))
         if self.is_open(config, "train.batch_size"):
             config = self.fill(config, {"train.batch_size": rows})
             self.report.message(
@@ -296,6 +300,12 @@ def _seconds(config: PretrainConfig, runtime: Runtime) -> float:
     weights = _weights(model.num_layers, model.hidden_size, 0, model.vocab_size or config.tokenizer.vocab_size)
     tokens = config.train.steps * config.train.batch_size * model.context_length
     return 6 * weights * tokens / (TRAINING_SHARE * (matmul_flops_per_second(runtime) or math.inf))
+
+
+def _most_epochs(data: DataConfig) -> float | None:
+    """Return how often the text may be read at most by the caps of its parts, None where nothing says so."""
+    caps = [part.max_epochs for part in data.train if isinstance(part, SourceConfig) and part.max_epochs]
+    return max(caps) if len(caps) == len(data.train) else None
 
 
 def _text_bytes(data: DataConfig) -> int | None:
