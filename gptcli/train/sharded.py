@@ -137,7 +137,7 @@ def _shard(model: GPT, count: int, runtime: Runtime) -> Any:
             module.set_gradient_divide_factor(1.0)  # losses are divided by the targets of the whole step
             module.set_force_sum_reduction_for_comms(True)
             if runtime.on_cpu:
-                module.set_custom_reduce_scatter(_OrderedSums())
+                module.set_custom_reduce_scatter(cast(Any, _OrderedSums()))
     return root
 
 
