@@ -132,12 +132,13 @@ def _shard(model: GPT, count: int, runtime: Runtime) -> Any:
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     root: Any = fully_shard(_Root(model), mesh=mesh)
+    sums: Any = _OrderedSums()  # of PyTorch's protocol for it, but for what is not used here
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are divided by the targets of the whole step
             module.set_force_sum_reduction_for_comms(True)
             if runtime.on_cpu:
-                module.set_custom_reduce_scatter(cast(Any, _OrderedSums()))
+                module.set_custom_reduce_scatter(sums)
     return root
 
 
