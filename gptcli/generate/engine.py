@@ -21,13 +21,11 @@ from torch import Tensor
 from gptcli.base.errors import DataError, GptcliError, NumericalError, is_out_of_memory
 from gptcli.base.ready import Ready, always
 from gptcli.config.generate import GenerateOptions
-from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.device.machine import device_memory_bytes
 from gptcli.device.runtime import Runtime
 from gptcli.generate.constrain import Constraints, most_tokens
 from gptcli.generate.forward_view import ForwardView
-from gptcli.generate.kv_cache import QUERY_BLOCK, Prefill, cache_bytes, decode_layout
+from gptcli.generate.kv_cache import MAX_ROWS, QUERY_BLOCK, Prefill, decode_layout, rows_that_fit
 from gptcli.generate.multi_step import STEPS, MultiStepDecoder
 from gptcli.generate.prefix_cache import PrefixCache
 from gptcli.generate.safeguards import NONE, Safeguards
@@ -36,16 +34,9 @@ from gptcli.model.gpt import GPT
 
 __all__ = ["Completion", "Engine", "FinishReason", "Request", "TextBuffer"]
 
-MAX_ROWS, CACHE_SHARE = 64, 0.25  # the default number of rows, and the share of the memory that they may take
 CHUNK_TOKENS = 256  # of prompts between two decoding steps; a multiple of QUERY_BLOCK, so that the bits stay
 PREFILL_TOKENS = 1024  # of prompts in one pass while no text waits for it: the matrices need no more to be busy
 LOGPROB_ROWS = 64  # of the vocabulary's size, at once
-
-
-def _default_rows(config: ModelConfig, runtime: Runtime) -> int:
-    row = cache_bytes(config, 1, config.context_length, activation_size=runtime.cache_dtype.itemsize)
-    room = device_memory_bytes(runtime.device) * CACHE_SHARE
-    return max(1, min(MAX_ROWS, int(room / row)))
 
 
 class Engine:
@@ -67,7 +58,7 @@ class Engine:
         self.forward = ForwardView(model, runtime)
         self.context_length = model.config.context_length
         self.bos_ids = tokenizer.bos_ids
-        self.count = slots or min(most or MAX_ROWS, _default_rows(model.config, runtime))
+        self.count = slots or min(most or MAX_ROWS, rows_that_fit(model.config, runtime))
         self.prefixes = PrefixCache(model.config, self.count, dtype=runtime.cache_dtype, device=runtime.device)
         self.steps_ahead = ahead if ahead is not None else STEPS if runtime.device.type == "cuda" else 0
         self.multi_step: MultiStepDecoder | None = None

@@ -20,11 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.config.model import ModelConfig
+from gptcli.device.machine import device_memory_bytes
+from gptcli.device.runtime import Runtime
 from gptcli.generate.cpu_attention import PAGE, Bags
 from gptcli.model.attention import PLAIN, AttentionRule, ruled_attention
 from gptcli.model.bigrams import NO_TOKEN
 
 QUERY_BLOCK = 32  # also the grain in which a prompt's beginning is shared exactly
+MAX_ROWS, CACHE_SHARE = 64, 0.25  # the default number of rows, and the share of the memory that they may take
 KEY_BLOCK = PAGE  # products with a number of keys that is no multiple of 8 end in other code, which rounds otherwise
 
 
@@ -108,6 +111,12 @@ def cache_bytes(config: ModelConfig, rows: int, tokens: int, *, activation_size:
     """Return the bytes of the keys and values of `rows` texts of `tokens` tokens."""
     places = _whole_blocks(tokens)
     return 2 * activation_size * config.num_layers * rows * config.kv_heads * places * config.head_size
+
+
+def rows_that_fit(config: ModelConfig, runtime: Runtime) -> int:
+    """Return the number of texts, from 1 to MAX_ROWS, whose whole contexts fit into a share of the device's memory."""
+    row = cache_bytes(config, 1, config.context_length, activation_size=runtime.cache_dtype.itemsize)
+    return max(1, min(MAX_ROWS, int(device_memory_bytes(runtime.device) * CACHE_SHARE / row)))
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,8 @@ Rotation = tuple[Tensor, Tensor] | None  # cos and signed sin, (T, D) or (B, T, 
 
 
 class Layout(Protocol):
-    """The relation of the tokens of a forward pass to each other, where they are not whole windows that begin at
-    position 0: new tokens of a KV cache (kv_cache.Prefill and Decode), or sequences end to end
-    (attention.PackedSequences)."""
+    """The relation of tokens to each other, where they are not whole windows that begin at position 0: new tokens of a
+    KV cache (kv_cache.Prefill and Decode), or sequences end to end (attention.PackedSequences)."""
 
     @property
     def positions(self) -> Tensor:

@@ -50,21 +50,16 @@ class Optimizers:
         decayed = [name for name in (*inner, "head.weight") if name in named and name not in muon]
         pairs = [name for name in named if name == "bigrams.table"]
         plain = [name for name in named if name not in {*muon, *embeddings, *decayed, *pairs}]
-        rate = config.learning_rate
-        shared = {"betas": (config.beta1, config.beta2), "eps": config.eps}
+        rate, shared = config.learning_rate, {"betas": (config.beta1, config.beta2), "eps": config.eps}
+        embedding_rate = config.embedding_learning_rate or rate
         adamw_groups = [
-            {
-                "params": [named[name] for name in embeddings],
-                "lr": config.embedding_learning_rate or rate,
-                "weight_decay": 0.0,
-            },
-            {
-                "params": [named[name] for name in pairs],
-                "lr": BIGRAM_RATE * (config.embedding_learning_rate or rate),
-                "weight_decay": config.bigram_weight_decay,
-            },
-            {"params": [named[name] for name in decayed], "lr": rate, "weight_decay": config.weight_decay},
-            {"params": [named[name] for name in plain], "lr": rate, "weight_decay": 0.0},
+            {"params": [named[name] for name in names], "lr": group_rate, "weight_decay": decay}
+            for names, group_rate, decay in (
+                (embeddings, embedding_rate, 0.0),
+                (pairs, BIGRAM_RATE * embedding_rate, config.bigram_weight_decay),
+                (decayed, rate, config.weight_decay),
+                (plain, rate, 0.0),
+            )
         ]
         self.parts: list[Optimizer] = [AdamW({**group, **shared} for group in adamw_groups if group["params"])]
         if muon:
