@@ -25,7 +25,7 @@ def test_a_chat_has_an_entry_for_each_token_where_texts_begin_with_a_space() -> 
     shape = {"num_layers": 1, "num_heads": 2, "hidden_size": 32, "context_length": 64}
     model = randomized(GPT(ModelConfig(**shape, vocab_size=tokenizer.vocab_size)), 0.4)
     engine = Engine(model, tokenizer, Runtime(device=torch.device("cpu"), dtype=torch.float32, threads=1), slots=1)
-    options = GenerateOptions(regex=" [a-z]{9}", logprobs=1)
+    options = GenerateOptions(regex="[a-z]{9}", logprobs=1)  # of the text as it is shown
     (completion,) = engine.run([Request([5], options, first=())])
     assert len(completion.text) == 9
     ask = Ask(options, 1, stream=False, include_usage=False, logprobs=0, model=None, seed=0)
