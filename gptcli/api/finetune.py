@@ -20,7 +20,7 @@ from gptcli.config.finetune import FinetuneConfig
 from gptcli.data.batches import derived_seed
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.processes import Processes, joined
-from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime
+from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime, return_freed_memory
 from gptcli.interop.peft import AdapterWeights
 from gptcli.model.gpt import GPT
 from gptcli.model.lora import add_adapters, keep_frozen_in
@@ -62,9 +62,9 @@ def finetune(
         if not processes.is_first:
             config = yaml_file.parse(FinetuneConfig, text, name="run.yaml").value
         runtime = make_runtime(config.runtime, local_rank=processes.local_rank)
-        if runtime.on_cpu:
-            keep_freed_memory()
         sharded = _is_sharded(config, base, runtime, processes)
+        if runtime.on_cpu:
+            (return_freed_memory if sharded else keep_freed_memory)()
         device = torch.device("cpu") if sharded else runtime.device  # from its file, only rows that are kept are read
         model, tokenizer = load(base, device=device, dtype=torch.float32)
         if config.train.frozen_blocks > (blocks := len(model.blocks)):

@@ -30,7 +30,7 @@ from gptcli.data.taught import TaughtTokens
 from gptcli.data.text import TextOptions, find_sources
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.processes import Processes, joined
-from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime
+from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime, return_freed_memory
 from gptcli.observe.tensorboard import check_installed, recording
 from gptcli.tasks.distill import DistillObjective, keep_what_it_says, wanted_tokenizer
 from gptcli.tasks.text import validate_texts, write_sample
@@ -77,7 +77,7 @@ def pretrain(
         if taught.objective is not None:
             job = distilled(job, taught.objective)
         if runtime.on_cpu:
-            keep_freed_memory()
+            (return_freed_memory if begun.sharded else keep_freed_memory)()
         state = new_state(_model_config(config, tokenizer), config, runtime, processes, sharded=begun.sharded)
         if force and not resume and processes.is_first:
             clear(run_dir)

@@ -67,6 +67,22 @@ class Sharded:
                 name: nn.Parameter(weight.to_local(), requires_grad=weight.requires_grad)
                 for name, weight in self.weights.items()
             }
+        # Made once: FSDP's own, made in the middle of a backward pass, would leave holes that no other block fits.
+        self.sums = {name: torch.empty_like(part) for name, part in self.parts.items() if part.requires_grad}
+        self.summed: set[str] = set()  # those that have a gradient in this step
+        for name in self.sums:
+            self.weights[name].register_post_accumulate_grad_hook(functools.partial(self._add, name))
+
+    @torch.no_grad()
+    def _add(self, name: str, weight: Any) -> None:
+        """Add the gradient that FSDP has just summed over the processes to those of earlier micro-batches."""
+        gradient = weight.grad.to_local()
+        if name in self.summed:
+            self.sums[name].add_(gradient)
+        else:
+            self.sums[name].copy_(gradient)
+        self.summed.add(name)
+        weight.grad = None
 
     def _begin(self) -> None:
         """Gather every weight once, so that FSDP's own tensors are made as those of training are."""
@@ -100,12 +116,13 @@ class Sharded:
 
     def take_gradients(self) -> None:
         """Make the gradients those of the parts."""
-        for name, weight in self.weights.items():
-            self.parts[name].grad = None if weight.grad is None else weight.grad.to_local()
+        for name in self.summed:
+            self.parts[name].grad = self.sums[name]
 
     def drop_gradients(self) -> None:
-        for name, weight in self.weights.items():
-            weight.grad = self.parts[name].grad = None
+        for part in self.parts.values():
+            part.grad = None
+        self.summed.clear()
 
     def exchange_each_time(self, wanted: bool) -> None:
         """Have each backward pass add its gradients to those of all processes, or only to whole ones that wait here."""
