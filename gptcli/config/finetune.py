@@ -73,7 +73,9 @@ class ClassifyConfig(Section):
     )
     class_weights: Literal["none", "balanced"] = value("none", "balanced: weight the loss by inverse label frequency")
     label_smoothing: float = number(0.1, "share of the target spread evenly over all labels", ge=0, lt=1)
-    token_dropout: float = number(0.3, "share of input tokens to mask while training", ge=0, lt=1)
+    token_dropout: float | None = number(
+        None, "share of input tokens to mask while training; null: 0.3, and 0 for an imported model", ge=0, lt=1
+    )
     every_token_weight: float = number(
         0.9, "share of the loss that classifies from every token, not only the last", ge=0, lt=1
     )

@@ -121,12 +121,12 @@ def rows_that_fit(config: ModelConfig, runtime: Runtime) -> int:
 
 @dataclass(frozen=True)
 class Places:
-    """The places of new tokens in a cache: by row and position, (N,) each; those of one row also as views of all
-    layers, (L, K, N, D), which take less time to write to."""
+    """The places of new tokens in a cache: by row and position, (N,) each; those of one row also as views of each
+    layer, (K, N, D), which take less time to write to."""
 
     rows: Tensor
     positions: Tensor
-    views: tuple[Tensor, Tensor] | None = None
+    views: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None
 
 
 class CacheLayout:
@@ -141,7 +141,7 @@ class CacheLayout:
         self.cache, self.rows, self.counts = cache, rows, counts
         if len(rows) == 1:
             piece = slice(cache.lengths[rows[0]], cache.lengths[rows[0]] + counts[0])
-            views = cache.keys[:, rows[0], :, piece], cache.values[:, rows[0], :, piece]
+            views = cache.keys[:, rows[0], :, piece].unbind(), cache.values[:, rows[0], :, piece].unbind()
             index = torch.full((counts[0],), rows[0]), torch.arange(piece.start, piece.stop)
         else:
             views, sizes = None, torch.tensor(counts)

@@ -36,6 +36,9 @@ def classify(config: FinetuneConfig, tokenizer: Tokenizer, base: ModelMetadata, 
         names = escape(", ".join(data.train))
         raise DataError(f"{names}: every row has the label {escape(repr(labels[0]))}; give two labels or more")
     metadata = ModelMetadata(labels, base.conversation, pooling=options.pooling)
+    dropped = options.token_dropout
+    if dropped is None:  # a well-read model takes the mark for the end of a text, and knows words by others anyway
+        dropped = 0.0 if base.origin else 0.3
 
     def objective(examples: Sequence[Example]) -> LabelObjective:
         return LabelObjective(
@@ -53,7 +56,7 @@ def classify(config: FinetuneConfig, tokenizer: Tokenizer, base: ModelMetadata, 
         objective,
         functools.partial(_validate, metadata=metadata),
         writes=False,
-        token_dropout=options.token_dropout,
+        token_dropout=dropped,
     )
 
 

@@ -167,8 +167,10 @@ def batch_hidden(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
 
 def next_token_nats(model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
     """Return the summed cross-entropy of the batch's targets, a float32 scalar: what pretraining minimises."""
-    hidden = batch_hidden(model, batch, runtime)
-    targets = batch.targets.to(runtime.device)
+    hidden, targets = batch_hidden(model, batch, runtime), batch.targets.to(runtime.device)
+    if batch.lengths is not None:  # rows, of whose tokens many may be prompts: no logits for those
+        kept = targets != IGNORE
+        hidden, targets = hidden[kept], targets[kept]
     return head_cross_entropy(hidden, model.head.weight, targets, cap=model.config.logit_softcap, bias=model.head.bias)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from gptcli.train.optimizers import Optimizers
 from gptcli.train.step import GradientStep, Objective, T
 
 MAX_PAIRED_PARAMETERS = 256_000_000  # a second set of gradients then takes a gigabyte
+FEW_TOKENS = 256  # take one thread no longer than two, and MKL adds up products of a few rows by the number of threads
 MIN_SHARED_PARAMETERS = 4_000_000  # the update of a smaller model waits for Python's lock longer than two threads save
 
 
@@ -53,6 +55,9 @@ class PairedStep(GradientStep):
     def forward_backward(
         self, objective: Objective, micro_batches: Sequence[Batch], targets: int, runtime: Runtime
     ) -> list[Tensor]:
+        if len(micro_batches) == 1 and micro_batches[0].inputs.numel() <= FEW_TOKENS:
+            with _one_thread():
+                return super().forward_backward(objective, micro_batches, targets, runtime)
         weights = list(self.optimizers.names)
         first = all(weight.grad is None for weight in weights)  # the sum of two is the same in either order
         if first or len(micro_batches) == 1:
@@ -98,6 +103,16 @@ class PairedStep(GradientStep):
         compiles = self.fresh and bool(self.model.compiled_blocks)  # two threads that compile the same would fail
         self.fresh = False
         return run_in_two_threads(waiting, threads, alone=compiles)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def run_in_two_threads(tasks: Sequence[Callable[[], T]], threads: int, *, alone: bool = False) -> list[T]:

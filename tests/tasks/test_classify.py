@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,16 +11,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.config.finetune import Pooling
+from gptcli.config.finetune import ClassifyConfig, FinetuneConfig, Pooling, RowsConfig
 from gptcli.config.model import ModelConfig
 from gptcli.data.batches import IGNORE
 from gptcli.data.example import Example, label_text
 from gptcli.data.packing import ExampleBatches, group_by_tokens, pack
+from gptcli.data.tokenizer import learn_merges
 from gptcli.device.runtime import Runtime
 from gptcli.evaluate.classification import Labelled
 from gptcli.evaluate.classification_head import label_probabilities
 from gptcli.model.gpt import GPT
-from gptcli.tasks.classify import LabelObjective
+from gptcli.tasks.classify import LabelObjective, classify
+from gptcli.train.metadata import ModelMetadata
 
 CPU = Runtime(torch.device("cpu"), torch.float32, 1)
 CONFIG = ModelConfig(num_layers=1, hidden_size=16, num_heads=2, context_length=16, vocab_size=40)
@@ -118,6 +121,20 @@ def test_the_share_of_dropped_tokens_is_the_one_asked_for_and_the_same_when_aske
     (first,), (again,) = batches(3).micro_batches, batches(3).micro_batches
     assert torch.equal(first.inputs, again.inputs)
     assert float((first.inputs == 0).float().mean()) == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize(("imported", "asked", "dropped"), [(False, None, 0.3), (True, None, 0.0), (True, 0.1, 0.1)])
+def test_words_of_an_imported_model_are_not_dropped_unless_asked_for(
+    tmp_path: Path, imported: bool, asked: float | None, dropped: float
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\ngood,yes\nbad,no\n")
+    options = ClassifyConfig(token_dropout=asked)
+    config = FinetuneConfig(
+        run_dir="r", base="b", task="classify", data=RowsConfig(train=(str(rows),)), classify=options
+    )
+    base = ModelMetadata(origin={"config.json": "{}"} if imported else {})
+    assert classify(config, learn_merges(["a"], vocab_size=257), base, 64).token_dropout == dropped
 
 
 @settings(deadline=None)

@@ -244,7 +244,7 @@ def test_training_stops_when_validation_gets_no_better_and_keeps_the_best(home: 
 
 
 def test_a_merged_adapter_says_what_the_adapter_says(home: Path, run_cli: RunCli) -> None:
-    how = ("-q", "-s", "lora.rank=4", "-s", "train.epochs=8", "-s", "optim.learning_rate=0.01")
+    how = ("-q", "-s", "lora.rank=4", "-s", "train.epochs=16", "-s", "optim.learning_rate=0.01")
     ok(run_cli("finetune", "classify.yaml", *how, cwd=home))
     assert not (home / "classify" / "latest" / "model.safetensors").exists()
     ok(run_cli("merge", "classify", "-o", "merged", cwd=home))
