@@ -1,5 +1,6 @@
 """Every command with every kind of stdout: no traceback, the documented exit code, no escape sequence off a terminal.
 
+MOST_SECONDS = 300  # of a command; quickstart collects, trains, measures and writes, whatever its budget is
 The commands are those of `gptcli`: a new one needs an entry in USES. All of them with all:  pytest -m slow
 tests/test_streams.py
 """
@@ -109,7 +110,8 @@ def use(home: Home, command: str, stdout: str = "file", env: dict[str, str] | No
     out = home.path / "out"
     shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
     arguments = [part.format(**names, out=out, home=home.path) for part in text.split()]
-    ended = Trial([*command.split(), *arguments], home.path, {**home.env, **(env or {})}, None, given, stdout).end()
+    trial = Trial([*command.split(), *arguments], home.path, {**home.env, **(env or {})}, None, given, stdout)
+    ended = trial.end(MOST_SECONDS)
     assert "Traceback" not in ended.err + ended.out.decode(errors="replace"), (command, stdout, ended)
     assert ended.code in DOCUMENTED, (command, stdout, ended)
     return ended

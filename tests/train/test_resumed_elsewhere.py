@@ -106,10 +106,10 @@ def test_relative_paths_of_a_runs_own_file_are_explained(tiny: Tiny, tmp_path: P
 def test_what_a_resumed_run_may_change_is_said_by_its_fields() -> None:
     assert sorted(keys_with(PretrainConfig, "may_change")) == [
         "data.cache_dir", "distill.teacher", "parallel.exchange", "parallel.replicate", "parallel.shard",
-        "parallel.timeout_seconds", "run_dir", "runtime.activation_checkpointing", "runtime.compile", "runtime.device", "runtime.threads",
-        "train.budget", "train.eval_every_steps", "train.eval_tokens", "train.keep_checkpoints",
-        "train.log_every_steps", "train.micro_batch_size", "train.sample_every_steps", "train.sample_prompt",
-        "train.sample_tokens", "train.save_every_steps", "train.steps", "train.tensorboard",
+        "parallel.timeout_seconds", "run_dir", "runtime.activation_checkpointing", "runtime.compile",
+        "runtime.device", "runtime.threads", "train.budget", "train.eval_every_steps", "train.eval_tokens",
+        "train.keep_checkpoints", "train.log_every_steps", "train.micro_batch_size", "train.sample_every_steps",
+        "train.sample_prompt", "train.sample_tokens", "train.save_every_steps", "train.steps", "train.tensorboard",
     ]  # fmt: skip
     assert "train.epochs" in keys_with(FinetuneConfig, "may_change")
     assert DataConfig(train=("a",)) != RowsConfig(train=("a",))
