@@ -1,6 +1,5 @@
 """Every command with every kind of stdout: no traceback, the documented exit code, no escape sequence off a terminal.
 
-MOST_SECONDS = 300  # of a command; quickstart collects, trains, measures and writes, whatever its budget is
 The commands are those of `gptcli`: a new one needs an entry in USES. All of them with all:  pytest -m slow
 tests/test_streams.py
 """
@@ -21,6 +20,7 @@ from faults import Ended, Home, Trial
 
 from gptcli.cli.main import cli
 
+MOST_SECONDS = 300  # of a command; quickstart collects, trains, measures and writes, whatever its budget is
 DOCUMENTED = {0, 1, 2, 3, 4, 5, 130, 141, 143}
 RECORD = b'{"prompt": "The river", "max_tokens": 4, "messages": [{"role": "user", "content": "The"}], "text": "one"}\n'
 
