@@ -92,7 +92,7 @@ def test_a_seed_is_a_text_alone_and_among_others(run_cli: RunCli, tiny: Tiny, on
     alone = run_cli("generate", tiny.run, "The miller", *options)
     assert alone.code == 0, alone.err
     asked = "".join(json.dumps({"prompt": prompt, "seed": 3}) + "\n" for prompt in ("The miller", "A cat sold", "The"))
-    together = run_cli("generate", tiny.run, "--jsonl", "-", *options, input=asked)
+    together = run_cli("generate", tiny.run, "--jsonl", *options, input=asked)
     assert together.code == 0, together.err
     first = json.loads(together.text.splitlines()[0])
     assert first["text"].strip() in alone.text if how != ["--dtype", "bfloat16"] else first["text"]
