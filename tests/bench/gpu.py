@@ -67,7 +67,9 @@ def card() -> tuple[str, float | None]:
 def tests(given: argparse.Namespace) -> Iterator[Line]:
     """Run the tests that need a card."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", TESTS, "--device", given.device], capture_output=True, text=True
+        [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", TESTS, "--device", given.device],
+        capture_output=True,
+        text=True,
     )
     last = (done.stdout.strip().splitlines() or ["no output"])[-1]
     yield Line("tests on the card", "all pass", last, done.returncode == 0 and "passed" in last)
