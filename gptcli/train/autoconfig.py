@@ -28,7 +28,7 @@ from gptcli.config.schema import keys_with
 from gptcli.config.train import OptimConfig, PretrainConfig
 from gptcli.data.batches import Batch, Step, counted
 from gptcli.data.shards import is_prepared
-from gptcli.data.size import estimate_text_bytes
+from gptcli.data.size import english_bytes_per_token, estimate_text_bytes
 from gptcli.data.text import TextOptions, find_sources
 from gptcli.device.machine import synchronize
 from gptcli.device.runtime import Runtime, matmul_flops_per_second
@@ -67,7 +67,6 @@ STEPS_WANTED = 500  # what the batch is sized for: fewer steps learn less from t
 MIN_BATCH_TOKENS, MAX_BATCH_TOKENS = 1024, 1 << 19
 BYTES_PER_VOCABULARY_ENTRY = 400  # of text, so that each token is seen often enough to be learnt
 PREPARING_BYTES_PER_SECOND = 1e6  # tokenizer training and encoding, one core
-BYTES_PER_TOKEN = 3  # about
 MIN_STEPS = 20  # that a batch leaves of text that may not be read again
 MILESTONES = 4  # validations, samples and checkpoints of a run with a budget
 EVAL_SHARE = 0.01  # of the budget, for one validation
@@ -160,8 +159,9 @@ class AutoConfig:
         tokens = flops / (6 * weights)
         wanted_tokens = min(max(tokens / STEPS_WANTED, MIN_BATCH_TOKENS), MAX_BATCH_TOKENS)
         if text_bytes and (cap := _most_epochs(config.data)):
-            wanted_tokens = min(wanted_tokens, cap * text_bytes / BYTES_PER_TOKEN / MIN_STEPS)
-        rows = 1 << max(0, round(math.log2(max(1.0, wanted_tokens) / config.model.context_length)))
+            per_token = english_bytes_per_token(config.tokenizer.vocab_size)
+            wanted_tokens = min(wanted_tokens, cap * text_bytes / per_token / MIN_STEPS)
+        rows = 1 << max(0, round(math.log2(wanted_tokens / config.model.context_length)))
         if self.is_open(config, "train.batch_size"):
             config = self.fill(config, {"train.batch_size": rows})
             self.report.message(

@@ -18,6 +18,8 @@ from gptcli.train.metadata import ModelMetadata
 
 FORM = Conversation()
 
+ONE_THREAD = ("--threads", "1")  # more only wait for each other in models so small
+
 
 def table_model(
     directory: Path,

@@ -14,7 +14,7 @@ import torch
 from conftest import RunCli, Tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from table_models import FORM, messages, row, table_model
+from table_models import FORM, ONE_THREAD, messages, row, table_model
 
 from gptcli.api.chat import Chat, Speaker
 from gptcli.base.errors import ConfigError, DataError
@@ -27,7 +27,6 @@ from gptcli.data.tokenizer import Tokenizer, learn_merges
 
 torch.set_num_threads(1)
 
-ONE_THREAD = ("--threads", "1")  # more only wait for each other in models so small
 GREEDY = GenerateOptions(temperature=0.0)
 
 

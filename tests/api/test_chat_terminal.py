@@ -11,15 +11,11 @@ import pexpect
 import pytest
 import torch
 from conftest import GPTCLI, RunCli, environment
-from table_models import row, table_model
+from table_models import ONE_THREAD, row, table_model
 
-from gptcli.config.generate import GenerateOptions
 from gptcli.data.conversation import ASSISTANT
 
 torch.set_num_threads(1)
-
-ONE_THREAD = ("--threads", "1")  # more only wait for each other in models so small
-GREEDY = GenerateOptions(temperature=0.0)
 
 
 @pytest.fixture(scope="module")
