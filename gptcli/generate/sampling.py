@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptcli.config.generate import GenerateOptions
-from gptcli.generate.watermark import unit
 
 Logits = NDArray[np.float32]
 Weights = NDArray[np.float64]
@@ -73,14 +72,19 @@ def _weights(logits: Logits, temperature: float) -> Weights:
     return np.exp(weights, out=weights)
 
 
-def _top(logits: Logits, count: int) -> Ids:
-    """Return the ids of the largest finite logits (V,), likeliest first, of equal ones the lower id.
+def top_unordered(logits: Logits, count: int) -> Ids:
+    """Return the ids of the largest finite logits (V,), in their order, and all that equal the last of these.
 
     NumPy's partition finds the k-th largest of one row in less time than torch.topk.
     """
     last = len(logits) - count
     least = max(np.partition(logits, last)[last], np.finfo(np.float32).min)  # what is -inf cannot be drawn
-    ids = np.flatnonzero(logits >= least)
+    return np.flatnonzero(logits >= least)
+
+
+def _top(logits: Logits, count: int) -> Ids:
+    """Return the ids of the largest finite logits (V,), likeliest first, of equal ones the lower id."""
+    ids = top_unordered(logits, count)
     return ids[np.argsort(-logits[ids], kind="stable")[:count]]
 
 
@@ -105,20 +109,6 @@ def draw(logits: Logits, options: GenerateOptions, uniform: float) -> int:
     # Rounding ends on the last that may be drawn.
     index = min(reached.searchsorted(uniform * reached[-1], side="right"), reached.searchsorted(reached[-1]))
     return int(index if ids is None else ids[index])
-
-
-def draw_by_key(logits: Logits, options: GenerateOptions, numbers: NDArray[np.uint64]) -> int:
-    """Return the token with the least -log u / p, for u in (0, 1) of `numbers` (V,) that a key gives.
-
-    Over all keys a token comes with the probability that `draw` gives it.
-    """
-    ids, weights = candidates(logits, options)
-    scores = unit(numbers if ids is None else numbers[ids])
-    np.log(scores, out=scores)
-    with np.errstate(divide="ignore"):
-        scores /= weights
-    index = int(scores.argmax())
-    return index if ids is None else int(ids[index])
 
 
 def draw_on_device(logits: Tensor, options: GenerateOptions, uniforms: Tensor) -> Tensor:

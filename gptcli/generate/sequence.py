@@ -8,9 +8,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gptcli.base.errors import ConfigError, GptcliError
@@ -19,13 +17,14 @@ from gptcli.data.batches import derived_seed
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.generate.blocking import Blocked
 from gptcli.generate.constrain import Constraint, most_tokens
+from gptcli.generate.keyed_draw import draw_by_key
 from gptcli.generate.kv_cache import QUERY_BLOCK
 from gptcli.generate.masking import Mask
 from gptcli.generate.prefix_cache import common_length
 from gptcli.generate.prompt_lookup import Lookup
 from gptcli.generate.safeguards import NONE, Safeguards
-from gptcli.generate.sampling import add_biases, draw, draw_by_key, penalize, subtract_penalties
-from gptcli.generate.watermark import Marker
+from gptcli.generate.sampling import add_biases, draw, penalize, subtract_penalties
+from gptcli.generate.watermark import Marker, Numbers
 
 # stop: an end token, a stop string or the end of a pattern; length: max_tokens or the context; error: see
 # Completion.error; cancelled and timeout: Engine.cancel.
@@ -210,14 +209,14 @@ class ActiveSequence:
         numbers = None
         if self.marker is not None and (context := self.marker.fresh(self.completion.ids)) is not None:
             self.completion.watermarked = (self.completion.watermarked or 0) + 1
-            numbers = self.marker.numbers(context, len(logits))
+            numbers = self.marker.numbers(context)
         token = self._drawn(logits, numbers)
         while self.blocked is not None and self._is_blocked(self.blocked, token):
             logits[token] = -math.inf
             token = self._drawn(logits, numbers)
         return token
 
-    def _drawn(self, logits: Tensor, numbers: NDArray[np.uint64] | None) -> int:
+    def _drawn(self, logits: Tensor, numbers: Numbers | None) -> int:
         if logits.max() == -math.inf:
             raise ConfigError("every token that could come next is blocked or leaves the pattern; loosen one of them")
         if numbers is not None:

@@ -3,7 +3,9 @@
 After the last `context` new tokens, the key gives each token v of the vocabulary a number u(v) in (0, 1). The v with
 the least -log u(v) / p(v) is drawn, which over all keys has exactly the probability p(v) (Aaronson 2022; the Gumbel
 trick). So a marked text has tokens with large u. In a text that was written without the key -log(1 - u) of a token is
-exponential, and the sum of n of them a gamma variable of shape n, of which the tail is the exact p-value.
+exponential, and the sum of n of them a gamma variable of shape n, of which the tail is the exact p-value. The numbers
+are of 32 bits: u is 1 less the middle of one of 2**32 parts of (0, 1), and the finder counts the part's upper end, so
+that no p-value is too small.
 
 A context counts once, in writing and in finding: where it comes again in a text, chance draws as without a key, since
 repeated choices would bias the text and look like a mark in text that only repeats itself. The first tokens of a text
@@ -32,7 +34,8 @@ from gptcli.base.escape import escape
 CONTEXT = 4  # tokens; fewer repeat themselves more, more are lost by fewer edits
 SCHEME, SECRET_BYTES, MAX_CONTEXT = "gumbel", 32, 64
 ENOUGH_TOKENS = 30  # below, a text that is not found marked is too short to say anything of
-DRAW_BITS = 52  # (0, 1) is cut into 2 to the power of so many parts; u is the middle of one, never 0 or 1
+_SIXTEEN, _FIFTEEN, _WORD = np.uint32(16), np.uint32(15), 2**32 - 1
+_WORDS = struct.Struct("<3I")
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,36 @@ class Watermark:
         return hashlib.sha256(b"gptcli watermark" + self.secret).hexdigest()[:12]
 
 
-def unit(numbers: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Return u in (0, 1) for numbers of 64 bits."""
-    bits = numbers >> np.uint64(64 - DRAW_BITS)
-    bits |= _ONE
-    return bits.view(np.float64) - (1 - 2.0 ** -(DRAW_BITS + 1))
+class Numbers:
+    """A number of 32 bits for each token after one context: a hash of the token by three words that the key gives it.
+
+    It is that of Wellons (lowbias32) with keyed multipliers, in seven operations of NumPy on 32 bits, so that those of
+    a whole vocabulary cost as little as a sum of its probabilities.
+    """
+
+    __slots__ = ("words",)
+
+    def __init__(self, words: tuple[int, int, int]) -> None:
+        self.words = words
+
+    def all(self, tokens: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Return the numbers (N,) of tokens (N,)."""
+        added, first, last = self.words
+        mixed = tokens ^ np.uint32(added)
+        shifted = mixed >> _SIXTEEN
+        mixed ^= shifted
+        mixed *= np.uint32(first | 1)
+        np.right_shift(mixed, _FIFTEEN, out=shifted)
+        mixed ^= shifted
+        mixed *= np.uint32(last | 1)
+        return mixed
+
+    def one(self, token: int) -> int:
+        """Return the number of one token."""
+        added, first, last = self.words
+        mixed = token ^ added
+        mixed = (mixed ^ (mixed >> 16)) * (first | 1) & _WORD
+        return (mixed ^ (mixed >> 15)) * (last | 1) & _WORD
 
 
 @dataclass(frozen=True)
@@ -69,17 +97,14 @@ class Score:
         return log_gamma_tail(self.tokens, self.total)
 
 
-_ONE = np.float64(1).view(np.uint64)  # whose significand takes the DRAW_BITS: a number in [1, 2)
-
-
 class Marker:
     """The contexts of one text in the making."""
 
     def __init__(self, watermark: Watermark) -> None:
         self.watermark = watermark
         self.met = set[tuple[int, ...]]()
-        self._philox = np.random.Philox(key=0)
-        self._state = self._philox.state
+        self._keyed = hashlib.blake2b(key=watermark.secret, digest_size=12)
+        self._context = struct.Struct(f"<{watermark.context}I")
 
     def fresh(self, ids: Sequence[int]) -> tuple[int, ...] | None:
         """Return the context after a text's ids, None where there is no whole one, or it came before."""
@@ -89,23 +114,11 @@ class Marker:
         self.met.add(context)
         return context
 
-    def numbers(self, context: Sequence[int], count: int) -> NDArray[np.uint64]:
-        """Return numbers (count,) of the first tokens of the vocabulary after a context: `unit` makes u of them."""
-        return self._keyed(context).random_raw(count)
-
-    def uniform(self, context: Sequence[int], token: int) -> float:
-        """Return u of one token after a context."""
-        philox = self._keyed(context)
-        philox.advance(token // 4)  # Philox gives four numbers for each count
-        return float(unit(philox.random_raw(4))[token % 4])
-
-    def _keyed(self, context: Sequence[int]) -> np.random.Philox:
-        """Return the generator at the start of a context's numbers; to make a new one takes twice as long."""
-        packed = struct.pack(f"<{len(context)}I", *context)
-        digest = hashlib.blake2b(packed, key=self.watermark.secret, digest_size=16).digest()
-        self._state["state"]["key"][:] = np.frombuffer(digest, "<u8")
-        self._philox.state = self._state
-        return self._philox
+    def numbers(self, context: Sequence[int]) -> Numbers:
+        """Return the numbers of the tokens after a context."""
+        keyed = self._keyed.copy()
+        keyed.update(self._context.pack(*context))
+        return Numbers(_WORDS.unpack(keyed.digest()))
 
 
 def score(watermark: Watermark, ids: Sequence[int]) -> Score:
@@ -115,7 +128,7 @@ def score(watermark: Watermark, ids: Sequence[int]) -> Score:
         context = marker.fresh(ids[place - watermark.context : place])
         if context is not None:
             tokens += 1
-            total -= math.log1p(-marker.uniform(context, ids[place]))
+            total -= math.log((marker.numbers(context).one(ids[place]) + 1) / 2**32)
     return Score(tokens, total)
 
 

@@ -21,8 +21,9 @@ from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import Tokenizer, learn_merges
 from gptcli.device.runtime import Runtime
 from gptcli.generate.engine import Completion, Engine, Request
+from gptcli.generate.keyed_draw import draw_by_key, vocabulary
 from gptcli.generate.safeguards import Safeguards
-from gptcli.generate.sampling import candidates, draw_by_key
+from gptcli.generate.sampling import candidates
 from gptcli.generate.watermark import (
     Marker,
     Watermark,
@@ -31,7 +32,6 @@ from gptcli.generate.watermark import (
     make_key,
     read_key,
     score,
-    unit,
     write_key,
 )
 from gptcli.model.gpt import GPT
@@ -40,7 +40,7 @@ torch.set_num_threads(1)
 CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32, threads=1)
 WORDS = "the cat sat on the mat and the dog lay under the table while it rained all day — ça va, naïve façade? ☃"
 KEY = Watermark(bytes(range(32)), 4, "")
-NUMBERS = [0.1962165261528791, 0.8644231368411878]
+NUMBERS = [3120842552, 2181725195]
 
 
 def key(number: int, context: int = 4) -> Watermark:
@@ -71,17 +71,15 @@ def requests(count: int, **options: Any) -> list[Request]:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=8), st.integers(1, 40))
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=4, max_size=4), st.integers(1, 40))
 def test_one_number_is_that_of_the_whole_vocabulary(context: list[int], count: int) -> None:
-    marker = Marker(KEY)
-    numbers = unit(marker.numbers(context, count))
-    assert [marker.uniform(context, token) for token in range(count)] == numbers.tolist()
-    assert ((numbers > 0) & (numbers < 1)).all()
+    numbers = Marker(KEY).numbers(context)
+    assert [numbers.one(token) for token in range(count)] == numbers.all(vocabulary(count)).tolist()
 
 
 def test_the_numbers_of_a_key_stay_what_they_are() -> None:
     """Texts that were marked with an older gptcli are found by a newer one."""
-    assert unit(Marker(KEY).numbers([1, 2, 3, 4], 2)).tolist() == pytest.approx(NUMBERS, rel=1e-15)
+    assert Marker(KEY).numbers([1, 2, 3, 4]).all(vocabulary(2)).tolist() == NUMBERS
 
 
 @pytest.mark.parametrize(("shape", "value"), [(1, 0.5), (3, 10.0), (46, 46.0), (46, 120.0), (500, 400.0)])
@@ -95,25 +93,57 @@ def test_a_tail_far_out_does_not_vanish() -> None:
     assert log_gamma_tail(0, 0.0) == 0.0
 
 
-def test_over_all_keys_a_token_comes_as_often_as_its_probability_says() -> None:
-    logits = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0, 4.0, -np.inf], np.float32)
-    options = GenerateOptions(temperature=0.9, top_k=6)
-    drawn = np.zeros(len(logits))
-    trials, marker = 8000, Marker(key(7))
-    for number in range(trials):
-        drawn[draw_by_key(logits, options, marker.numbers([number], len(logits)))] += 1
+DRAWS = {
+    "all": {"temperature": 1.0},
+    "warm": {"temperature": 1.6},
+    "top-k": {"temperature": 0.9, "top_k": 6},
+    "top-k with ties": {"temperature": 0.9, "top_k": 2},
+    "top-p": {"temperature": 1.0, "top_p": 0.8},
+    "min-p": {"temperature": 1.2, "min_p": 0.1},
+    "cold": {"temperature": 0.0005},
+}
+LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0, 2.0, -np.inf, 2.0, 1.99], np.float32)
+
+
+def probabilities(logits: np.ndarray, options: GenerateOptions) -> np.ndarray:
     ids, weights = candidates(logits, options)
-    wanted = np.zeros(len(logits))
-    wanted[ids] = weights / weights.sum() * trials
+    all_of_them = np.zeros(len(logits))
+    all_of_them[slice(None) if ids is None else ids] = weights / weights.sum()
+    return all_of_them
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_over_all_keys_a_token_comes_as_often_as_its_probability_says(name: str) -> None:
+    options = GenerateOptions(**DRAWS[name])
+    drawn, trials, marker = np.zeros(len(LOGITS)), 8000, Marker(key(7))
+    for number in range(trials):
+        drawn[draw_by_key(LOGITS, options, marker.numbers([number, 0, 0, 0]))] += 1
+    wanted = probabilities(LOGITS, options) * trials
     possible = wanted > 0
     assert drawn[~possible].sum() == 0
     chi_squared = float(((drawn - wanted)[possible] ** 2 / wanted[possible]).sum())
-    assert chi_squared < 20.5  # p = 0.001 with 5 degrees of freedom
+    assert chi_squared < scipy.special.chdtri(max(possible.sum() - 1, 1), 1e-4)
 
 
-@given(st.lists(st.integers(0, 2**64 - 1), min_size=1))
-def test_a_number_is_the_middle_of_its_part(given: list[int]) -> None:
-    assert unit(np.array(given, np.uint64)).tolist() == [((number >> 12) + 0.5) / 2**52 for number in given]
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(DRAWS)), st.integers(2, 3000), st.floats(0, 30))
+def test_the_race_draws_what_all_tokens_compared_exactly_draw(seed: int, name: str, count: int, spread: float) -> None:
+    options, numbers = GenerateOptions(**DRAWS[name]), Marker(KEY).numbers([seed, 0, 0, 0])
+    logits = (np.random.default_rng(seed).normal(size=count) * spread).astype(np.float32)
+    probable = probabilities(logits, options)
+    u = 1 - (numbers.all(vocabulary(count)) + 0.5) / 2**32
+    with np.errstate(divide="ignore"):
+        costs = -np.log(u) / probable
+    assert costs[draw_by_key(logits, options, numbers)] <= costs.min() * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (0, 1024), (5, 7), (0, 65536), (1000, 99_999)])
+def test_the_numbers_of_two_tokens_have_nothing_to_do_with_each_other(pair: tuple[int, int]) -> None:
+    marker, cells, trials = Marker(KEY), np.zeros((8, 8)), 20_000
+    for number in range(trials):
+        one, other = (marker.numbers([number, 1, 2, 3]).one(token) >> 29 for token in pair)
+        cells[one, other] += 1
+    assert ((cells - trials / 64) ** 2 / (trials / 64)).sum() < scipy.special.chdtri(63, 1e-4)
 
 
 # -------------------------------------------------------------------------------------------------------------- texts
