@@ -4,6 +4,11 @@
 
 Every set is made by a seed: what is planted is known, so that recall and precision are counted and not judged. Speeds
 are MB of UTF-8 text per second of CPU time, of one process; peers run in the same call.
+
+Seen on two cores of a server, which other work shared:
+  - passages, 20 MB: 1,061 of 1,061 found, 10.5 MB/s, 86 MB of memory.
+  - kills: of each of the six commands 20 of 20 the same bytes, no file left over.
+  - near, 22 MB: all of 605 pairs of Jaccard 0.8 or more, nothing dropped below 0.5, 13.9 and 14.3 MB/s, 71 MB.
 """
 
 from __future__ import annotations
