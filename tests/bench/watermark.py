@@ -12,8 +12,8 @@ Learnt, of a quickstart model of 1.68 bits per byte (`gptcli quickstart --budget
     counts up or goes round in circles: there is little chance in it. With beginnings from its held-out text alone
     98.4 and 91.6 % of 1,000; from the ids written, at most 0.2 points more than from the text.
   - Context 2 found 98.3 and 93.1 % of those, and 99.2 and 96.1 where context 4 found 99.5 and 97.2, of a model less
-    trained (numbers by an earlier generator): no clear gain. A mixture of likelihood ratios over p in the place of -log(1 - u) found from 0.2 points less
-    to 0.3 more of context 4, and is not as simple.
+    trained (numbers by an earlier generator): no clear gain. A mixture of likelihood ratios over p in the place of
+    -log(1 - u) found from 0.2 points less to 0.3 more of context 4, and is not as simple.
   - Cost +0.003 +- 0.010 bits a token, unmarked -0.011 +- 0.010. Speed on two shared cores, where the model was slow:
     alone +2.1 % (-1.0..+4.2) and -0.5 % (-1.8..+3.0), 32 at once +1.4 % (+0.9..+3.6) and -1.1 % (-3.4..+1.3).
     A draw from 2,048 tokens takes 14.6 us with a key, numbers and all, and 15.4 without; with top-k 50 27 and 25, from
