@@ -8,6 +8,22 @@ import torch
 from torch import Tensor
 
 
+class _NothingKept:
+    """The context of a forward pass that no backward pass follows."""
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Let the tensors go."""
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """Apply a function of one result; where no gradients are made, without what autograd does around its forward."""
+    if torch.is_grad_enabled():
+        y: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    else:
+        y = function.forward(_NothingKept(), *arguments)
+    return y
+
+
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """Return 1 / sqrt(mean(x^2) + eps) of every row, (..., 1) float32."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
@@ -42,8 +58,7 @@ def rms_normalize(x: Tensor, eps: float) -> Tensor:
 
     On a CPU forward and backward take less time than autograd's through F.rms_norm.
     """
-    y: Tensor = _RmsNormalize.apply(x, eps)  # type: ignore[no-untyped-call]
-    return y
+    return _apply(_RmsNormalize, x, eps)
 
 
 def _turn(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
@@ -72,8 +87,7 @@ class _Rotate(torch.autograd.Function):
 
 def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Return x (..., T, D) with rotary position embedding by gpt.rotary_tables' tables, which broadcast to it."""
-    y: Tensor = _Rotate.apply(x, cos, signed_sin)  # type: ignore[no-untyped-call]
-    return y
+    return _apply(_Rotate, x, cos, signed_sin)
 
 
 class _NormalizeRotate(torch.autograd.Function):
@@ -96,8 +110,7 @@ class _NormalizeRotate(torch.autograd.Function):
 
 def normalize_and_rotate(x: Tensor, eps: float, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Return rotate(rms_normalize(x, eps), cos, signed_sin)."""
-    y: Tensor = _NormalizeRotate.apply(x, eps, cos, signed_sin)  # type: ignore[no-untyped-call]
-    return y
+    return _apply(_NormalizeRotate, x, eps, cos, signed_sin)
 
 
 class _ReluSquared(torch.autograd.Function):
@@ -121,5 +134,4 @@ class _ReluSquared(torch.autograd.Function):
 
 def relu_squared(x: Tensor) -> Tensor:
     """Return max(x, 0)^2 (So et al. 2021)."""
-    y: Tensor = _ReluSquared.apply(x)  # type: ignore[no-untyped-call]
-    return y
+    return _apply(_ReluSquared, x)

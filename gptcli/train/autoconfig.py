@@ -27,9 +27,10 @@ from gptcli.config.model import ModelConfig
 from gptcli.config.schema import keys_with
 from gptcli.config.train import OptimConfig, PretrainConfig
 from gptcli.data.batches import Batch, Step, counted
+from gptcli.data.corpus import text_options
 from gptcli.data.shards import is_prepared
 from gptcli.data.size import english_bytes_per_token, estimate_text_bytes
-from gptcli.data.text import TextOptions, find_sources
+from gptcli.data.text import find_sources
 from gptcli.device.machine import synchronize
 from gptcli.device.runtime import Runtime, matmul_flops_per_second
 from gptcli.model.gpt import GPT
@@ -312,5 +313,5 @@ def _text_bytes(data: DataConfig) -> int | None:
     """Return about how many bytes of training text there are where it is files, otherwise None."""
     if not all(Path(path).is_file() for path in data.inputs):
         return None
-    options = TextOptions(field=data.field, encoding=data.encoding, errors=data.errors)
+    options = text_options(data)
     return estimate_text_bytes(find_sources(data.inputs, options), options)
