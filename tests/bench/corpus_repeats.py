@@ -57,7 +57,7 @@ def near(megabytes: float, peers: str | None, work: Path) -> None:
 
 
 DATATROVE = """
-import sys, time, shutil
+import os, sys
 from datatrove.executor import LocalPipelineExecutor as E
 from datatrove.pipeline.dedup import MinhashDedupSignature as S, MinhashDedupBuckets as B, MinhashDedupCluster as C
 from datatrove.pipeline.dedup import MinhashDedupFilter as F
@@ -65,6 +65,7 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.pipeline.readers import JsonlReader as R
 from datatrove.pipeline.writers import JsonlWriter as W
 path, name, w = sys.argv[1:4]
+os.chdir(path)  # it writes logs where it runs
 c = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)
 r = R(path, glob_pattern=name, text_key="text", id_key="id")
 for steps, tasks in (([r, S(output_folder=w+"/s", config=c)], 1),
