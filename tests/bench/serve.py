@@ -21,7 +21,7 @@
 Seen on 2 cores of an AMD server CPU:
     G4   p50 4.1 ms; p99 1.9 s, which is the first request of all: it writes zeros over the memory of all rows, and
          more. Seen when all prompts were asked of the server first; in turns, as now, on a busy machine only
-    G6   4.9 kB a connection, all 64 streams whole, /health within 15.8 ms
+    G6   4.9 kB a connection, all 64 streams whole, /health p99 15.8 ms, 24.5 on a busy machine
     G7   of 500 clients at most 1 step after each, no text left
     G11  50 signals, no answer cut, every exit code 0; 0.04 s from a second signal to the end
     G1   no figure that counts: 1.06 in a first round; later rounds find their prompts computed, since they ask the
