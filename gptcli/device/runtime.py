@@ -15,7 +15,7 @@ from gptcli.device import accelerators
 from gptcli.device.cpus import default_threads
 from gptcli.device.machine import matmul_peak
 from gptcli.device.private_torch import cpu_multiplies_bfloat16
-from gptcli.device.process import is_own_process
+from gptcli.device.process import is_own_process, modules_are_loaded
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ def make_runtime(config: RuntimeConfig, *, inference: bool = False, local_rank: 
     dtype auto: bfloat16 where the device multiplies it faster than float32; for inference on a CPU float32, in which
     a text does not depend on what else is in its batch. Of several processes each has the GPU of its `local_rank`.
     """
+    modules_are_loaded()
     device = _device(config.device)
     if local_rank is not None and device.type == "cuda" and device.index is None:
         device = _device(f"cuda:{local_rank}")

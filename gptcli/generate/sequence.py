@@ -217,11 +217,12 @@ class ActiveSequence:
         return token
 
     def _drawn(self, logits: Tensor, numbers: Numbers | None) -> int:
-        if logits.max() == -math.inf:
+        scores = logits.numpy()
+        if scores.max() == -math.inf:
             raise ConfigError("every token that could come next is blocked or leaves the pattern; loosen one of them")
         if numbers is not None:
-            return draw_by_key(logits.numpy(), self.options, numbers)
-        return draw(logits.numpy(), self.options, self.random.random() if self.options.temperature else 0.0)
+            return draw_by_key(scores, self.options, numbers)
+        return draw(scores, self.options, self.random.random() if self.options.temperature else 0.0)
 
     def _is_blocked(self, blocked: Blocked, token: int) -> bool:
         ids, wanted = self.completion.ids, blocked.length - 1

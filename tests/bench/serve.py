@@ -116,16 +116,17 @@ def generate_seconds(how: How, asked: list[dict[str, Any]], *flags: str) -> floa
 
 
 def streams_beside_generate(how: How) -> Iterator[Line]:
-    """G1."""
-    asked = [own_body(prompt, seed=number) for number, prompt in enumerate(prompts(how.count(64)))]
+    """G1. Prompts of each round are new ones: the server holds what it computed of those before."""
     ratios = []
     with own(how.large, how.threads, *DTYPE) as server:
-        for _ in range(how.rounds):
+        for round_ in range(how.rounds):
+            texts = prompts(how.count(64), seed=100 + round_)
+            asked = [own_body(prompt, seed=number) for number, prompt in enumerate(texts)]
             _, seconds = asyncio.run(together([stream(server, each) for each in asked]))
             ratios.append(seconds / generate_seconds(how, asked))
             harness.note(f"G1: {seconds:.2f} s, {ratios[-1]:.3f}")
     ratio = statistics.median(ratios)
-    yield Line("G1", f"{len(asked)} streams beside generate --jsonl", "<= 1.05 x", f"{ratio:.3f} x", ratio <= 1.05)
+    yield Line("G1", f"{how.count(64)} streams beside generate --jsonl", "<= 1.05 x", f"{ratio:.3f} x", ratio <= 1.05)
 
 
 def speed(server: Server, clients: int, requests: int, *, ours: bool) -> dict[str, float]:

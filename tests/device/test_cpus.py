@@ -1,5 +1,6 @@
 """How many threads a command takes: what the user, a container, Slurm and the affinity allow."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -85,3 +86,19 @@ def test_the_command_sets_threads_and_how_they_wait() -> None:
     assert report(own, OMP_NUM_THREADS="1")[1:] == ["1", "1", WAITING["GOMP_SPINCOUNT"]]
     assert report(own, OMP_WAIT_POLICY="ACTIVE")[-1] == "None"
     assert report(own, GOMP_SPINCOUNT="77")[-1] == "77"
+
+
+COLLECTION = """
+import gc
+from gptcli.config.train import RuntimeConfig
+from gptcli.device.runtime import make_runtime
+make_runtime(RuntimeConfig())
+print(*gc.get_threshold(), gc.get_freeze_count() > 100_000)
+"""
+
+
+def test_the_command_keeps_modules_out_of_garbage_collection() -> None:
+    defaults = [str(count) for count in gc.get_threshold()]
+    own = "from gptcli.device.process import own_process; own_process()\n"
+    assert report(own + COLLECTION) == [*defaults, "True"]
+    assert report("import gc; gc.set_threshold(500, 5, 5)\n" + COLLECTION) == ["500", "5", "5", "False"]

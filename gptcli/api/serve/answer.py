@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
@@ -66,22 +67,19 @@ class Answer:
                     await task
             self._count()
 
-    async def _pieces(self, *, first_wait: float | None = None) -> AsyncIterator[list[Piece]]:
-        """Yield what steps did, empty lists where nothing came for a while; a problem before any text is raised."""
-        wait = first_wait
+    async def _pieces(self, *, first_wait: float | None = None, interval: float = 0.0) -> AsyncIterator[list[Piece]]:
+        """Yield what steps did, at most once an interval, empty lists where nothing came for a while; a problem before
+        any text is raised."""
+        loop = asyncio.get_running_loop()
+        wait, told_at = first_wait, -math.inf
         while len(self.ended) < len(self.job.completions):
-            try:
-                # Not wait_for: up to Python 3.11 it swallows a cancellation that comes with a result.
-                async with asyncio.timeout(wait if wait is not None else self.ping or None):
-                    await self.job.changed.wait()
-            except TimeoutError:
-                yield []
-                wait = None
-                continue
+            await self._change(wait if wait is not None else self.ping)
+            if (rest := told_at + interval - loop.time()) > 0:
+                await asyncio.sleep(rest)  # what comes meanwhile goes out together
             self.job.changed.clear()
             pieces = [*self.job.newest.values()]
             self.job.newest.clear()
-            wait = None
+            wait, told_at = None, loop.time()
             for piece in pieces:
                 if piece.problem is not None:
                     raise piece.problem
@@ -91,6 +89,15 @@ class Answer:
                 if piece.finish_reason is not None:
                     self.ended.add(piece.index)
             yield pieces
+
+    async def _change(self, seconds: float) -> None:
+        """Return when a step did something, or after so many seconds; 0: never."""
+        timer = asyncio.get_running_loop().call_later(seconds, self.job.changed.set) if seconds else None
+        try:
+            await self.job.changed.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def _whole(self, send: Send) -> None:
         last: dict[int, Piece] = {}
@@ -150,7 +157,7 @@ class Answer:
             await send({"type": "http.response.body", "body": content, "more_body": True})
 
         try:
-            async for pieces in self._pieces(first_wait=HEAD_SECONDS):
+            async for pieces in self._pieces(first_wait=HEAD_SECONDS, interval=self.interval):
                 last |= {piece.index: piece for piece in pieces}
                 if not started:
                     await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
@@ -159,8 +166,6 @@ class Answer:
                     await put(b": waiting\n\n")
                 if events := b"".join(self._events(pieces)):
                     await put(events)
-                if self.interval:
-                    await asyncio.sleep(self.interval)  # what comes meanwhile goes out together
             if self.ask.include_usage:
                 await put(_event(self.head.wrap([], usage=self._usage(), **self._extra(last))))
             await put(b"data: [DONE]\n\n")
