@@ -45,7 +45,7 @@ def is_own_process() -> bool:
 
 def modules_are_loaded() -> None:
     """Collect garbage as Python does by default from now on, without what is there now: modules and their functions,
-    which stay, and through which every full collection would go, a tenth of a second during which nothing else runs.
+    which stay, and through which every full collection would go while nothing else runs.
 
     Does nothing in a caller's process, or a second time.
     """

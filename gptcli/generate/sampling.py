@@ -104,7 +104,7 @@ def draw(logits: Logits, options: GenerateOptions, uniform: float) -> int:
     if options.temperature == 0:
         return int(logits.argmax())
     ids, weights = candidates(logits, options)
-    # PyTorch's running sum of a whole vocabulary takes a fifth of the time of NumPy's.
+    # PyTorch's running sum of a whole vocabulary takes less time than NumPy's.
     reached = weights.cumsum() if ids is not None else torch.from_numpy(weights).cumsum(0).numpy()
     # Rounding ends on the last that may be drawn.
     index = min(reached.searchsorted(uniform * reached[-1], side="right"), reached.searchsorted(reached[-1]))
