@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -22,6 +23,8 @@ from gptcli.device.world import speaks
 
 STDOUT_CLOSED, INTERNAL = 141, 70
 
+# Libraries that have less end the process themselves, or wait for a thread that could not begin.
+LEAST_ADDRESS_SPACE = 256 << 20
 MORE_MEMORY = "raise the limit (ulimit -v, or that of the container), or close other programs"
 _AT_ONCE = "lower --batch-size or the length of the text, or use a smaller model"
 LESS_MEMORY = {  # what each command has that takes less of it
@@ -180,6 +183,8 @@ def run(arguments: list[str]) -> int:
     """Run one command line; every error becomes its message on stderr and its exit code."""
     name = _command_name(arguments)
     try:
+        if name:
+            _check_address_space()
         # Not cli.main: it would end the process itself where stdout is closed.
         with cli.make_context("gptcli", list(arguments)) as context:
             result = cli.invoke(context)
@@ -190,6 +195,13 @@ def run(arguments: list[str]) -> int:
         return _explain(name, error, arguments)
     finally:
         _warn_of_file_systems(name)
+
+
+def _check_address_space() -> None:
+    """Raise GptcliError where a limit leaves no room for the libraries of any command."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+        raise GptcliError(f"out of memory; {MORE_MEMORY}")
 
 
 def _warn_of_file_systems(name: str) -> None:

@@ -125,6 +125,19 @@ def test_an_error_names_its_place_and_advice_that_the_command_has(
     assert "stdout" not in line or "stdout" in words
 
 
+@pytest.mark.parametrize("kib", [60_000, 100_000, 200_000])
+@pytest.mark.parametrize("command", ["train-tokenizer corpus.txt -o tok.json", "prepare corpus.txt -t tok.json -o p"])
+def test_a_small_address_space_is_told_before_libraries_fail(command: str, kib: int, session_cache: Path) -> None:
+    line = f"ulimit -v {kib} && exec {sys.executable} -m gptcli {command}"
+    ended = subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, env=environment(session_cache), timeout=60
+    )
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    words = "out of memory; raise the limit (ulimit -v, or that of the container), or close other programs"
+    assert ended.stderr.splitlines() == [f"gptcli {command.split()[0]}: error: {words}"]
+
+
 @pytest.mark.parametrize("number", [15, 1, 10, 12, 24])
 def test_a_signal_outside_of_training_ends_a_command_with_its_code(
     number: int, tiny: Tiny, session_cache: Path
