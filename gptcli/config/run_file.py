@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gptcli.base.errors import ConfigError
 from gptcli.base.escape import escape
-from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.schema import Section
 from gptcli.config.train import PretrainConfig
 
@@ -25,7 +24,11 @@ MOVED = "where the run file lies"
 
 def kind_of_run_file(text: str) -> Any:
     """Return FinetuneConfig where the file names a task or a base, else PretrainConfig."""
-    return FinetuneConfig if _has_key(text, "task|base") else PretrainConfig
+    if not _has_key(text, "task|base"):
+        return PretrainConfig
+    from gptcli.config.finetune import FinetuneConfig  # many keys, which pretraining need not read
+
+    return FinetuneConfig
 
 
 def load_run_file(kind: type[T] | None, path: str, overrides: Sequence[str], *, resume: bool = False) -> Loaded[T]:
@@ -46,7 +49,7 @@ def load_run_file(kind: type[T] | None, path: str, overrides: Sequence[str], *, 
         name = escape(path, 1000)
         if kind is PretrainConfig and of_finetune:
             raise ConfigError(f"{name}: is a run file of gptcli finetune; name one of gptcli pretrain") from None
-        if kind is FinetuneConfig and not of_finetune and _has_key(text, "model|tokenizer"):
+        if kind not in (PretrainConfig, None) and not of_finetune and _has_key(text, "model|tokenizer"):
             raise ConfigError(f"{name}: is a run file of gptcli pretrain; name one of gptcli finetune") from None
         raise
 

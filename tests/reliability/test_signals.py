@@ -35,7 +35,7 @@ PHASES = {
     "evaluation": ("gptcli.tasks.text", "score_documents", 1),
     "sampling": ("gptcli.api.pretrain", "write_sample", 1),
     "save": ("gptcli.train.checkpoint", "save", 1),
-    "retention": ("gptcli.train.retention", "keep", 2),
+    "retention": ("gptcli.train.run", "keep", 2),
 }
 
 

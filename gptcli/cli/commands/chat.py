@@ -8,7 +8,7 @@ import click
 
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.units import count
-from gptcli.cli.commands import options
+from gptcli.cli.commands import drawing, options
 from gptcli.cli.commands.safeguards import safeguarded, take_safeguards
 from gptcli.config.generate import GenerateOptions
 
@@ -17,7 +17,7 @@ from gptcli.config.generate import GenerateOptions
 @click.argument("run")
 @click.option("--system", metavar="TEXT", help="The system message.")
 @click.option("--load", metavar="FILE", help="Continue the last conversation of a JSONL file, as written by /save.")
-@options.drawing
+@drawing.drawing
 @click.option("--jsonl", is_flag=True, help='Answer {"messages": [...]} or {"content": ...} records from stdin.')
 @safeguarded
 @options.batch_size("With --jsonl: answers")
@@ -46,7 +46,7 @@ def chat(
     options.ask_for_huge_pages()
     from gptcli.cli import console
 
-    given = options.take_given(how)
+    given = drawing.take_given(how)
     chosen = GenerateOptions(**given)
     if jsonl and (system is not None or load is not None):
         raise ConfigError("--jsonl records hold whole conversations; leave out --system and --load")

@@ -10,7 +10,7 @@ import click
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import escape
 from gptcli.base.units import count
-from gptcli.cli.commands import options
+from gptcli.cli.commands import drawing, options
 from gptcli.cli.commands.safeguards import safeguarded, take_safeguards
 from gptcli.cli.lines import waiting_bytes
 from gptcli.config.generate import GenerateOptions
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 @click.command(no_args_is_help=True)
 @click.argument("run")
 @click.argument("prompt", required=False)
-@options.drawing
-@options.draw_option("n")
+@drawing.drawing
+@drawing.draw_option("n")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
-@options.draw_option("truncate")
-@options.draw_option("min_tokens")
+@drawing.draw_option("truncate")
+@drawing.draw_option("min_tokens")
 @click.option(
     "--stop-at-eos/--no-stop-at-eos",
     default=None,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write JSON that is valid under this JSON Schema (- reads it from stdin; {} allows any JSON).",
 )
-@options.draw_option("lookup")
+@drawing.draw_option("lookup")
 @click.option(
     "--logprobs",
     metavar="[K]",
@@ -92,7 +92,7 @@ def generate(run: str, prompt: str | None, jsonl: bool, as_json: bool, stream: b
         how["choices"] = tuple(how["choices"].split(","))
     if how["json_schema"] is not None:
         how["json_schema"] = read_schema(how["json_schema"])
-    given = options.take_given(how)
+    given = drawing.take_given(how)
     chosen = GenerateOptions(**given)
     check_usage(prompt, chosen, jsonl=jsonl, as_json=as_json, stream=stream)
     report = console.ConsoleReport("generate")

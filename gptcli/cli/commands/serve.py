@@ -12,7 +12,7 @@ import click
 
 from gptcli.base.errors import ConfigError
 from gptcli.base.escape import escape
-from gptcli.cli.commands import options
+from gptcli.cli.commands import drawing, options
 from gptcli.cli.commands.safeguards import safeguarded, take_safeguards
 from gptcli.config.generate import GenerateOptions
 
@@ -48,7 +48,7 @@ NEEDED = ("starlette", "uvicorn", "prometheus_client")
     "--share-prefix", is_flag=True, help="Let clients share computed beginnings of prompts; the time tells who asked."
 )
 @click.option("--model-name", metavar="NAME", help="Name of the model in the API.  [default: the run's own]")
-@options.drawing
+@drawing.drawing
 @safeguarded
 @options.batch_size("Texts")
 @click.option("--queue", type=click.IntRange(1), help="How many texts may wait for a row.  [default: 4 times the rows]")
@@ -103,7 +103,7 @@ def serve(
     from gptcli.api.serve.place import Place
     from gptcli.cli import console
 
-    given = options.take_given(how)
+    given = drawing.take_given(how)
     report = console.ConsoleReport("serve", quiet=quiet)
     how["safeguards"] = take_safeguards(how, GenerateOptions(**given), report)
     keys = _keys(api_key_file)
