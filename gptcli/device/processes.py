@@ -156,8 +156,8 @@ def joined(config: ParallelConfig, runtime: RuntimeConfig) -> Iterator[Processes
     end_with_parent()
     on_gpus = runtime.device.startswith("cuda") or (runtime.device == "auto" and torch.cuda.is_available())
     store = _meet(place, config, "cpu:gloo,cuda:nccl" if on_gpus else "gloo")
-    patient = dist.new_group(backend="gloo", timeout=PATIENT)
     try:
+        patient = dist.new_group(backend="gloo", timeout=PATIENT)  # fails where another is through and ends at once
         yield Processes(place.rank, place.count, place.local_rank, config, patient)
     except BaseException as error:
         raise _as_one_of_many(error, store, place, config) from None
