@@ -255,6 +255,14 @@ def test_what_generate_marks_detect_finds(tiny: Tiny, key_file: Path, run_cli: R
     assert all(0 < json.loads(line)["p"] <= 1 for line in found.text.splitlines())
 
 
+def test_a_file_s_name_given_as_the_text_is_told(tiny: Tiny, key_file: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    (tmp_path / "answer.txt").write_text("It was a long answer.")
+    found = run_cli("detect", tiny.tokenizer, tmp_path / "answer.txt", "--key", key_file)
+    assert found.code == 0
+    assert "detect: warning: TEXT is tested as it stands; for what the file holds: < " in found.err
+    assert run_cli("detect", tiny.tokenizer, "answer", "--key", key_file).err == ""
+
+
 def test_the_key_of_the_environment_holds_and_its_mark_is_the_flag_s(
     tiny: Tiny, key_file: Path, run_cli: RunCli
 ) -> None:

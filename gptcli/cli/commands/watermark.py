@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gptcli.base.errors import ConfigError
+from gptcli.base.escape import escape
 from gptcli.cli.commands import options
 
 tokenizer = click.argument("tokenizer", metavar="RUN")
@@ -100,6 +102,9 @@ def detect(
             console.write_json(record)
         return
     else:
+        if text is not None and os.path.isfile(text):
+            name = escape(text, 200)
+            console.ConsoleReport("detect").warning(f"TEXT is tested as it stands; for what the file holds: < {name}")
         found = detector.text(console.prompt_text(text))
     if as_json:
         console.write_json(found.as_dict())
