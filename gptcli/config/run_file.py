@@ -37,7 +37,6 @@ def load_run_file(kind: type[T] | None, path: str, overrides: Sequence[str], *, 
 
     To resume, the run.yaml of a run that was moved or copied names the directory where it lies.
     """
-    from gptcli.base.escape import escape
     from gptcli.config import yaml_file
 
     text = yaml_file.read(path)  # once: it may be a pipe
