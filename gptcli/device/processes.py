@@ -6,12 +6,13 @@ here gives back what it was given, and torch.distributed is not imported.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -133,6 +134,25 @@ class Together:
     processes: Processes = ALONE
     check: Callable[[], None] = lambda: None
     lockstep: bool = False  # who has nothing to compute in a round goes through the model with the others
+
+    def compute(self, items: Iterable[T], work: Callable[[T], Tensor]) -> Iterator[tuple[T, Tensor]]:
+        """Yield each item, in order, with the numbers (N,) that `work` makes of it, on the CPU.
+
+        Of several processes, which all call this, each computes every n-th item, and all get the same.
+        """
+        waiting, processes = iter(items), self.processes
+        while group := list(itertools.islice(waiting, processes.count)):
+            self.check()
+            if processes.alone:
+                yield group[0], work(group[0])
+                continue
+            there = processes.rank < len(group)
+            own = work(group[processes.rank if there else 0]) if there or self.lockstep else torch.empty(0)
+            sizes = processes.gather(torch.tensor([len(own)])).flatten().tolist()
+            padded = torch.zeros(max(sizes), dtype=torch.float64)
+            padded[: len(own)] = own
+            for item, numbers, size in zip(group, processes.gather(padded), sizes, strict=False):
+                yield item, numbers[:size].to(own.dtype)
 
 
 BY_ONE = Together()

@@ -16,6 +16,7 @@ from gptcli.base.report import Report
 from gptcli.config.finetune import Pooling
 from gptcli.data.example import label_text
 from gptcli.data.packing import group_by_tokens
+from gptcli.device.processes import BY_ONE, Together
 from gptcli.device.runtime import Runtime
 from gptcli.evaluate.bootstrap import Floats
 from gptcli.evaluate.items import Item
@@ -98,15 +99,18 @@ def classify_by_head(ensemble: Ensemble, items: Sequence[Item], report: Report) 
 
 
 @torch.inference_mode()
-def label_probabilities(model: GPT, sequences: Sequence[list[int]], runtime: Runtime, *, pooling: Pooling) -> Tensor:
+def label_probabilities(
+    model: GPT, sequences: Sequence[list[int]], runtime: Runtime, *, pooling: Pooling, together: Together = BY_ONE
+) -> Tensor:
     """Return probabilities (sequences, labels) float32 on the CPU, of id sequences that begin as Example.ids do.
 
-    NumericalError where the model's output is not finite.
+    Several processes may compute them `together`. NumericalError where the model's output is not finite.
     """
     order = sorted(range(len(sequences)), key=lambda number: len(sequences[number]))  # so that attention pads little
     most = batch_tokens(on_cpu=runtime.on_cpu)
     groups = group_by_tokens((sequences[number] for number in order), most, len)
-    found = torch.cat([_in_one_pass(model, group, runtime, pooling) for group in groups])
+    parts = together.compute(groups, lambda group: _in_one_pass(model, group, runtime, pooling).flatten())
+    found = torch.cat([numbers.view(len(group), -1) for group, numbers in parts])
     return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
 
 

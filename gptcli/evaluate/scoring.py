@@ -17,7 +17,6 @@ from gptcli.device.runtime import Runtime
 from gptcli.model.attention import PackedSequences
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.train.loss import likeliest, target_nats
-from gptcli.train.micro_batches import grouped
 
 BATCH_TOKENS = 8192  # tokens of a forward pass in evaluation
 CPU_BATCH_TOKENS = 2048  # more needs memory and saves a CPU no time
@@ -66,28 +65,17 @@ def score_sequences(
     Sequences that differ in their last id only, as the possible answers of one token do, share a pass of the model.
     Of several processes, which all call this, each computes every n-th batch, and all get the same.
     """
-    tokens, processes = batch_tokens(on_cpu=runtime.on_cpu), together.processes
+
+    def score(batch: list[Sequence]) -> Tensor:
+        nats, hits = _score_batch(model, batch, runtime, greedy)
+        return torch.cat((nats, hits))
+
+    tokens = batch_tokens(on_cpu=runtime.on_cpu)
     with evaluating(model):
         batches = group_by_tokens(sequences, tokens, lambda sequence: len(sequence.ids) - 1)
-        for group in grouped(batches, processes.count):
-            if processes.alone:
-                nats, hits = _score_batch(model, group[0], runtime, greedy)
-                yield from _cut(group[0], nats, hits if greedy else None)
-                continue
-            together.check()
-            own = torch.zeros(2, max(sum(_targets(sequence) for sequence in batch) for batch in group))
-            if processes.rank < len(group):
-                for row, numbers in zip(own, _score_batch(model, group[processes.rank], runtime, greedy), strict=True):
-                    row[: len(numbers)] = numbers
-            elif together.lockstep:
-                _score_batch(model, group[0], runtime, greedy)
-            for batch, (nats, hits) in zip(group, processes.gather(own), strict=False):
-                yield from _cut(batch, nats, hits.bool() if greedy else None)
-
-
-def _targets(sequence: Sequence) -> int:
-    """Return how many ids of a sequence are scored."""
-    return max(0, len(sequence.ids) - sequence.first)
+        for batch, numbers in together.compute(batches, score):
+            targets = len(numbers) // 2 if greedy else len(numbers)
+            yield from _cut(batch, numbers[:targets], numbers[targets:].bool() if greedy else None)
 
 
 def _score_batch(model: GPT, batch: list[Sequence], runtime: Runtime, greedy: bool) -> tuple[Tensor, Tensor]:
@@ -120,7 +108,7 @@ def _cut(batch: list[Sequence], nats: Tensor, hits: Tensor | None) -> Iterator[S
     """Yield of each sequence what is its own."""
     done = 0
     for sequence in batch:
-        scored = slice(done, done + _targets(sequence))
+        scored = slice(done, done + max(0, len(sequence.ids) - sequence.first))
         done = scored.stop
         yield Scored(nats[scored], None if hits is None else bool(hits[scored].all()))
 

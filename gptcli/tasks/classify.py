@@ -17,6 +17,7 @@ from gptcli.data.batches import IGNORE, Batch
 from gptcli.data.example import Example, Reader, cut_example, label_of, label_text, named_by
 from gptcli.data.rows import Row
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.processes import Together
 from gptcli.device.runtime import Runtime
 from gptcli.evaluate.classification import Labelled
 from gptcli.evaluate.classification_head import label_probabilities
@@ -124,10 +125,13 @@ def _class_weights(rows: Sequence[Example], labels: int, *, balanced: bool) -> T
 
 
 @torch.inference_mode()
-def _validate(model: GPT, rows: Sequence[Example], runtime: Runtime, *, metadata: ModelMetadata) -> Validation:
+def _validate(
+    model: GPT, rows: Sequence[Example], runtime: Runtime, together: Together, *, metadata: ModelMetadata
+) -> Validation:
     """Measure accuracy and macro-F1 on held-out rows."""
+    texts = [row.ids for row in rows]
     with evaluating(model):
-        probabilities = label_probabilities(model, [row.ids for row in rows], runtime, pooling=metadata.pooling)
+        probabilities = label_probabilities(model, texts, runtime, pooling=metadata.pooling, together=together)
     wanted = torch.tensor([row.label for row in rows])
     confidence, given = (found.numpy() for found in probabilities.double().max(-1))
     accuracy, macro_f1 = Labelled(metadata.labels, wanted.numpy(), given, confidence).accuracy_and_macro_f1()

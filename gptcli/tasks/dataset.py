@@ -206,8 +206,8 @@ def rows_job(
     rows, held_out = (task.prepare(part, runtime) for part in (examples.train, examples.validation))
     train = train_config(config, len(rows), samples=task.writes)
 
-    def validate(model: GPT, _together: Together) -> Validation | None:
-        return task.validate(model, held_out, runtime) if held_out else None
+    def validate(model: GPT, together: Together) -> Validation | None:
+        return task.validate(model, held_out, runtime, together) if held_out else None
 
     written = task.begin(model, rows, train.batch_size, runtime) if task.begin else None
     return tuning_job(
@@ -228,6 +228,7 @@ def rows_job(
         written=written,
         objective=task.objective(rows),
         validate=validate,
+        validates_together=task.validates_together,
         data=(count(len(rows), "row"), "row"),
         content={"base": identity, "tokenizer": tokenizer.sha256, "inputs": examples.sha256, **task.content},
         metadata=metadata,

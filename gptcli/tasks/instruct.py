@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from gptcli.base.errors import DataError
 from gptcli.config.finetune import FinetuneConfig, RowsConfig
@@ -14,6 +15,7 @@ from gptcli.data.example import Example, Reader, cut_example, named_by
 from gptcli.data.packing import group_by_tokens, pack
 from gptcli.data.rows import Row
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.processes import Together
 from gptcli.device.runtime import Runtime
 from gptcli.evaluate.scoring import batch_tokens
 from gptcli.model.gpt import GPT, evaluating
@@ -62,15 +64,17 @@ def row_prompt(row: Row, data: RowsConfig) -> str:
 
 
 @torch.inference_mode()
-def validate_targets(model: GPT, rows: Sequence[Example], runtime: Runtime) -> Validation:
+def validate_targets(model: GPT, rows: Sequence[Example], runtime: Runtime, together: Together) -> Validation:
     """Measure the loss of what is learnt in held-out rows."""
-    nats = targets = 0.0
-    most = batch_tokens(on_cpu=runtime.on_cpu)
+
+    def nats_and_targets(group: list[Example]) -> Tensor:
+        batch = pack(group)
+        found = float(next_token_nats(model, batch, runtime)), int((batch.targets != IGNORE).sum())
+        return torch.tensor(found, dtype=torch.float64)
+
+    groups = group_by_tokens(rows, batch_tokens(on_cpu=runtime.on_cpu), lambda example: len(example.ids))
     with evaluating(model):
-        for group in group_by_tokens(rows, most, lambda example: len(example.ids)):
-            batch = pack(group)
-            nats += float(next_token_nats(model, batch, runtime))
-            targets += int((batch.targets != IGNORE).sum())
-    loss = nats / targets
+        sums = [numbers.tolist() for _, numbers in together.compute(groups, nats_and_targets)]
+    loss = sum(nats for nats, _ in sums) / sum(targets for _, targets in sums)
     record = {"loss_nats": loss, "perplexity": math.exp(min(loss, 700.0))}
     return Validation(loss, record, f"validation loss {loss:.4f} nats per learnt token", f"validation loss {loss:.3f}")

@@ -30,6 +30,7 @@ from gptcli.data.packing import group_by_tokens, pack
 from gptcli.data.rows import Row
 from gptcli.data.template import Form
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.processes import Together
 from gptcli.device.runtime import Runtime
 from gptcli.evaluate.scoring import batch_tokens
 from gptcli.generate.engine import Engine, Request
@@ -64,7 +65,7 @@ def prefer(
     def prepare(rows: Sequence[Example], runtime: Runtime) -> list[Example]:
         return with_reference(rows, reference(), runtime) if options.loss in ("dpo", "ipo") else list(rows)
 
-    def validate(model: GPT, rows: Sequence[Example], runtime: Runtime) -> Validation:
+    def validate(model: GPT, rows: Sequence[Example], runtime: Runtime, _together: Together) -> Validation:
         with evaluating(model):
             lengths = _written_lengths(model, tokenizer, form, rows[: options.answers], runtime)
             return _validate(model, reference(), objective, rows, runtime, lengths)
@@ -75,6 +76,7 @@ def prefer(
         _reader(config.data, tokenizer, form, max_tokens),
         lambda _: objective,
         validate,
+        validates_together=False,
         prepare=prepare,
         by_example=True,
     )

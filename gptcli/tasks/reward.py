@@ -37,6 +37,7 @@ from gptcli.data.rows import Row
 from gptcli.data.template import Form
 from gptcli.data.text import file_sha256
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.processes import Together
 from gptcli.device.runtime import Runtime
 from gptcli.generate.engine import Completion, Engine, Request
 from gptcli.model.gpt import GPT, evaluating
@@ -73,7 +74,7 @@ def reward(
         other = reference() if options.kl_weight else None
         return Answers(writer, score(), rows, batch_size, config.train.micro_batch_tokens, config.runtime.seed, other)
 
-    def validate(model: GPT, rows: Sequence[Example], runtime: Runtime) -> Validation:
+    def validate(model: GPT, rows: Sequence[Example], runtime: Runtime, _together: Together) -> Validation:
         writer = Writer(model, tokenizer, form, options, runtime)
         return _validate(writer, score(), reference(), rows, config.train.micro_batch_tokens)
 
@@ -83,6 +84,7 @@ def reward(
         _reader(config, tokenizer, form, max_tokens),
         lambda _: RewardObjective(options),
         validate,
+        validates_together=False,
         begin=begin,
         content=_content(options),
     )

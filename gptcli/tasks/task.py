@@ -15,6 +15,7 @@ from gptcli.data.messages import Mended
 from gptcli.data.rows import Row, Rows, load_rows
 from gptcli.data.text import TextOptions
 from gptcli.data.tokenizer import Tokenizer
+from gptcli.device.processes import Together
 from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT
 from gptcli.train.metadata import ModelMetadata
@@ -45,7 +46,8 @@ class Task:
     metadata: ModelMetadata
     read_row: Reader
     objective: Callable[[Sequence[Example]], Objective]  # for these rows to train on
-    validate: Callable[[GPT, Sequence[Example], Runtime], Validation]
+    validate: Callable[[GPT, Sequence[Example], Runtime, Together], Validation]
+    validates_together: bool = True  # in all processes, else in the first, as where validation writes text
     writes: bool = True  # text, of which a run can show samples
     mended: Mended | None = None  # what the reader changes in conversations, counted
     prepare: Callable[[Sequence[Example], Runtime], list[Example]] = lambda rows, _: list(rows)  # before training
