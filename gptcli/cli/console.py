@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -116,7 +115,11 @@ def _whole(cell: str) -> str:
 
 def size() -> tuple[int, int]:
     """Return the columns and lines of the terminal that stdout is, 80 and 24 elsewhere."""
-    columns, lines = shutil.get_terminal_size() if is_terminal(sys.stdout) else (80, 24)
+    if not is_terminal(sys.stdout):
+        return 80, 24
+    import shutil  # and with it the libraries of three compressions
+
+    columns, lines = shutil.get_terminal_size()
     return columns, lines
 
 
