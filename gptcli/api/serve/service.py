@@ -71,6 +71,7 @@ class Service:
             self.engine = Writer(run, **how).engine
         self.tokenizer = self.engine.tokenizer
         self.context_length = self.engine.context_length
+        self.engine.prefixes.grow(self.context_length)  # now, so that no request waits for it
         with torch.device("meta"):  # the engine's own has its matrices packed
             self.parameters = GPT(read_config(directory), labels=len(self.labels)).num_parameters()
         self.created = int((directory / "config.json").stat().st_mtime)
