@@ -16,7 +16,8 @@ from faults import CONTEXT, Ended, Home, Perform, Trial, metrics
 from gptcli.base.errors import GptcliError
 from gptcli.config.parallel import ParallelConfig
 from gptcli.config.train import RuntimeConfig
-from gptcli.device.processes import joined
+from gptcli.device.processes import Processes, Together, joined
+from gptcli.model.gpt import GPT
 
 ONE_THREAD = ("-s", "runtime.threads=1")  # the bits of a matrix product may depend on the number of threads
 
@@ -98,6 +99,42 @@ def _join(rank: int, count: int, port: int, results: Any, work: Callable[..., An
     results.put((rank, found))
 
 
+class Counted:
+    """How often a model was gone through here, and the rounds of the work that processes do `together`."""
+
+    def __init__(self, processes: Processes) -> None:
+        self.passes = self.rounds = 0
+        self.together = Together(processes, self._check)
+
+    def _check(self) -> None:
+        self.rounds += 1
+
+
+def counting(model: GPT, processes: Processes) -> Counted:
+    """Count from now on what a model does in this process."""
+    counted, hidden = Counted(processes), model.hidden
+
+    def pass_on(*given: Any, **how: Any) -> Any:
+        counted.passes += 1
+        return hidden(*given, **how)
+
+    model.hidden = pass_on  # type: ignore[method-assign]
+    return counted
+
+
+def assert_shares_of_one(work: Callable[..., tuple[Any, int, int]], argument: Any) -> int:
+    """Hold work(processes, argument) -> (result, passes, rounds) of 2 and 3 processes to the result of one, of whose
+    passes each makes a share -> the passes of one."""
+    ((alone, all_passes, _),) = in_processes(1, work, argument)
+    for count in (2, 3):
+        ranks = in_processes(count, work, argument)
+        assert all(found == alone for found, _, _ in ranks)
+        assert sum(passes for _, passes, _ in ranks) == all_passes
+        assert max(passes for _, passes, _ in ranks) <= -(-all_passes // count) + 1
+        assert len({rounds for _, _, rounds in ranks}) == 1
+    return int(all_passes)
+
+
 def metrics_so_far(run: Path) -> list[tuple[str, int, dict[str, object]]]:
     try:
         return metrics(run)
@@ -112,4 +149,5 @@ def run_in(home: Home, run: str, count: int, *more: str) -> None:
     assert all(each.err == "" for each in ended[1:]), ended
 
 
-__all__ = ["ONE_THREAD", "Ranks", "free_port", "in_processes", "metrics_so_far", "place_of", "run_in", "signal"]
+__all__ = ["ONE_THREAD", "Ranks", "assert_shares_of_one", "counting", "free_port", "in_processes", "metrics_so_far",
+           "place_of", "run_in", "signal"]  # fmt: skip

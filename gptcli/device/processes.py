@@ -6,7 +6,6 @@ here gives back what it was given, and torch.distributed is not imported.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from gptcli.base.errors import ConfigError, GptcliError, LostProcess
+from gptcli.base.grouping import grouped
 from gptcli.base.signals import Stopped
 from gptcli.config.parallel import ParallelConfig
 from gptcli.config.train import RuntimeConfig
@@ -140,8 +140,8 @@ class Together:
 
         Of several processes, which all call this, each computes every n-th item, and all get the same.
         """
-        waiting, processes = iter(items), self.processes
-        while group := list(itertools.islice(waiting, processes.count)):
+        processes = self.processes
+        for group in grouped(items, processes.count):
             self.check()
             if processes.alone:
                 yield group[0], work(group[0])

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 
 from gptcli.base.errors import NumericalError
+from gptcli.base.grouping import grouped
 from gptcli.base.signals import Stopped
 from gptcli.config.train import OptimConfig, TrainConfig
 from gptcli.data.batches import Step, derived_seed
 from gptcli.device.runtime import Runtime, memory_bytes
 from gptcli.train.loss import next_token_nats
 from gptcli.train.metrics import Record
-from gptcli.train.micro_batches import grouped
 from gptcli.train.state import TrainState
 from gptcli.train.step import Objective
 from gptcli.train.step_clock import StepClock, batch_flops

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
-
 from gptcli.config.train import TrainConfig
 
-T = TypeVar("T")
 CPU_MICRO_TOKENS = 1024  # matrix products of so many rows are as fast as longer ones, and what they keep fits a cache
 
 
@@ -21,10 +16,3 @@ def micro_batch_rows(config: TrainConfig, context_length: int, *, on_cpu: bool, 
     divisors = [rows for rows in range(1, most + 1) if config.batch_size % rows == 0]
     enough = (rows for rows in divisors if rows * context_length >= CPU_MICRO_TOKENS)
     return next(enough, divisors[-1]) if on_cpu else divisors[-1]
-
-
-def grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield items in order, `size` at a time and fewer at the end."""
-    waiting = iter(items)
-    while group := list(itertools.islice(waiting, size)):
-        yield group

@@ -6,6 +6,7 @@ Standard library only, so that the process that measures stays small and light.
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -82,6 +83,13 @@ def split(text: Path, directory: Path) -> None:
         cut -= 1
     (directory / "train.txt").write_bytes(data[:cut])
     (directory / "validation.txt").write_bytes(data[cut:])
+
+
+def words(count: int) -> str:
+    """A text of so many made-up words, of 6,000 different ones, always the same."""
+    draw, letters = random.Random(1), "abcdefghijklmnopqrstuvwxyz"
+    known = ["".join(draw.choices(letters, k=draw.randrange(2, 9))) for _ in range(6000)]
+    return " ".join(draw.choices(known, k=count))
 
 
 def note(text: str) -> None:

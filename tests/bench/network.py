@@ -20,7 +20,6 @@ import fcntl
 import hashlib
 import json
 import os
-import random
 import select
 import statistics
 import struct
@@ -41,6 +40,7 @@ TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 MTU = 65_000
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 SHORT, LONG = 4, 12  # steps
+Place = tuple[Sequence[str], str]  # what stands before a command, and its network device
 
 
 class Link:
@@ -75,11 +75,11 @@ class Link:
 
 
 @contextmanager
-def namespaces(link_of: dict[str, float]) -> Iterator[tuple[list[str], Link]]:
-    """Make two namespaces with a link between them; they are gone afterwards."""
+def namespaces(*, bits_per_second: float, delay: float) -> Iterator[tuple[list[Place], Link]]:
+    """Make two namespaces with a link between them -> the place of a process in each; they are gone afterwards."""
     spaces = [f"gptcli-{end}-{os.getpid()}" for end in "ab"]
     devices = [f"gptcli{end}{os.getpid() % 10_000}" for end in "ab"]
-    link = Link(devices, **link_of)
+    link = Link(devices, bits_per_second=bits_per_second, delay=delay)
     try:
         for space, device, address in zip(spaces, devices, ADDRESSES, strict=True):
             for command in (
@@ -91,7 +91,7 @@ def namespaces(link_of: dict[str, float]) -> Iterator[tuple[list[str], Link]]:
             ):
                 subprocess.run(command.split(), check=True)
         link.thread.start()
-        yield spaces, link
+        yield [(("ip", "netns", "exec", space), device) for space, device in zip(spaces, devices, strict=True)], link
     finally:
         link.done.set()
         if link.thread.is_alive():
@@ -103,9 +103,7 @@ def namespaces(link_of: dict[str, float]) -> Iterator[tuple[list[str], Link]]:
 
 
 def write_run_file(home: Path, *, shard: bool, exchange: str) -> None:
-    draw, letters = random.Random(1), "abcdefghijklmnopqrstuvwxyz"
-    words = ["".join(draw.choices(letters, k=draw.randrange(2, 9))) for _ in range(6000)]
-    (home / "corpus.txt").write_text(" ".join(draw.choices(words, k=100_000)))
+    (home / "corpus.txt").write_text(harness.words(100_000))
     (home / "run.yaml").write_text(
         "run_dir: run\n"
         "data: {train: [corpus.txt], cache_dir: cache}\n"
@@ -118,9 +116,9 @@ def write_run_file(home: Path, *, shard: bool, exchange: str) -> None:
     )
 
 
-def train(home: Path, name: str, steps: int, places: Sequence[tuple[Sequence[str], str]]) -> dict[str, Any]:
-    """Run to the end in a process for each of (command before it, address of the first) -> its time and weights."""
-    command = [sys.executable, "-m", "gptcli", "pretrain", "run.yaml", "-q", "-s", f"run_dir={name}"]
+def train(home: Path, name: str, steps: int, places: Sequence[Place]) -> dict[str, Any]:
+    """Run to the end in a process at each place -> the time of a step and the hash of the weights."""
+    command = harness.gptcli("pretrain", "run.yaml", "-q", "-s", f"run_dir={name}")
     command += ["-s", f"train.steps={steps}", "-s", f"train.save_every_steps={steps}"]
     command += ["-s", f"train.eval_every_steps={steps}"]
     processes = []
@@ -136,8 +134,7 @@ def train(home: Path, name: str, steps: int, places: Sequence[tuple[Sequence[str
         raise SystemExit(f"{name}: exit codes {codes}")
     records = [json.loads(line) for line in (home / name / "metrics.jsonl").read_text().splitlines()]
     seconds = [record["step_seconds"] for record in records if record["kind"] == "train"]
-    command = [sys.executable, "-m", "gptcli", "export", name, "-o", f"{name}-hf", "--to", "hf"]
-    subprocess.run(command, cwd=home, check=True, stdout=subprocess.DEVNULL)
+    harness.run(harness.gptcli("export", name, "-o", f"{name}-hf", "--to", "hf"), cwd=home)
     digest = hashlib.sha256((home / f"{name}-hf" / "model.safetensors").read_bytes()).hexdigest()
     return {"step_seconds": statistics.median(seconds[1:]), "sha256": digest}
 
@@ -160,12 +157,10 @@ def main() -> None:
         plan = json.loads(planned.stdout)["shared"]
         one = train(home, "one", LONG, [((), "lo")])
         loopback = train(home, "loopback", LONG, [((), "lo"), ((), "lo")])
-        with namespaces({"bits_per_second": given.gbit * 1e9, "delay": given.delay_ms / 1e3}) as (spaces, link):
+        with namespaces(bits_per_second=given.gbit * 1e9, delay=given.delay_ms / 1e3) as (places, link):
             sent = []
             for steps in (SHORT, LONG):
                 before = list(link.sent)
-                places = [(("ip", "netns", "exec", space), f"gptcli{end}{os.getpid() % 10_000}")
-                          for space, end in zip(spaces, "ab", strict=True)]  # fmt: skip
                 linked = train(home, f"linked-{steps}", steps, places)
                 sent.append([now - then for now, then in zip(link.sent, before, strict=True)])
         each = [(long - short) / (LONG - SHORT) for short, long in zip(*sent, strict=True)]

@@ -17,13 +17,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import harness
 
 SHAPES = {
     "small": "{num_layers: 6, hidden_size: 384, num_heads: 6, context_length: 256}",
@@ -47,9 +48,7 @@ with joined(ParallelConfig(), RuntimeConfig(device="cpu")) as processes:
 
 def run_file(home: Path, shape: str, optim: str, exchange: str, *, sharded: bool) -> None:
     """Write a run file and its text."""
-    draw, letters = random.Random(1), "abcdefghijklmnopqrstuvwxyz"
-    words = ["".join(draw.choices(letters, k=draw.randrange(2, 9))) for _ in range(6000)]
-    (home / "corpus.txt").write_text(" ".join(draw.choices(words, k=100_000)))
+    (home / "corpus.txt").write_text(harness.words(100_000))
     (home / "run.yaml").write_text(
         "run_dir: run\n"
         "data: {train: [corpus.txt], cache_dir: cache}\n"

@@ -16,13 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import harness
 
 SHAPES = {
     "small": ("{num_layers: 6, hidden_size: 384, num_heads: 6, context_length: 256}", 4096, 16),
@@ -34,9 +35,7 @@ SIDES = {"one process, two threads": (1, 2), "two processes, one thread each": (
 def run_file(home: Path, shape: str, steps: int, exchange: str) -> Path:
     """Write a run file and its text; return its path."""
     model, vocab_size, batch_size = SHAPES[shape]
-    draw, letters = random.Random(1), "abcdefghijklmnopqrstuvwxyz"
-    words = ["".join(draw.choices(letters, k=draw.randrange(2, 9))) for _ in range(6000)]
-    (home / "corpus.txt").write_text(" ".join(draw.choices(words, k=400_000)))
+    (home / "corpus.txt").write_text(harness.words(400_000))
     path = home / "run.yaml"
     path.write_text(
         "run_dir: run\n"

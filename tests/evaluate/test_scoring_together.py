@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import in_processes
+from ranks import assert_shares_of_one, counting
 
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import RuntimeConfig
-from gptcli.device.processes import Processes, Together
+from gptcli.device.processes import Processes
 from gptcli.device.runtime import make_runtime
 from gptcli.evaluate import scoring
 from gptcli.evaluate.scoring import Sequence, score_sequences
@@ -28,30 +28,15 @@ def scored(processes: Processes, greedy: bool) -> tuple[list[Any], int, int]:
     model = GPT(ModelConfig.from_preset("modern", **SIZES))
     model.initialize(torch.Generator().manual_seed(1))
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(2))
-    draw, passes, rounds = random.Random(1), [0], [0]
+    draw = random.Random(1)
     lengths = [draw.randrange(1, 30) for _ in range(40)]
     sequences = [Sequence([draw.randrange(60) for _ in range(n)], draw.randrange(1, 30)) for n in lengths]
-    hidden = model.hidden
-
-    def counted(*given: Any, **how: Any) -> Any:
-        passes[0] += 1
-        return hidden(*given, **how)
-
-    def check() -> None:
-        rounds[0] += 1
-
-    model.hidden = counted  # type: ignore[method-assign]
+    counted = counting(model, processes)
     runtime = make_runtime(RuntimeConfig(device="cpu", dtype="float32", threads=1))
-    found = score_sequences(model, sequences, runtime, greedy=greedy, together=Together(processes, check))
-    return [(each.nats.tolist(), each.greedy) for each in found], passes[0], rounds[0]
+    found = score_sequences(model, sequences, runtime, greedy=greedy, together=counted.together)
+    return [(each.nats.tolist(), each.greedy) for each in found], counted.passes, counted.rounds
 
 
 @pytest.mark.parametrize("greedy", [False, True])
 def test_scores_of_several_processes_have_the_bits_of_one(greedy: bool) -> None:
-    ((alone, all_passes, _),) = in_processes(1, scored, greedy)
-    for count in (2, 3):
-        ranks = in_processes(count, scored, greedy)
-        assert all(found == alone for found, _, _ in ranks)
-        assert sum(passes for _, passes, _ in ranks) == all_passes
-        assert max(passes for _, passes, _ in ranks) <= -(-all_passes // count) + 1
-        assert len({rounds for _, _, rounds in ranks}) == 1
+    assert_shares_of_one(scored, greedy)

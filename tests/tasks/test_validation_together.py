@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import in_processes
+from ranks import assert_shares_of_one, counting
 
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import RuntimeConfig
 from gptcli.data.example import Example
-from gptcli.device.processes import Processes, Together
+from gptcli.device.processes import Processes
 from gptcli.device.runtime import make_runtime
 from gptcli.evaluate import scoring
 from gptcli.model.gpt import GPT
@@ -33,39 +33,22 @@ def validated(processes: Processes, task: str) -> tuple[dict[str, Any], int, int
     for head in (model.head, model.label_head):
         assert head is not None
         torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(2))
-    draw, passes, rounds = random.Random(1), [0], [0]
+    draw = random.Random(1)
     rows = []
     for number, size in enumerate(draw.randrange(2, 30) for _ in range(40)):
         ids = [draw.randrange(60) for _ in range(size)]
         learnt = [False] + [draw.random() < 0.7 for _ in ids[1:-1]] + [True]
         rows.append(Example(f"row {number}", ids, learnt, draw.randrange(3), False))
-    hidden = model.hidden
-
-    def counted(*given: Any, **how: Any) -> Any:
-        passes[0] += 1
-        return hidden(*given, **how)
-
-    def check() -> None:
-        rounds[0] += 1
-
-    model.hidden = counted  # type: ignore[method-assign]
+    counted = counting(model, processes)
     runtime = make_runtime(RuntimeConfig(device="cpu", dtype="float32", threads=1))
-    together = Together(processes, check)
     if task == "classify":
         metadata = ModelMetadata(labels=("a", "b", "c"))
-        found = validate_labels(model, rows, runtime, together, metadata=metadata)
+        found = validate_labels(model, rows, runtime, counted.together, metadata=metadata)
     else:
-        found = validate_targets(model, rows, runtime, together)
-    return found.record, passes[0], rounds[0]
+        found = validate_targets(model, rows, runtime, counted.together)
+    return found.record, counted.passes, counted.rounds
 
 
 @pytest.mark.parametrize("task", ["classify", "instruct"])
 def test_a_validation_of_several_processes_is_that_of_one(task: str) -> None:
-    ((alone, all_passes, _),) = in_processes(1, validated, task)
-    assert all_passes > 6
-    for count in (2, 3):
-        ranks = in_processes(count, validated, task)
-        assert all(record == alone for record, _, _ in ranks)
-        assert sum(passes for _, passes, _ in ranks) == all_passes
-        assert max(passes for _, passes, _ in ranks) <= -(-all_passes // count) + 1
-        assert len({rounds for _, _, rounds in ranks}) == 1
+    assert assert_shares_of_one(validated, task) > 6
