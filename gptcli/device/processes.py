@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PATIENT = timedelta(days=30)  # for what the first process does alone, as preparing the text; a dead one ends it at once
 MEETING = timedelta(minutes=15)  # for all processes to start, on machines that may be slow
+ANSWER_SECONDS = 5.0  # for the process that has the store, the first, to say who was the first with an error
 PARENT_SECONDS = 0.2  # between looks whether the process that started this one is there
 CLAIM = "gptcli/error"  # in the store: the process that says what went wrong
 
@@ -57,22 +58,31 @@ class Processes:
         """Return whether there are no others."""
         return self.count == 1
 
-    def share(self, value: Any = None, *, by: int = 0) -> Any:
-        """Return what one process gives, by default the first, anything that JSON holds, to all; waits as long as it
-        takes."""
+    def share(self, value: Any = None, *, by: int = 0, in_step: bool = False) -> Any:
+        """Return what one process gives, by default the first, anything that JSON holds, to all.
+
+        The others wait as long as it takes, `in_step` no longer than in a step; who gives never waits longer for them.
+        """
         if self.alone:
             return value
-        import torch.distributed as dist
-
         gives = self.rank == by
+        limit = timedelta(seconds=self.config.timeout_seconds) if gives or in_step else PATIENT
         content = json.dumps(value).encode() if gives else b""
         size = torch.tensor([len(content)])
-        dist.broadcast(size, by, group=self.patient)
+        self._broadcast(size, by, limit)
         found = torch.frombuffer(bytearray(content), dtype=torch.uint8) if gives else None
         if found is None:
             found = torch.empty(int(size), dtype=torch.uint8)
-        dist.broadcast(found, by, group=self.patient)
+        self._broadcast(found, by, limit)
         return value if gives else json.loads(bytes(found.tolist()))
+
+    def _broadcast(self, tensor: Tensor, by: int, limit: timedelta) -> None:
+        import torch.distributed as dist
+
+        assert self.patient is not None
+        options = dist.BroadcastOptions()
+        options.rootRank, options.timeout = by, limit
+        self.patient.broadcast([tensor], options).wait()
 
     def largest(self, number: int) -> int:
         """Return the largest of the numbers that the processes give."""
@@ -245,9 +255,16 @@ def _as_one_of_many(error: BaseException, store: Any, place: World, config: Para
 
 def _claim(store: Any, rank: int) -> bool:
     """Return whether this is the process that says what went wrong: the first that asks."""
-    with suppress(RuntimeError):
-        return bool(store.compare_set(CLAIM, "", str(rank)).decode() == str(rank))
-    return rank == 0  # the store is gone, and with it the process that had it
+    first: list[str] = []
+
+    def ask() -> None:
+        with suppress(RuntimeError):  # the store is gone, and with it the process that had it
+            first.append(store.compare_set(CLAIM, "", str(rank)).decode())
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER_SECONDS)
+    return first == [str(rank)] or (not first and rank == (1 if asking.is_alive() else 0))
 
 
 def end_with_parent() -> None:

@@ -55,6 +55,7 @@ def save_parts(
         for file in written:
             fsio.sync_file(file)
         mine = {file.name: fsio.describe(file) for file in written}
+        processes.meet()  # disks may differ
         for rank in range(processes.count):
             known |= processes.share(mine, by=rank)
         if processes.is_first:

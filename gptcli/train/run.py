@@ -253,7 +253,7 @@ class Training:
         self.deadline.keep(state, step_seconds)
         if not self.processes.alone:
             stretch = self.processes.share(
-                None if state.schedule_rescale is None else dataclasses.asdict(state.schedule_rescale)
+                None if state.schedule_rescale is None else dataclasses.asdict(state.schedule_rescale), in_step=True
             )
             state.schedule_rescale = None if stretch is None else ScheduleRescale(**stretch)
 

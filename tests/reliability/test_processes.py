@@ -154,15 +154,16 @@ def test_a_full_disk_ends_all_with_one_line(home: Home) -> None:
     assert "No space left on device" in line
 
 
-def test_a_process_that_hangs_ends_the_others_in_time(home: Home) -> None:
-    ranks = Ranks(home, "hung", 2, *PAUSED, "-s", "parallel.timeout_seconds=2")
+@pytest.mark.parametrize("rank", [0, 1])  # the first has the store in which they say whose error it is
+def test_a_process_that_hangs_ends_the_others_in_time(home: Home, rank: int) -> None:
+    ranks = Ranks(home, f"hung-{rank}", 2, *PAUSED, "-s", "parallel.timeout_seconds=2")
     ranks.wait_for_step(3)
-    ranks.signal(signal.SIGSTOP, 1)
-    first = ranks.trials[0].end(30)
-    ranks.signal(signal.SIGKILL, 1)
-    ranks.trials[1].end()
-    assert first.code == 1
-    assert "a process was silent for 2 s (parallel.timeout_seconds)" in first.err
+    ranks.signal(signal.SIGSTOP, rank)
+    other = ranks.trials[1 - rank].end(30)
+    ranks.signal(signal.SIGKILL, rank)
+    ranks.trials[rank].end()
+    assert other.code == 1
+    assert "a process was silent for 2 s (parallel.timeout_seconds)" in other.err
 
 
 # ----------------------------------------------------------------------------------------------------------- launchers
