@@ -347,6 +347,19 @@ def test_a_killed_dedup_goes_on_and_gives_the_same_bytes(shards: Path, tmp_path:
     assert len(points) > 5
 
 
+def test_a_dedup_killed_while_it_removes_its_work_is_done_again(tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", planted(5, 40, 10))
+    arguments = ["corpus", "dedup", "in.jsonl", "-q", "--force", "-o", "o.jsonl", "--work", "w"]
+    log = tmp_path / "log"
+    assert Trial(arguments, tmp_path, fault=Fault(only="remove", log=str(log))).end().code == 0
+    removals = len(read_log(log))
+    assert removals == 3  # the sketch, the lists, the whole
+    for number in range(1, removals + 1):
+        assert Trial(arguments, tmp_path, fault=Fault(number, "after", only="remove")).end().code == 137
+        ended = Trial(arguments, tmp_path).end()
+        assert (ended.code, (tmp_path / "w").exists()) == (0, False), ended.err
+
+
 def test_a_killed_commands_workers_end_with_it(tmp_path: Path) -> None:
     write(tmp_path / "in.jsonl", planted(5, 400, 100) * 10)
     command = [*GPTCLI, "corpus", "dedup", "in.jsonl", "-q", "--workers", "2", "--most-dropped", "1"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,8 @@ from gptcli.data.filters.drops import apply_drops, drop_entries
 from gptcli.data.filters.group import Grouped, GroupOptions, group
 from gptcli.data.filters.sketch import Sketch, SketchOptions, write_sketch
 from gptcli.data.text import Source, file_sha256, find_sources
+
+WORK_FILE = "work.json"  # in a directory of --work: whose it is
 
 
 def sign(inputs: Sequence[str], output: Path, options: SketchOptions, reading: Reading, report: Report) -> int:
@@ -78,8 +79,15 @@ def dedup(
                 write_lines(_dropped_lines(sources, lists), file)
         write_documents(_kept(sources, lists, reading), output)
     if work is not None:
-        shutil.rmtree(work, ignore_errors=True)
+        _remove(work)
     return found
+
+
+def _remove(work: Path) -> None:
+    """Remove a work directory; what says whose it is goes last, so that one half removed is known for what it is."""
+    for path in sorted(work.iterdir(), key=lambda path: path.name == WORK_FILE):
+        fsio.remove_tree(path)
+    fsio.remove_tree(work)
 
 
 def _kept(sources: Sequence[Source], lists: Sequence[Path], reading: Reading) -> Iterator[Document]:
@@ -99,10 +107,10 @@ def _work_directory(work: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="gptcli-dedup-") as name:
             yield Path(name)
         return
-    if work.exists() and not (work / "work.json").is_file() and (work.is_file() or holds_others(work)):
+    if work.exists() and not (work / WORK_FILE).is_file() and (work.is_file() or holds_others(work)):
         raise ConfigError(f"{escape(str(work))}: holds other files than gptcli makes there; name another --work")
     fsio.make_directory(work)
-    fsio.write_json(work / "work.json", {"of": "gptcli corpus dedup"})
+    fsio.write_json(work / WORK_FILE, {"of": "gptcli corpus dedup"})
     with fsio.locked(work):
         yield work
 

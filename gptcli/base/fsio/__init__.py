@@ -46,7 +46,7 @@ from gptcli.base.fsio.files import (
 )
 from gptcli.base.fsio.leftovers import KINDS, leftovers
 from gptcli.base.fsio.locks import LOCK, is_held, locked
-from gptcli.base.fsio.operations import make_directory, take_warnings
+from gptcli.base.fsio.operations import make_directory, remove_tree, take_warnings
 
 __all__ = [
     "ADDED",
@@ -73,6 +73,7 @@ __all__ = [
     "publish",
     "read_json",
     "remove_file",
+    "remove_tree",
     "replacing",
     "sha256",
     "strict_json",
