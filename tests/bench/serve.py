@@ -19,13 +19,12 @@
     G14  idle: CPU time
 
 Seen on 2 cores of an AMD server CPU:
-    G4   p50 4.1 ms; p99 1.9 s, which is the first request of all: it writes zeros over the memory of all rows, and
-         more. Seen when all prompts were asked of the server first; in turns, as now, on a busy machine only
+    G1   0.87 of generate's time (0.77 to 1.11, 3 rounds)
+    G4   p50 4.1 and 6.9 ms, on a slower day; p99 46.2 ms; the first request of all 10.5 ms. p50 and p99 missed then
     G6   4.9 kB a connection, all 64 streams whole, /health p99 15.8 ms, 24.5 on a busy machine
     G7   of 500 clients at most 1 step after each, no text left
+    G8   the others at 1.03 of their time, cut after 59 s; memory 99 MB, missed: 32 texts with log-probabilities
     G11  50 signals, no answer cut, every exit code 0; 0.04 s from a second signal to the end
-    G1   no figure that counts: 1.06 in a first round; later rounds find their prompts computed, since they ask the
-         same, and so flatter the server (0.63 and 0.78). To be mended: other prompts in each round
 
 The models are those of generation.py: GPT-2 124M with random weights for G1 to G4, a small one for the rest.
 
