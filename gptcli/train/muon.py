@@ -87,8 +87,9 @@ class Muon(Optimizer):
             matrices.average.lerp_(matrices.gradient, 1 - group["momentum"])
             change.copy_(matrices.gradient.lerp_(matrices.average, group["momentum"]))  # Nesterov
         changes = orthogonalize(changes, MUON_ITERATIONS).float()
+        factors = None
         if self.normalized:
-            _even_out(changes, [matrices.second_moment for matrices in several])
+            factors = _evening_factors(changes, [matrices.second_moment for matrices in several])
         rate = group["lr"]
         if group["weight_decay"] and self.cautious:
             for target, change in zip(targets, torch.split(changes, counts), strict=True):
@@ -96,9 +97,14 @@ class Muon(Optimizer):
         elif group["weight_decay"]:
             foreach_mul_(targets, 1 - rate * group["weight_decay"])
         if isinstance(rate, Tensor):
-            changes.mul_(rate)
+            (changes if factors is None else factors).mul_(rate)
             rate = 1.0
-        foreach_add_(targets, list(torch.split(changes, counts)), alpha=-rate * scale)
+        if factors is None:
+            foreach_add_(targets, list(torch.split(changes, counts)), alpha=-rate * scale)
+            return
+        parts = zip(targets, torch.split(changes, counts), torch.split(factors, counts), strict=True)
+        for target, change, factor in parts:
+            target.addcmul_(change, factor, value=-rate * scale)
 
 
 class _Matrices(NamedTuple):
@@ -117,17 +123,21 @@ def second_moment_shape(shape: Sequence[int], tile: Sequence[int]) -> tuple[int,
     return (shape[0], across) if tile[0] >= tile[1] else (down, shape[1])
 
 
-def _even_out(changes: Tensor, second_moments: list[Tensor]) -> None:
-    """Divide the rows of changes (N, R, C), or where they are wide the columns, by running root mean squares, and give
-    each matrix its norm back: NorMuon (Li et al. 2025). What is orthogonal has rows alike on its short side only."""
-    short = -1 if second_moments[0].shape[-1] == 1 else -2
-    squares = changes.square().mean(short, keepdim=True)
-    running = torch.cat(second_moments).lerp_(squares, 1 - NORMUON_DECAY)
+def _evening_factors(changes: Tensor, second_moments: list[Tensor]) -> Tensor:
+    """Return what the rows of changes (N, R, C), or where they are wide the columns, are multiplied by so that they are
+    divided by running root mean squares and each matrix keeps its norm: NorMuon (Li et al. 2025). What is orthogonal
+    has rows alike on its short side only."""
+    running = torch.cat(second_moments)
+    if running.shape[-1] == 1:
+        squares = torch.linalg.vector_norm(changes, dim=-1, keepdim=True).square_().div_(changes.shape[-1])
+    else:  # a norm over another dimension than the last takes ten times as long
+        squares = changes.square().sum(-2, keepdim=True).div_(changes.shape[-2])
+    running.lerp_(squares, 1 - NORMUON_DECAY)
     for kept, now in zip(second_moments, torch.split(running, [len(each) for each in second_moments]), strict=True):
         kept.copy_(now)
-    scales = running.clamp_min_(1e-10).rsqrt_()
-    before, after = squares.sum((-2, -1), keepdim=True), (squares * scales.square()).sum((-2, -1), keepdim=True)
-    changes.mul_(scales.mul_((before / after.clamp_min(1e-20)).sqrt()))
+    factors = running.clamp_min_(1e-10).rsqrt_()
+    before, after = squares.sum((-2, -1), keepdim=True), (squares * factors.square()).sum((-2, -1), keepdim=True)
+    return factors.mul_((before / after.clamp_min(1e-20)).sqrt())
 
 
 def _matrices(

@@ -346,6 +346,20 @@ def test_a_run_restored_in_the_middle_repeats_the_other_bit_for_bit(preset: str)
     assert all(torch.equal(ended[name], ended_again[name]) for name in ended | ended_again)
 
 
+@pytest.mark.parametrize("normuon", [True, False])
+def test_rates_in_tensors_take_the_same_steps(normuon: bool) -> None:
+    """As recorded steps have them (device.cuda_graphs)."""
+    models = make_model(), make_model()
+    for model, in_tensors in zip(models, (False, True), strict=True):
+        optimizers = optimizers_of(model, "modern", normuon=normuon)
+        if in_tensors:
+            optimizers.use_tensor_rates()
+        for step in range(3):
+            take_step(model, optimizers, step)
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_state_that_was_created_leaves_the_first_step_as_it_was() -> None:
     fresh, created = make_model(), make_model()
     optimizers = optimizers_of(created, "modern")
