@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import math
 import random
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -29,7 +31,6 @@ from gptcli.generate.watermark import Marker, Numbers
 # stop: an end token, a stop string or the end of a pattern; length: max_tokens or the context; error: see
 # Completion.error; cancelled and timeout: Engine.cancel.
 FinishReason = Literal["stop", "length", "error", "cancelled", "timeout"]
-Likeliest = list[tuple[int, float]]  # ids with their log-probabilities, likeliest first
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,28 @@ class Request:
     first: tuple[int, ...] | None = None  # what the window begins with instead of the tokenizer's own token
     constraint: Constraint | None = None  # of the options, where it was made before: that can take a second
     void: bool = False  # nothing is written: it keeps its place among the others
+
+
+@dataclass(slots=True)
+class Likeliest(Sequence[tuple[int, float]]):
+    """Ids with their log-probabilities, likeliest first: 12 bytes each, where tuples in a list take 120."""
+
+    ids: array[int] = field(default_factory=lambda: array("i"))
+    values: array[float] = field(default_factory=lambda: array("d"))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, place: int) -> tuple[int, float]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Likeliest: ...
+
+    def __getitem__(self, place: int | slice) -> tuple[int, float] | Likeliest:
+        if isinstance(place, slice):
+            return Likeliest(self.ids[place], self.values[place])
+        return self.ids[place], self.values[place]
 
 
 @dataclass(eq=False)
@@ -238,7 +261,7 @@ class ActiveSequence:
         completion, skipped = self.completion, len(self.window) - len(self.completion.request.prompt)
         if start == 0 and not skipped:  # the first token has none
             completion.prompt_logprobs.append(None)
-            completion.prompt_alternatives.append([])
+            completion.prompt_alternatives.append(Likeliest())
         for place, given in enumerate(logprobs, start + 1):
             if skipped <= place < len(self.window):
                 completion.prompt_logprobs.append(float(given[self.window[place]]))
@@ -311,4 +334,4 @@ class PromptChunk:
 def likeliest(logprobs: Tensor, count: int) -> Likeliest:
     """Return the `count` likeliest ids of (V,) with their log-probabilities."""
     best = logprobs.topk(min(count, len(logprobs)))
-    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return Likeliest(array("i", best.indices.tolist()), array("d", best.values.tolist()))

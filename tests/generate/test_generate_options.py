@@ -218,7 +218,7 @@ def test_a_record_has_the_likeliest_tokens_at_each_place(engine: Engine, tokeniz
     for token, likeliest in zip(
         completion_record(completion, tokenizer)["logprobs"], completion.alternatives, strict=True
     ):
-        assert [(top["id"], top["logprob"]) for top in token["top"]] == likeliest
+        assert [(top["id"], top["logprob"]) for top in token["top"]] == [*likeliest]
         assert token["top"][0]["token"] == tokenizer.decode([likeliest[0][0]])
     (completion,) = write(engine, 1, logprobs=1, max_tokens=5)
     assert all("top" not in token for token in completion_record(completion, tokenizer)["logprobs"])

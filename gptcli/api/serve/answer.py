@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gptcli.api.serve.problems import Aborted, Problem, dumps
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gptcli.api.serve.service import Prepared
 
 HEAD_SECONDS = 10.0  # the head of a stream is sent after so long even if no token came
+PUT_BYTES = 1 << 16  # of events made and sent together
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -164,7 +165,7 @@ class Answer:
                     started = True
                 elif not pieces:
                     await put(b": waiting\n\n")
-                if events := b"".join(self._events(pieces)):
+                for events in _together(self._events(pieces)):
                     await put(events)
             if self.ask.include_usage:
                 await put(_event(self.head.wrap([], usage=self._usage(), **self._extra(last))))
@@ -200,6 +201,18 @@ class Answer:
         self.metrics.tokens.inc(facts["completion_tokens"])
         self.metrics.prompt_tokens.inc(facts["prompt_tokens"])
         self.metrics.cached_tokens.inc(facts["prompt_tokens_details"]["cached_tokens"])
+
+
+def _together(events: Iterable[bytes]) -> Iterator[bytes]:
+    """Join events into parts of PUT_BYTES or a little more; the next are made when those before have been taken."""
+    part = bytearray()
+    for event in events:
+        part += event
+        if len(part) >= PUT_BYTES:
+            yield bytes(part)
+            part.clear()
+    if part:
+        yield bytes(part)
 
 
 def _event(document: dict[str, Any]) -> bytes:
