@@ -215,6 +215,12 @@ class Engine:
             self._free_rows()
         return changed
 
+    @torch.inference_mode()
+    def rest(self) -> None:
+        """Make a row free, while there is nothing to write, so that the next prompt need not wait for that."""
+        if not self.busy:
+            self.prefixes.make_way()
+
     def _prefill(self, budget: int) -> list[Completion]:
         """Compute up to `budget` tokens of prompts in one pass -> the completions that have their first token."""
         chunks: list[PromptChunk] = []

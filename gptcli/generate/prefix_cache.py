@@ -62,15 +62,22 @@ class PrefixCache:
         common, state = shares[source], self.rows[source]
         target = source
         if source < active or common < len(state.ids):  # leave it to whoever goes on with it
-            target = min(
-                range(active, len(shares)), key=lambda row: (len(self.rows[row].ids) > 0, self.rows[row].last_use)
-            )
+            target = self._oldest(active)
         self.cache.copy(source, target, common)
         logits = state.prompt_logits if common == len(window) else None
         exact = min(common, state.deterministic_prefix)
         self.rows[target] = RowState(window[:common], exact, owner, self.run, 0, logits)
         self.swap(target, active)
         return common, logits
+
+    def make_way(self) -> None:
+        """Put the text of the first row, while no row is in use, where the oldest text is."""
+        if self.rows[0].ids:
+            self.swap(0, self._oldest(0))
+
+    def _oldest(self, first: int) -> int:
+        """Return the row, from `first` on, that is empty or was used longest ago."""
+        return min(range(first, len(self.rows)), key=lambda row: (len(self.rows[row].ids) > 0, self.rows[row].last_use))
 
     def _share(self, row: RowState, window: list[int]) -> int:
         """Return how many of the first tokens of `window` can be taken from a row."""

@@ -106,6 +106,7 @@ def test_a_text_has_the_same_bits_whatever_comes_and_goes_beside_it(
     waiting, texts = list(requests), list[Completion]()
     given_up: set[Completion] = set()
     while waiting or engine.busy:
+        engine.rest()
         for _ in range(min(chance.randrange(3), len(waiting))):
             texts.append(engine.add(waiting.pop(0)))
         engine.step(prompts_first=chance.random() < 0.2)
@@ -169,6 +170,21 @@ def test_a_first_token_is_told_before_the_next_is_computed(
         assert engine.step() == texts
         assert [len(text.ids) for text in texts] == [count] * 3
         assert len(passes.taken()) == 1
+
+
+def test_an_engine_at_rest_keeps_its_texts_and_has_a_row_for_the_next(
+    packed: tuple[GPT, Runtime], tokenizer: Tokenizer
+) -> None:
+    engine, options = Engine(packed[0], tokenizer, packed[1], slots=3), GenerateOptions(max_tokens=2)
+    for number in range(3):
+        engine.add(Request(ids(number, 40), options))
+        drain(engine)
+        engine.rest()
+        assert bool(engine.prefixes.rows[0].ids) == (number == 2)
+    assert engine.prefixes.rows[0].ids[1:41] == ids(0, 40)  # the oldest, where none is empty
+    again = [engine.add(Request(ids(number, 40), options)) for number in (2, 1)]
+    drain(engine)
+    assert [completion.cached_tokens for completion in again] == [40, 40]
 
 
 def test_a_text_that_is_given_up_frees_its_row_for_the_next(packed: tuple[GPT, Runtime], tokenizer: Tokenizer) -> None:

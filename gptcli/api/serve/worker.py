@@ -231,6 +231,8 @@ class Worker:
         assert self.service is not None
         engine = self.service.engine
         if not engine.busy and not self.turns and not self.measuring:
+            if self.inbox.empty():
+                engine.rest()
             self.inbox.get()()
         while True:
             try:
