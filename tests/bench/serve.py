@@ -55,12 +55,9 @@ from typing import Any
 import harness
 import serve_load
 from generation_models import make_large, make_small
-from serve_process import Line, Server, installed_peers, own, peer, share, stream, together
-
-from gptcli.device.private_torch import cpu_multiplies_bfloat16
+from serve_process import DTYPE, Line, Server, installed_peers, own, peer, share, stream, together
 
 NEW = 64
-DTYPE = ("--dtype", "bfloat16" if cpu_multiplies_bfloat16() else "float32")  # of G1 to G4, of peers too
 LETTERS = "abcdefghijklmnopqrsuvwxyz"  # each a token of its own in both models' vocabularies, or a part of one
 
 

@@ -24,6 +24,11 @@ from urllib.parse import urlparse
 
 import harness
 
+from gptcli.device.private_torch import cpu_multiplies_bfloat16
+
+# Of G1 to G4, of peers too: that in which this CPU is fastest.
+DTYPE = ("--dtype", "bfloat16" if cpu_multiplies_bfloat16() else "float32")
+
 SPY = """
 import time, torch
 from gptcli.generate.forward_view import ForwardView
@@ -155,10 +160,10 @@ def peer(name: str, models: Path, threads: int) -> Iterator[Server]:
             command = [_llama_server(), "--model", file, *how, *at]
             path = "/health"
         case "transformers serve":
-            command = [beside / "transformers", "serve", *at, "--device", "cpu", "--dtype", "bfloat16"]
+            command = [beside / "transformers", "serve", *at, "--device", "cpu", *DTYPE]
             model, path = str(models / "hf"), "/health"
         case _:
-            command = [beside / "vllm", "serve", models / "hf", *at, "--dtype", "bfloat16", "--max-model-len", "512"]
+            command = [beside / "vllm", "serve", models / "hf", *at, *DTYPE, "--max-model-len", "512"]
             model = str(models / "hf")
     with _started(command, model=model, OMP_NUM_THREADS=str(threads)) as server:
         server.port = port
