@@ -158,7 +158,7 @@ def mixed(number: int) -> dict[str, Any]:
 
 
 def soak(how: Any) -> Iterator[Line]:
-    """G9. Memory: from when every row of the cache has been full, whose pages the system gives when they are touched."""
+    """G9. Memory: from when every row of the cache has been full, whose pages come when they are touched."""
     count, found = how.count(10_000), {}
     with own(how.models / "small", how.threads, "--queue", "10000") as server:
 
