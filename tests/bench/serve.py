@@ -18,13 +18,24 @@
     G13  other programs: the tests of tests/api/test_serve_clients.py
     G14  idle: CPU time
 
-Seen on 2 cores of an AMD server CPU:
+Seen on 2 cores of AMD server CPUs, G4 and G8 to G10 last on one of Zen 3, in float32, which took 110 ms for a prompt:
     G1   0.87 of generate's time (0.77 to 1.11, 3 rounds)
-    G4   p50 4.1 and 6.9 ms, on a slower day; p99 46.2 ms; the first request of all 10.5 ms. p50 and p99 missed then
+    G4   p50 5.3, 15.1 and 11.4 ms, p99 18.7, 54.2 and 10.8 ms in three runs: missed. Before the model's pass it is
+         2.0 ms and after it 1.5 (p50; 7.2 and 5.6 at most of 240); the pass itself varies by more than that. In
+         bfloat16 on Zen 4, when a prompt still waited for a free row (17 ms here), p50 4.1 and 6.9 ms
     G6   4.9 kB a connection, all 64 streams whole, /health p99 15.8 ms, 24.5 on a busy machine
     G7   of 500 clients at most 1 step after each, no text left
-    G8   the others at 1.03 of their time, cut after 59 s; memory 99 MB, missed: 32 texts with log-probabilities
+    G8   the others at 1.04 of their time, cut after 62 s, no memory beyond what a client takes that reads
+    G9   all of 8,571 texts those of generate; threads the same, a file more while it closed; memory +14 %: missed
+    G10  10,000 mutated requests, 87 of them answered, none not refused well; schemathesis clean
     G11  50 signals, no answer cut, every exit code 0; 0.04 s from a second signal to the end
+
+Learnt:
+  - What grows in a soak (G9) is what PyTorch keeps of oneDNN's kernels for every number of rows, 1,024 of them in two
+    caches. ONEDNN_PRIMITIVE_CACHE_CAPACITY=16 LRU_CACHE_CAPACITY=16: 394 MB before and 396 after 1,200 requests to the
+    small model, where it is 680 otherwise; one of the two alone saves less than half. What that costs is not measured.
+  - Keys of a row lie a context apart (kv_cache.py): the first token in a row that was never used touches a page for
+    each number of a head, 9,216 of GPT-2 124M.
 
 The models are those of generation.py: GPT-2 124M with random weights for G1 to G4, a small one for the rest.
 
