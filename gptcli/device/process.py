@@ -18,6 +18,10 @@ from collections.abc import MutableMapping
 # milliseconds, 200 where none are given.
 WAITING = {"GOMP_SPINCOUNT": "2500", "KMP_BLOCKTIME": "1"}
 
+# Kernels that oneDNN keeps, and PyTorch beside it, each for a number of rows: prompts and batches have hundreds, and
+# the 1,024 that both keep by default grew to 290 MB under a server. The names are oneDNN's and ideep's.
+KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
+
 # Objects made, less those freed, before young ones are searched for cycles while modules load. PyTorch's make 170,000
 # that stay; Python's default of 700 looks through all of them several times.
 LOADING_OBJECTS = 100_000
@@ -29,13 +33,15 @@ _collection: tuple[int, int, int] | None = None  # Python's own thresholds, unti
 def own_process(environment: MutableMapping[str, str] = os.environ) -> None:
     """Take this process for gptcli's own. To be called before torch is imported, which loads OpenMP.
 
-    A waiting policy that the environment names stays.
+    A waiting policy, or a number of kernels, that the environment names stays.
     """
     global _own, _collection
     _own, _collection = True, gc.get_threshold()
     gc.set_threshold(LOADING_OBJECTS)
     if not any(name in environment for name in ("OMP_WAIT_POLICY", *WAITING)):
         environment.update(WAITING)
+    for name, number in KERNELS.items():
+        environment.setdefault(name, number)
 
 
 def is_own_process() -> bool:

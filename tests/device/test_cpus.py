@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gptcli.device.cpus import available_cpus, default_threads
-from gptcli.device.process import WAITING
+from gptcli.device.process import KERNELS, WAITING
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -68,7 +68,7 @@ print(before, runtime.threads, torch.get_num_threads(), os.environ.get("GOMP_SPI
 
 
 def report(code: str, **environment: str) -> list[str]:
-    names = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", *WAITING)
+    names = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", *WAITING, *KERNELS)
     clean = {name: value for name, value in os.environ.items() if name not in names}
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean | environment)
     assert ended.returncode == 0, ended.stderr
@@ -86,6 +86,27 @@ def test_the_command_sets_threads_and_how_they_wait() -> None:
     assert report(own, OMP_NUM_THREADS="1")[1:] == ["1", "1", WAITING["GOMP_SPINCOUNT"]]
     assert report(own, OMP_WAIT_POLICY="ACTIVE")[-1] == "None"
     assert report(own, GOMP_SPINCOUNT="77")[-1] == "77"
+
+
+SHAPES = """
+import torch
+from gptcli.device.private_torch import onednn_linear, onednn_pack
+weight = onednn_pack(torch.randn(64, 64))
+def resident(rows):
+    for count in rows:
+        onednn_linear()(torch.zeros(count, 64), weight, None, "none", [], "")
+    return int(open("/proc/self/statm").read().split()[1]) * 4
+before = resident(range(1, 600))
+print(resident(range(800, 1200)) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_the_command_bounds_the_kernels_that_onednn_keeps() -> None:
+    """Kilobytes that other numbers of rows take when some hundred have been seen."""
+    own = "from gptcli.device.process import own_process; own_process()\n"
+    assert int(report(own + SHAPES)[0]) < 60_000 < int(report(SHAPES)[0])
+    assert report(own + "import os; print(os.environ['LRU_CACHE_CAPACITY'])", LRU_CACHE_CAPACITY="9") == ["9"]
 
 
 COLLECTION = """
