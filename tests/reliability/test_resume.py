@@ -144,7 +144,7 @@ def test_the_best_of_a_resumed_run_is_that_of_an_unbroken_one(home: Home) -> Non
 
 
 def test_patience_waits_for_a_validation_that_a_signal_broke_off(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = [f"optim.{name}=1e-9" for name in ("learning_rate", "embedding_learning_rate", "muon_learning_rate")]
+    rates = [f"optim.{name}=1e-20" for name in ("learning_rate", "embedding_learning_rate", "muon_learning_rate")]
     how = (*rates, "train.patience=1", "train.eval_every_steps=5", "train.sample_every_steps=0")
     assert run(home, "patient", None, *how) == 0
     last = int(home.newest("patient").name.removeprefix("step-"))

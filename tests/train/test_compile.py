@@ -54,7 +54,7 @@ def test_it_is_chosen_where_it_pays_back() -> None:
 
     assert chosen(400)
     assert not chosen(380)  # a step is too little faster
-    assert not chosen(None, dataclasses.replace(config, train=TrainConfig(steps=3)))
+    assert not chosen(None, dataclasses.replace(config, train=TrainConfig(steps=1, batch_size=1)))
     assert chosen(None, dataclasses.replace(config, train=TrainConfig(steps=1_000_000)))
     assert not chosen(1e6, dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.1)))
     assert not chosen(1e6, dataclasses.replace(config, model=dataclasses.replace(config.model, hidden_size=768)))
