@@ -31,9 +31,9 @@ Seen on 2 cores of AMD server CPUs, G4 and G8 to G10 last on one of Zen 3, in fl
     G11  50 signals, no answer cut, every exit code 0; 0.04 s from a second signal to the end
 
 Learnt:
-  - What grows in a soak (G9) is what PyTorch keeps of oneDNN's kernels for every number of rows, 1,024 of them in two
-    caches. ONEDNN_PRIMITIVE_CACHE_CAPACITY=16 LRU_CACHE_CAPACITY=16: 394 MB before and 396 after 1,200 requests to the
-    small model, where it is 680 otherwise; one of the two alone saves less than half. What that costs is not measured.
+  - What grew in that soak (G9) is what oneDNN and, beside it, PyTorch keep of kernels for every number of rows, 1,024
+    each. The command has them keep 256 since (device/process.py): 548 MB after 400 requests to the small model and 550
+    after 2,000, where it was 680 and more. The soak was not run whole again.
   - Keys of a row lie a context apart (kv_cache.py): the first token in a row that was never used touches a page for
     each number of a head, 9,216 of GPT-2 124M.
 
