@@ -80,7 +80,7 @@ class ClassifyConfig(Section):
         0.9, "share of the loss that classifies from every token, not only the last", ge=0, lt=1
     )
     text_loss_weight: float = number(
-        0.0, "weight of a language-modelling loss on the text; makes a small model's step twice as long", ge=0
+        0.0, "weight of a language-modelling loss on the text, for which the head takes every token", ge=0
     )
 
 

@@ -18,8 +18,8 @@ from collections.abc import MutableMapping
 # milliseconds, 200 where none are given.
 WAITING = {"GOMP_SPINCOUNT": "2500", "KMP_BLOCKTIME": "1"}
 
-# Kernels that oneDNN keeps, and PyTorch beside it, each for a number of rows: prompts and batches have hundreds, and
-# the 1,024 that both keep by default grew to 290 MB under a server. The names are oneDNN's and ideep's.
+# Kernels that oneDNN keeps, and PyTorch beside it, each for a number of rows: prompts and batches have hundreds, so
+# that a server's memory grows until both keep the 1,024 that they may by default. The names are oneDNN's and ideep's.
 KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
 
 # Objects made, less those freed, before young ones are searched for cycles while modules load. PyTorch's make 170,000

@@ -40,7 +40,7 @@ CLAIM = "gptcli/error"  # in the store: the process that says what went wrong
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of a run. `patient` is a group for waiting without a limit."""
+    """This process among those of a run. `patient`: the group for waits on what the first does alone."""
 
     rank: int = 0
     count: int = 1
