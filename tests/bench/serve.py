@@ -20,10 +20,8 @@
 
 Seen on 2 cores of AMD server CPUs, G4 and G8 to G10 last on one of Zen 3, in float32, which took 110 ms for a prompt:
     G1   0.87 of generate's time (0.77 to 1.11, 3 rounds)
-    G4   p50 10.9, 13.0 and 8.6 ms, p99 60.7, 100.4 and 83.7 ms in three runs, the first request of all 24.4, 9.3 and
-         41.5 ms: missed. Before the model's pass it is 2.0 ms and after it 1.5 (p50; 7.2 and 5.6 at most of 240); the
-         pass itself varies by more than that. In bfloat16 on Zen 4, when a prompt still waited for a free row (17 ms
-         here), p50 4.1 and 6.9 ms, p99 46.2 ms
+    G4   p50 1.6, 3.3 and 8.7 ms in three runs, where two engines alone differ by -1.8, 1.6 and 3.5; p99 66.8, 76.2 and
+         76.2 ms, two engines alone 169.8, 71.9 and 51.0: on this machine 20 ms can be neither shown nor missed
     G6   4.9 kB a connection, all 64 streams whole, /health p99 15.8 ms, 24.5 on a busy machine
     G7   of 500 clients at most 1 step after each, no text left
     G8   the others at 1.04 of their time, cut after 62 s, no memory beyond what a client takes that reads
@@ -35,6 +33,9 @@ Learnt:
   - What grew in that soak (G9) is what oneDNN and, beside it, PyTorch keep of kernels for every number of rows, 1,024
     each. The command has them keep 256 since (device/process.py): 548 MB after 400 requests to the small model and 550
     after 2,000, where it was 680 and more. The soak was not run whole again.
+  - How threads wait decides on milliseconds of a prompt (G4). The engine alone ran with OpenMP's own 300,000 turns at
+    first, and seemed 8 to 12 ms faster than the server, which has the command's 2,500 (device/process.py, where 5,000
+    break what is promised beside a busy core); 10,000 turns are as fast as 300,000.
   - Keys of a row lie a context apart (kv_cache.py): the first token in a row that was never used touches a page for
     each number of a head, 9,216 of GPT-2 124M.
 
@@ -50,7 +51,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import random
 import signal
@@ -199,45 +199,41 @@ def one_stream(how: How) -> Iterator[Line]:
 
 
 def first_token(how: How) -> Iterator[Line]:
-    """G4: each prompt on the server, then in an engine alone, which has written a token before, as the server has."""
-    texts, over = prompts(how.count(100), longest=64, seed=2), []
-    command = [sys.executable, __file__, "--prefill", "--models", str(how.models), "--threads", str(how.threads)]
-    command += ["--small"] if how.small else []
-    pipe = subprocess.PIPE
+    """G4: each prompt on the server, then in an engine alone, and in another, which tells what the machine adds."""
+    texts, over, noise = prompts(how.count(100), longest=64, seed=2), [], []
+    command = [sys.executable, str(Path(__file__).with_name("serve_alone.py"))]
+    command += [str(how.large), str(how.threads), DTYPE[1]]
     with (
         own(how.large, how.threads, *DTYPE) as server,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as alone,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as alone,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other,
     ):
-        assert alone.stdin is not None
-        assert alone.stdout is not None
-        alone.stdout.readline()
+        for program in (alone, other):  # each writes a token before, as the server has
+            _seconds_alone(program)
         for text in texts:
             time.sleep(0.02)  # threads of the other have stopped spinning
             first = asyncio.run(stream(server, own_body(text, 2))).first
-            time.sleep(0.02)
-            print(text, file=alone.stdin, flush=True)
-            over.append(first - float(alone.stdout.readline()))
-        alone.stdin.close()
+            took, again = (_seconds_alone(program, text) for program in (alone, other))
+            over.append(first - took)
+            noise.append(again - took)
+        for program in (alone, other):
+            assert program.stdin is not None
+            program.stdin.close()
     harness.note(f"G4: the first of all {1000 * over[0]:.1f} ms")
     for part, most in ((0.5, 5), (0.99, 20)):
-        ms = 1000 * share(over, part)
-        yield Line(
-            "G4", f"first token over the prompt alone, p{100 * part:g}", f"<= {most} ms", f"{ms:.1f} ms", ms <= most
-        )
+        ms, idle = 1000 * share(over, part), 1000 * share(noise, part)
+        what = f"first token over the prompt alone, p{100 * part:g}"
+        yield Line("G4", what, f"<= {most} ms", f"{ms:.1f} ms (two alone {idle:.1f})", ms <= most)
 
 
-def tell_prefill_seconds(how: How) -> None:
-    """Tell the seconds of the first token of each prompt that comes on stdin, in the engine alone."""
-    from gptcli.api.generate import Writer
-    from gptcli.config.generate import GenerateOptions
-    from gptcli.generate.engine import Request
-
-    writer = Writer(how.large, threads=how.threads, device="cpu", dtype=DTYPE[1])
-    for text in itertools.chain(["a"], sys.stdin):
-        request = Request(writer.engine.tokenizer.encode(text.strip()), GenerateOptions(max_tokens=1, top_k=50))
-        began = time.perf_counter()
-        list(writer.engine.run([request]))
-        print(time.perf_counter() - began, flush=True)
+def _seconds_alone(program: subprocess.Popen[str], text: str | None = None) -> float:
+    """Return the seconds that serve_alone.py tells: of its own first token, or of that of a text."""
+    assert program.stdin is not None
+    assert program.stdout is not None
+    time.sleep(0.02)
+    if text is not None:
+        print(text, file=program.stdin, flush=True)
+    return float(program.stdout.readline())
 
 
 GOALS: dict[str, Callable[[Any], Iterator[Line]]] = {
@@ -259,16 +255,12 @@ def main() -> None:
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 8, 64], help="of G2")
     parser.add_argument("--servers", nargs="+", default=[], help="of G2, by name; default gptcli and all installed")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--prefill", action="store_true", help=argparse.SUPPRESS)  # a child of G4
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started
     with tempfile.TemporaryDirectory() as name:
         models = arguments.models or Path(name)
         some = tuple(arguments.clients), tuple(arguments.servers)
         how = How(models, arguments.rounds, arguments.threads, arguments.small, *some)
-        if arguments.prefill:
-            tell_prefill_seconds(how)
-            return
         harness.warn_of_load()
         models.mkdir(parents=True, exist_ok=True)
         if not how.small and not (models / "gptcli").exists():
