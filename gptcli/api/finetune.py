@@ -79,14 +79,17 @@ def finetune(
         if config.optim.warmup_steps >= job.train.steps:
             raise ConfigError(f"optim.warmup_steps: must be below the {count(job.train.steps, 'step')} of the run")
         _tell_of_idle(config, job, processes, report)
-        prepare_model(model, config, job.tokenizer, job.metadata, runtime.dtype)
+        prepare_model(model, config, job.tokenizer, job.metadata)
+        if config.lora is not None and not sharded:  # whose rows are cast where a block gathers them
+            keep_frozen_in(model, runtime.dtype)
         step_tokens = config.train.batch_size * model.config.context_length
         if force and not resume and processes.is_first:
             clear(run_dir)
         adapter = job.metadata.adapter
         weights = AdapterWeights(config.lora, adapter.base_path) if config.lora and adapter else WholeWeights()
         if sharded:
-            state = sharded_state(Sharded(model, processes, runtime), config.optim, runtime, step_tokens=step_tokens)
+            parts = Sharded(model, processes, runtime)
+            state = sharded_state(parts, config.optim, runtime, step_tokens=step_tokens, weights=weights)
         else:
             optimizers = make_optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
             state = TrainState(model, optimizers, weights=weights, processes=processes, carried=job.carried)
@@ -96,11 +99,12 @@ def finetune(
 
 def _is_sharded(config: FinetuneConfig, base: Path, runtime: Runtime, processes: Processes) -> bool:
     """Return whether the model is sharded; ConfigError where the task needs it whole. One process decides for all."""
-    sharded = is_sharded(read_config(base), config.optim, runtime.device, processes) if processes.is_first else None
+    sharded = None
+    if processes.is_first:
+        frozen = None if config.lora is None else 1 if config.lora.base_dtype == "int8" else runtime.dtype.itemsize
+        sharded = is_sharded(read_config(base), config.optim, runtime.device, processes, frozen_bytes=frozen)
     if not processes.share(sharded):
         return False
-    if config.lora is not None:
-        raise ConfigError("lora: adapters are not sharded; leave lora out, or set parallel.shard=false")
     if config.task in ("prefer", "reward") or config.distill is not None:
         what = "distill" if config.distill is not None else f"task: {config.task}"
         raise ConfigError(f"{what}: needs a second model, which is not sharded; set parallel.shard=false")
@@ -167,11 +171,9 @@ def _adapter(config: FinetuneConfig, base: Path) -> Adapter | None:
     return Adapter(os.path.relpath(base.resolve(), directory.resolve()), weights_sha256(base))
 
 
-def prepare_model(
-    model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, metadata: ModelMetadata, dtype: torch.dtype
-) -> None:
-    """Add to the base what the task needs, and freeze what is not trained. `dtype` is that of activations. ConfigError
-    where the run file asks too much."""
+def prepare_model(model: GPT, config: FinetuneConfig, tokenizer: Tokenizer, metadata: ModelMetadata) -> None:
+    """Add to the base what the task needs, and freeze what is not trained. ConfigError where the run file asks too
+    much."""
     assert model.config.vocab_size is not None
     grows = tokenizer.vocab_size > model.config.vocab_size
     model.grow(tokenizer.vocab_size)
@@ -189,7 +191,6 @@ def prepare_model(
         for head in (model.label_head, *((model.embedding, model.head) if grows else ())):
             if head is not None:
                 head.requires_grad_(True)
-        keep_frozen_in(model, dtype)
     frozen = config.train.frozen_blocks
     if frozen:
         for part in (model.embedding, model.bigrams, *model.blocks[:frozen]):

@@ -7,6 +7,7 @@ matrix of ours that is several of theirs, stacked, has one A: each of theirs get
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from gptcli.interop.configs import problems
 from gptcli.interop.families import FAMILIES, GPT2, LLAMA, NANOCHAT, QWEN3
 from gptcli.interop.tensor_names import Names, incoming, outgoing
 from gptcli.model.gpt import GPT
-from gptcli.model.lora import MODULES, WEIGHTS, LoraLinear, adapted
+from gptcli.model.lora import MODULES, WEIGHTS, adapted, trained_weights
 from gptcli.model.safetensors_io import check_finite, read_tensors, tensor_shapes, write_tensors
 
 CONFIG = "adapter_config.json"
@@ -38,49 +39,57 @@ class AdapterWeights:
     base_path: str  # of the base checkpoint, relative to the adapter's directory
 
     def write(self, model: GPT, directory: Path) -> None:
-        write_adapter(model, self.config, self.base_path, directory)
+        self.write_trained(trained_weights(model), model, directory)
 
     def read(self, model: GPT, directory: Path) -> None:
-        read_adapter(model, directory)
+        with torch.no_grad():
+            for name, weight in self.read_trained(model, directory).items():
+                model.get_parameter(name).copy_(weight)
+
+    def write_trained(self, trained: Mapping[str, Tensor], model: GPT, directory: Path) -> None:
+        write_adapter(trained, model.config, self.config, self.base_path, directory)
+
+    def read_trained(self, model: GPT, directory: Path) -> dict[str, Tensor]:
+        return read_adapter(model, directory)
 
 
-def write_adapter(model: GPT, config: LoraConfig, base: str, directory: Path) -> None:
-    """Write the adapters, and the weights beside them that were trained whole, as PEFT stores them."""
-    names = names_of(model.config)
+def write_adapter(
+    trained: Mapping[str, Tensor], model: ModelConfig, config: LoraConfig, base: str, directory: Path
+) -> None:
+    """Write the adapters, and the weights beside them that were trained whole, as PEFT stores them. `trained` has them
+    by their names in the model."""
+    names = names_of(model)
     tensors: dict[str, Tensor] = {}
-    for module in adapted(model.config, config):
-        layer = model.get_submodule(module)
-        assert isinstance(layer, LoraLinear)
-        for theirs, rows in outgoing(f"{module}.weight", layer.lora_b, model.config, names):
+    for module in adapted(model, config):
+        for theirs, rows in outgoing(f"{module}.weight", trained[f"{module}.lora_b"], model, names):
             their_module = theirs.removesuffix(".weight")
-            tensors[f"{PREFIX}{their_module}.lora_A.weight"] = layer.lora_a
+            tensors[f"{PREFIX}{their_module}.lora_A.weight"] = trained[f"{module}.lora_a"]
             tensors[f"{PREFIX}{their_module}.lora_B.weight"] = rows
-    whole = whole_modules(model, names)
-    if model.config.tie_embeddings and "embedding" in whole:  # PEFT would leave the head that of the base
-        whole["head"] = names.outside["head"]
-    for name, theirs in whole.items():
-        tensors[f"{PREFIX}{theirs}.weight"] = model.get_parameter(f"{name}.weight").detach().clone()
+    whole = {theirs: trained[f"{name}.weight"] for name, theirs in whole_modules(trained, names).items()}
+    if model.tie_embeddings and "embedding.weight" in trained:  # PEFT would leave the head that of the base
+        whole[names.outside["head"]] = trained["embedding.weight"]
+    for theirs, weight in whole.items():
+        tensors[f"{PREFIX}{theirs}.weight"] = weight.clone()
     write_tensors(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     document = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if model.label_head is None else "SEQ_CLS",
+        "task_type": "SEQ_CLS" if "label_head.weight" in trained else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": _class_names(model.config).transposed,
+        "fan_in_fan_out": _class_names(model).transposed,
         "target_modules": [their for target in config.targets for their in _their_names(target, names)],
-        "modules_to_save": sorted(theirs.rpartition(".")[2] for theirs in whole.values()) or None,
+        "modules_to_save": sorted(theirs.rpartition(".")[2] for theirs in whole) or None,
         "inference_mode": True,
     }
     fsio.write_new_json(directory / CONFIG, document)
 
 
-def whole_modules(model: GPT, names: Names) -> dict[str, str]:
+def whole_modules(trained: Collection[str], names: Names) -> dict[str, str]:
     """Return the modules trained whole beside the adapters, for new tokens or labels, with their names in
-    transformers."""
-    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    transformers. `trained` are the names of weights."""
     return {name: theirs for name, theirs in _outside(names).items() if f"{name}.weight" in trained}
 
 
@@ -93,22 +102,22 @@ def _their_names(target: str, names: Names) -> list[str]:
     return [their for module in MODULES[target] for their in names.inside[module]]
 
 
-def read_adapter(model: GPT, directory: Path) -> None:
-    """Put the adapter of a checkpoint into a model that has its adapters already: to go on with training."""
+def read_adapter(model: GPT, directory: Path) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint's adapter by their names in a model that has its adapters already: to go on
+    with training."""
     names = names_of(model.config)
     config = read_lora_config(directory, names)
     tensors = _read(model, config, directory)
-    with torch.no_grad():
-        for module in adapted(model.config, config):
-            layer = model.get_submodule(module)
-            assert isinstance(layer, LoraLinear)
-            first = names.parts(f"{module}.weight", model.config)[0].name
-            layer.lora_a.copy_(_side(tensors, first, "A"))
-            layer.lora_b.copy_(
-                incoming(f"{module}.weight", lambda name: _side(tensors, name, "B"), model.config, names)
-            )
-        for name, theirs in whole_modules(model, names).items():
-            model.get_parameter(f"{name}.weight").copy_(tensors[f"{PREFIX}{theirs}.weight"])
+    found = {}
+    for module in adapted(model.config, config):
+        first = names.parts(f"{module}.weight", model.config)[0].name
+        found[f"{module}.lora_a"] = _side(tensors, first, "A")
+        found[f"{module}.lora_b"] = incoming(
+            f"{module}.weight", lambda name: _side(tensors, name, "B"), model.config, names
+        )
+    for name, theirs in whole_modules(trained_weights(model), names).items():
+        found[f"{name}.weight"] = tensors[f"{PREFIX}{theirs}.weight"]
+    return found
 
 
 @torch.no_grad()

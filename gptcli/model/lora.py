@@ -83,6 +83,11 @@ def add_adapters(model: GPT, config: LoraConfig, generator: torch.Generator) -> 
         setattr(module, child, make(linear, config, generator))
 
 
+def trained_weights(model: GPT) -> dict[str, Tensor]:
+    """Return the weights that are trained by name."""
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
 def keep_frozen_in(model: GPT, dtype: torch.dtype) -> None:
     """Keep the frozen matrices in the dtype that they are used in, which changes no bit of what is computed."""
     for module in model.modules():

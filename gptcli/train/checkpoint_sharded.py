@@ -23,7 +23,7 @@ from gptcli.train.metadata import ModelMetadata
 from gptcli.train.muon import Muon
 from gptcli.train.sharded import Sharded
 from gptcli.train.state import TrainState
-from gptcli.train.weights import MODEL_FILE
+from gptcli.train.weights import MODEL_FILE, TrainedWeights
 
 
 class _Tensors(NamedTuple):
@@ -48,10 +48,14 @@ def save_parts(
     known: dict[str, fsio.Described] = {}
     with processes.held_by_first(fsio.new_directory(path, known)) as made:
         directory = Path(processes.share(None if made is None else str(made)))
-        written = [
-            _write(_weights(sharded), sharded, directory / MODEL_FILE, state.step),
-            _write(_state(state, sharded), sharded, directory / TRAINING_FILE, state.step),
-        ]
+        written = [_write(_state(state, sharded), sharded, directory / TRAINING_FILE, state.step)]
+        if isinstance(state.weights, TrainedWeights):
+            trained = {name: sharded.whole(name) for name in sharded.sums}
+            check_finite(trained, f"step {state.step}")
+            if processes.is_first:
+                state.weights.write_trained(trained, state.model, directory)
+        else:
+            written.append(_write(_weights(sharded), sharded, directory / MODEL_FILE, state.step))
         for file in written:
             fsio.sync_file(file)
         mine = {file.name: fsio.describe(file) for file in written}
@@ -68,7 +72,11 @@ def restore_parts(state: TrainState, directory: Path) -> None:
     """Bring `state` to a verified checkpoint, in one file or in parts; each process reads its rows of every tensor.
     DataError where they do not fit."""
     sharded = _sharded(state)
-    _read(_weights(sharded), sharded, directory / MODEL_FILE)
+    if isinstance(state.weights, TrainedWeights):
+        for name, weight in state.weights.read_trained(state.model, directory).items():
+            sharded.keep_rows(name, weight)
+    else:
+        _read(_weights(sharded), sharded, directory / MODEL_FILE)
     _read(_state(state, sharded), sharded, directory / TRAINING_FILE)
     restore_documents(state, directory)
 

@@ -17,6 +17,7 @@ from gptcli.train.micro_batches import micro_batch_rows
 from gptcli.train.optimizers import make_optimizers
 from gptcli.train.sharded import Sharded, make_sharded_optimizers
 from gptcli.train.state import TrainState
+from gptcli.train.weights import Weights, WholeWeights
 
 
 def new_state(
@@ -54,7 +55,10 @@ def new_state(
     return TrainState(model, optimizers, processes=processes)
 
 
-def sharded_state(sharded: Sharded, optim: OptimConfig, runtime: Runtime, *, step_tokens: int) -> TrainState:
-    """Return the state at step 0 of a model of which each process has a part."""
+def sharded_state(
+    sharded: Sharded, optim: OptimConfig, runtime: Runtime, *, step_tokens: int, weights: Weights | None = None
+) -> TrainState:
+    """Return the state at step 0 of a model of which each process has a part; `weights`: how they are stored."""
     optimizers = make_sharded_optimizers(sharded, optim, step_tokens=step_tokens, dtype=runtime.dtype)
-    return TrainState(sharded.model, optimizers, processes=sharded.processes, sharded=sharded)
+    weights = weights or WholeWeights()
+    return TrainState(sharded.model, optimizers, weights=weights, processes=sharded.processes, sharded=sharded)

@@ -14,8 +14,18 @@ from gptcli.device.processes import Processes
 from gptcli.model.gpt import GPT
 
 
-def is_sharded(config: ModelConfig, optim: OptimConfig, device: torch.device, processes: Processes) -> bool:
-    """Return whether the model is to be sharded among processes that work on devices like this one."""
+def is_sharded(
+    config: ModelConfig,
+    optim: OptimConfig,
+    device: torch.device,
+    processes: Processes,
+    *,
+    frozen_bytes: int | None = None,
+) -> bool:
+    """Return whether the model is to be sharded among processes that work on devices like this one.
+
+    `frozen_bytes`: of a weight, where all of the model is frozen and only adapters are trained.
+    """
     if processes.alone:
         return False
     room = device_memory_bytes(device)
@@ -23,7 +33,8 @@ def is_sharded(config: ModelConfig, optim: OptimConfig, device: torch.device, pr
         room //= int(os.environ.get("LOCAL_WORLD_SIZE", processes.count))
     with torch.device("meta"):
         model = GPT(config)
-    return choose(processes.config, whole_bytes(model, optim), room)
+    whole = whole_bytes(model, optim) if frozen_bytes is None else frozen_bytes * model.num_parameters()
+    return choose(processes.config, whole, room)
 
 
 def choose(config: ParallelConfig, whole: int, room: int | None) -> bool:

@@ -108,11 +108,20 @@ class Sharded:
     def draw(self, generator: torch.Generator) -> None:
         """Give the weights the values of GPT.initialize: every process draws each whole, one after another on the CPU,
         and keeps its rows."""
-        for name, part in self.parts.items():
-            number = self.numbers[name]
-            whole = torch.empty(self.shards.shapes[number])
+        for name in self.parts:
+            whole = torch.empty(self.shards.shapes[self.numbers[name]])
             self.model.draw(name, whole, generator)
-            part.copy_(whole[self.shards.rows(number)])
+            self.keep_rows(name, whole)
+
+    def whole(self, name: str) -> Tensor:
+        """Return a weight whole, in every process; all ask for it at the same time."""
+        tensor: Tensor = self.weights[name].full_tensor()
+        return tensor.detach()
+
+    @torch.no_grad()
+    def keep_rows(self, name: str, whole: Tensor) -> None:
+        """Give a weight the values of a whole one, of which this process keeps its rows."""
+        self.parts[name].copy_(whole[self.shards.rows(self.numbers[name])])
 
     def take_gradients(self) -> None:
         """Make the gradients those of the parts."""

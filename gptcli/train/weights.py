@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from gptcli.base import fsio
 from gptcli.model.gpt import GPT
@@ -25,6 +27,18 @@ class Weights(Protocol):
 
     def read(self, model: GPT, directory: Path) -> None:
         """Put stored weights into the model. DataError where they do not fit."""
+
+
+@runtime_checkable
+class TrainedWeights(Weights, Protocol):
+    """The storage of the weights that are trained, where others are not stored: of a model that processes have a part
+    of each, one process writes them."""
+
+    def write_trained(self, trained: Mapping[str, Tensor], model: GPT, directory: Path) -> None:
+        """Write trained weights, whole, by their names in the model."""
+
+    def read_trained(self, model: GPT, directory: Path) -> Mapping[str, Tensor]:
+        """Return stored weights by their names in the model. DataError where they do not fit."""
 
 
 class WholeWeights:

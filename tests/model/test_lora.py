@@ -13,7 +13,7 @@ from gptcli.base import fsio
 from gptcli.config.finetune import LoraConfig
 from gptcli.config.model import ModelConfig
 from gptcli.data.tokenizer import learn_merges
-from gptcli.interop.peft import merge_adapter, read_adapter, write_adapter
+from gptcli.interop.peft import AdapterWeights, merge_adapter
 from gptcli.model.gpt import GPT
 from gptcli.model.lora import Int8LoraLinear, LoraLinear, add_adapters, keep_frozen_in
 from gptcli.train import checkpoint
@@ -105,13 +105,13 @@ def test_frozen_matrices_in_8_bits_are_near_and_give_the_gradients_of_what_they_
 def test_merged_or_read_back_an_adapter_computes_the_same(tmp_path: Path, name: str, targets: str) -> None:
     lora = LoraConfig(rank=3, alpha=5.0, targets=TARGETS[targets])
     model = adapted_gpt(MODELS[name], lora)
-    write_adapter(model, lora, "base", tmp_path)
+    AdapterWeights(lora, "base").write(model, tmp_path)
     merged = random_gpt(MODELS[name])
     merge_adapter(merged, tmp_path)
     torch.testing.assert_close(merged(ids()), model(ids()), rtol=1e-4, atol=1e-4)
     again = random_gpt(MODELS[name])
     add_adapters(again, lora, torch.Generator().manual_seed(9))
-    read_adapter(again, tmp_path)
+    AdapterWeights(lora, "base").read(again, tmp_path)
     assert torch.equal(again(ids()), model(ids()))
 
 
@@ -129,7 +129,7 @@ def test_peft_computes_the_same_on_the_exported_base(tmp_path: Path, name: str, 
     export_hf(tmp_path / "base", tmp_path / "hf", report=Report())
     model = adapted_gpt(MODELS[name], lora)
     (tmp_path / "adapter").mkdir()
-    write_adapter(model, lora, "base", tmp_path / "adapter")
+    AdapterWeights(lora, "base").write(model, tmp_path / "adapter")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", local_files_only=True)
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_an_adapter_for_another_shape_is_refused(tmp_path: Path) -> None:
     from gptcli.base.errors import DataError
 
     lora = LoraConfig(rank=3)
-    write_adapter(adapted_gpt(MODELS["llama"], lora), lora, "base", tmp_path)
+    AdapterWeights(lora, "base").write(adapted_gpt(MODELS["llama"], lora), tmp_path)
     wider = random_gpt(dataclasses.replace(MODELS["llama"], hidden_size=64))
     with pytest.raises(DataError, match="has shape"):
         merge_adapter(wider, tmp_path)

@@ -39,16 +39,16 @@ def files(home: Home, run: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in home.newest(run).glob("*.safetensors")}
 
 
-def go_on(home: Home, run: str, count: int) -> None:
+def go_on(home: Home, run: str, count: int, *more: str) -> None:
     if count == 1:
-        assert home.run(run, *ONE_THREAD, *EXACT, "--resume").code == 0
+        assert home.run(run, *ONE_THREAD, *EXACT, *more, "--resume").code == 0
     else:
-        run_in(home, run, count, *SHARDED, "--resume")
+        run_in(home, run, count, *SHARDED, *more, "--resume")
 
 
-def stop_at(home: Home, run: str, count: int, step: int) -> None:
+def stop_at(home: Home, run: str, count: int, step: int, *more: str) -> None:
     """Run until a step or a few more are done."""
-    ranks = Ranks(home, run, count, *(SHARDED if count > 1 else EXACT))
+    ranks = Ranks(home, run, count, *(SHARDED if count > 1 else EXACT), *more)
     ranks.wait_for_step(step)
     ranks.signal(signal.SIGTERM)
     ended = ranks.end()
@@ -136,6 +136,34 @@ def test_fine_tuning_has_the_losses_of_one_process(tmp_path: Path, task: str) ->
     ended = Ranks(home, "two", 2, *SHARDED).end()
     assert [each.code for each in ended] == [0, 0], ended
     assert losses(home, "two") == pytest.approx(losses(home, "one"), rel=1e-3)
+
+
+@pytest.mark.parametrize("base_dtype", ["auto", "int8"])
+@pytest.mark.parametrize("task", ["classify", "chat"])
+def test_adapters_have_the_losses_of_one_process(tmp_path: Path, task: str, base_dtype: str) -> None:
+    home = Home(tmp_path, task=task)
+    adapters = ("-s", "lora.rank=4", "-s", f"lora.base_dtype={base_dtype}")
+    assert home.run("one", *ONE_THREAD, *EXACT, *adapters).code == 0
+    ended = Ranks(home, "two", 2, *SHARDED, *adapters).end()
+    assert [each.code for each in ended] == [0, 0], ended
+    assert losses(home, "two") == pytest.approx(losses(home, "one"), rel=1e-3)
+    checkpoint.verify(home.newest("two"))
+    assert any((home.newest("two") / "adapter_model.safetensors").read_bytes())
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 1), (1, 2), (2, 2)])
+def test_any_number_goes_on_with_adapters(tmp_path: Path, first: int, second: int) -> None:
+    home, adapters = Home(tmp_path, task="chat"), ("-s", "lora.rank=4")  # and with what it has for new tokens
+    unbroken = ["one", "two"][first == second]
+    if first == second:
+        run_in(home, unbroken, 2, *SHARDED, *adapters)
+    else:
+        home.run(unbroken, *ONE_THREAD, *EXACT, *adapters)
+    stop_at(home, "stopped", first, 3, *adapters)
+    go_on(home, "stopped", second, *adapters)
+    assert losses(home, "stopped") == pytest.approx(losses(home, unbroken), rel=1e-3)
+    if first == second:
+        assert files(home, "stopped") == files(home, unbroken)
 
 
 def test_what_needs_a_second_model_is_refused(tmp_path: Path) -> None:
