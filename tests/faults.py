@@ -320,7 +320,8 @@ class Home:
         for number in range(89):
             text = english(number, 1).strip()
             turns = [{"role": "user", "content": text[:30]}, {"role": "assistant", "content": text[30:60]}]
-            rows.append({"text": text, "label": "ab"[number % 2], "messages": turns, "prompt": text[:30]})
+            answers = {"chosen": text[30:50], "rejected": text[40:60]}
+            rows.append({"text": text, "label": "ab"[number % 2], "messages": turns, "prompt": text[:30], **answers})
         (self.path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.steps = 20
         rewards = {"group_size": 3, "max_tokens": 4, "regex": "[aeiou]", "updates": 2, "kl_weight": 0.1}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import gc
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,6 +29,7 @@ from gptcli.model.gpt import GPT
 from gptcli.model.lora import add_adapters, keep_frozen_in
 from gptcli.observe.tensorboard import check_installed, recording
 from gptcli.tasks.dataset import read_examples, rows_job
+from gptcli.tasks.task import Reference, WholeReference
 from gptcli.tasks.text import text_job
 from gptcli.train.checkpoint_paths import checkpoints, find_checkpoint, step_directory
 from gptcli.train.initial import sharded_state
@@ -62,53 +66,85 @@ def finetune(
         if not processes.is_first:
             config = yaml_file.parse(FinetuneConfig, text, name="run.yaml").value
         runtime = make_runtime(config.runtime, local_rank=processes.local_rank)
-        sharded = _is_sharded(config, base, runtime, processes)
+        models = _Models(processes, runtime, _is_sharded(config, base, runtime, processes))
         if runtime.on_cpu:
-            (return_freed_memory if sharded else keep_freed_memory)()
-        device = torch.device("cpu") if sharded else runtime.device  # from its file, only rows that are kept are read
-        model, tokenizer = load(base, device=device, dtype=torch.float32)
+            (return_freed_memory if models.sharded else keep_freed_memory)()
+        model, tokenizer = models.load(base)
         if config.train.frozen_blocks > (blocks := len(model.blocks)):
             raise ConfigError(
                 f"train.frozen_blocks: {config.train.frozen_blocks}, but the base has {count(blocks, 'block')}"
             )
-        job = _job(config, base, model, tokenizer, runtime, report)
+        job = _job(config, base, model, tokenizer, models, report)
         if config.distill is not None:
-            teacher = find_teacher(config.distill, job.tokenizer, runtime)
+            dtype = torch.float32 if models.sharded else runtime.dtype
+            teacher = find_teacher(config.distill, job.tokenizer, models.device, dtype)
             rows = min(config.data.max_tokens or model.config.context_length, model.config.context_length)
-            job = distilled(job, along(teacher, rows))
+            job = distilled(job, along(teacher, rows, models.refer))
         if config.optim.warmup_steps >= job.train.steps:
             raise ConfigError(f"optim.warmup_steps: must be below the {count(job.train.steps, 'step')} of the run")
         _tell_of_idle(config, job, processes, report)
         prepare_model(model, config, job.tokenizer, job.metadata)
-        if config.lora is not None and not sharded:  # whose rows are cast where a block gathers them
-            keep_frozen_in(model, runtime.dtype)
-        step_tokens = config.train.batch_size * model.config.context_length
         if force and not resume and processes.is_first:
             clear(run_dir)
-        adapter = job.metadata.adapter
-        weights = AdapterWeights(config.lora, adapter.base_path) if config.lora and adapter else WholeWeights()
-        if sharded:
-            parts = Sharded(model, processes, runtime)
-            state = sharded_state(parts, config.optim, runtime, step_tokens=step_tokens, weights=weights)
-        else:
-            optimizers = make_optimizers(model, config.optim, step_tokens=step_tokens, dtype=runtime.dtype)
-            state = TrainState(model, optimizers, weights=weights, processes=processes, carried=job.carried)
+        job, state = models.begin(model, config, job)
         board = recording(run_dir / "tensorboard", report.warning, wanted=config.train.tensorboard)
         return Training(job, runtime, report, processes=processes, also_record=board).go(state, resume=resume)
 
 
+@dataclass(frozen=True)
+class _Models:
+    """The way in which the processes of a run have its models: each has all of them, or a part of each."""
+
+    processes: Processes
+    runtime: Runtime
+    sharded: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Return where weights are loaded: of a file on a CPU, only rows that are kept are read."""
+        return torch.device("cpu") if self.sharded else self.runtime.device
+
+    def load(self, base: Path) -> tuple[GPT, Tokenizer]:
+        return load(base, device=self.device, dtype=torch.float32)
+
+    def refer(self, model: GPT) -> Reference:
+        """Return a model that is not trained."""
+        if self.sharded:
+            return Sharded(model.requires_grad_(False), self.processes, self.runtime)
+        return WholeReference(model)
+
+    def load_reference(self, base: Path, tokenizer: Tokenizer) -> Reference:
+        """Return the base to compare with, grown to a tokenizer."""
+        gc.collect()  # FSDP's cycles hold the one of the validation before
+        model, _ = self.load(base)
+        model.grow(tokenizer.vocab_size)
+        return self.refer(model.eval())
+
+    def begin(self, model: GPT, config: FinetuneConfig, job: Job) -> tuple[Job, TrainState]:
+        """Return the job and its state at step 0."""
+        adapter, step_tokens = job.metadata.adapter, config.train.batch_size * model.config.context_length
+        weights = AdapterWeights(config.lora, adapter.base_path) if config.lora and adapter else WholeWeights()
+        if not self.sharded:
+            if config.lora is not None:
+                keep_frozen_in(model, self.runtime.dtype)
+            optimizers = make_optimizers(model, config.optim, step_tokens=step_tokens, dtype=self.runtime.dtype)
+            return job, TrainState(model, optimizers, weights=weights, processes=self.processes, carried=job.carried)
+        parts = Sharded(model, self.processes, self.runtime)
+        state = sharded_state(parts, config.optim, self.runtime, step_tokens=step_tokens, weights=weights)
+        state.carried = job.carried
+        batches = job.batches
+        if config.task == "reward":  # all write at the same time, each with its part of the model
+            job = dataclasses.replace(job, batches=lambda step: parts.evaluate(lambda _: batches(step)))
+        return job, state
+
+
 def _is_sharded(config: FinetuneConfig, base: Path, runtime: Runtime, processes: Processes) -> bool:
-    """Return whether the model is sharded; ConfigError where the task needs it whole. One process decides for all."""
+    """Return whether the model is sharded. One process decides for all."""
     sharded = None
     if processes.is_first:
         frozen = None if config.lora is None else 1 if config.lora.base_dtype == "int8" else runtime.dtype.itemsize
         sharded = is_sharded(read_config(base), config.optim, runtime.device, processes, frozen_bytes=frozen)
-    if not processes.share(sharded):
-        return False
-    if config.task in ("prefer", "reward") or config.distill is not None:
-        what = "distill" if config.distill is not None else f"task: {config.task}"
-        raise ConfigError(f"{what}: needs a second model, which is not sharded; set parallel.shard=false")
-    return True
+    return bool(processes.share(sharded))
 
 
 def _checked(config: FinetuneConfig, base: Path, *, resume: bool, force: bool) -> FinetuneConfig:
@@ -136,17 +172,15 @@ def _tell_of_idle(config: FinetuneConfig, job: Job, processes: Processes, report
         )
 
 
-def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, runtime: Runtime, report: Report) -> Job:
+def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, models: _Models, report: Report) -> Job:
     """Return the run as a job, its data read and looked at."""
     metadata, base_identity = read_metadata(base), identity(base)
     adapter = _adapter(config, base)
     if config.task == "text":
         metadata = dataclasses.replace(metadata, labels=(), adapter=adapter)
-        return text_job(config, base, tokenizer, model.config, metadata, base_identity, runtime, report)
+        return text_job(config, base, tokenizer, model.config, metadata, base_identity, models.runtime, report)
 
-    def load_base() -> GPT:
-        return load(base, device=runtime.device, dtype=torch.float32)[0]
-
+    load_base = functools.partial(models.load_reference, base)
     examples = read_examples(config, tokenizer, metadata, model.config, load_base)
     for line in examples.notes():
         report.message(line)
@@ -156,7 +190,7 @@ def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, r
         model,
         dataclasses.replace(examples.task.metadata, adapter=adapter, origin=metadata.origin),
         base_identity,
-        runtime,
+        models.runtime,
     )
 
 

@@ -112,7 +112,7 @@ def _taught(
     """Open the teacher, and have it read the text before the run where the run file allows it the room."""
     if config.distill is None:
         return _FromTeacher()
-    teacher = find_teacher(config.distill, tokenizer, runtime)
+    teacher = find_teacher(config.distill, tokenizer, runtime.device, runtime.dtype)
     kept = keep_what_it_says(teacher, prepared, cache_directory(config.data.cache_dir), runtime, report)
     if kept is None:
         return _FromTeacher(along(teacher, config.model.context_length))

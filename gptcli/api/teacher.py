@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+
+import torch
 
 from gptcli.api.open_model import load
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import escape
 from gptcli.config.distill import DistillConfig
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT
 from gptcli.tasks.distill import DistillObjective, Teacher
+from gptcli.tasks.task import Reference, WholeReference
 from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.metadata import read_config
 from gptcli.train.run import Job
 from gptcli.train.weights import identity
 
 
-def find_teacher(options: DistillConfig, tokenizer: Tokenizer, runtime: Runtime) -> Teacher:
-    """Return the teacher of a student with this tokenizer; DataError where it has another one."""
+def find_teacher(options: DistillConfig, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype) -> Teacher:
+    """Return the teacher of a student with this tokenizer, to be loaded onto a device; DataError where it has another
+    one."""
     checkpoint = find_checkpoint(options.teacher)
     name = escape(str(checkpoint))
     if Tokenizer.load(checkpoint).sha256 != tokenizer.sha256:
@@ -32,7 +36,7 @@ def find_teacher(options: DistillConfig, tokenizer: Tokenizer, runtime: Runtime)
         raise DataError(f"distill.teacher: {name} has no <|endoftext|>, with which every window begins")
 
     def open_teacher() -> GPT:
-        return load(checkpoint, device=runtime.device, dtype=runtime.dtype)[0]
+        return load(checkpoint, device=device, dtype=dtype)[0]
 
     return Teacher(
         options,
@@ -44,14 +48,15 @@ def find_teacher(options: DistillConfig, tokenizer: Tokenizer, runtime: Runtime)
     )
 
 
-def along(teacher: Teacher, row_tokens: int) -> DistillObjective:
-    """Return the objective of a run whose rows the teacher reads, too; ConfigError where they are too long for it."""
+def along(teacher: Teacher, row_tokens: int, refer: Callable[[GPT], Reference] = WholeReference) -> DistillObjective:
+    """Return the objective of a run whose rows the teacher reads, too; ConfigError where they are too long for it.
+    `refer` says how the processes have it."""
     if row_tokens > teacher.config.context_length:
         raise ConfigError(
             f"distill.teacher: reads at most {teacher.config.context_length} tokens at once, and the student's "
             f"rows have up to {row_tokens}; lower model.context_length (in fine-tuning data.max_tokens)"
         )
-    return DistillObjective(teacher, teacher.load())
+    return DistillObjective(teacher, refer(teacher.load()))
 
 
 def distilled(job: Job, objective: DistillObjective) -> Job:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from gptcli.base.errors import ConfigError, DataError
@@ -26,7 +25,7 @@ from gptcli.tasks.instruct import instruct
 from gptcli.tasks.job import train_config, tuning_job
 from gptcli.tasks.prefer import prefer
 from gptcli.tasks.reward import reward
-from gptcli.tasks.task import Task, load_examples, reading
+from gptcli.tasks.task import LoadBase, Task, load_examples, reading
 from gptcli.tasks.text import write_sample
 from gptcli.train.metadata import ModelMetadata
 from gptcli.train.run import Job, Validation
@@ -92,7 +91,7 @@ def read_examples(
     tokenizer: Tokenizer,
     metadata: ModelMetadata,
     model: ModelConfig,
-    load_base: Callable[[], GPT] | None = None,
+    load_base: LoadBase | None = None,
 ) -> ExampleSet:
     """Return all examples of a run file for a base with this tokenizer; DataError names the first row that is wrong.
 
@@ -138,7 +137,7 @@ def make_task(
     tokenizer: Tokenizer,
     metadata: ModelMetadata,
     max_tokens: int,
-    load_base: Callable[[], GPT] | None,
+    load_base: LoadBase | None,
 ) -> Task:
     """Make the task that a run file names, for a base with this tokenizer and metadata."""
     match config.task:

@@ -37,6 +37,7 @@ from gptcli.data.taught import Taught, TaughtTokens, keep_taught, record_dtype
 from gptcli.device.runtime import Runtime
 from gptcli.evaluate.scoring import batch_tokens, hidden_states
 from gptcli.model.gpt import GPT
+from gptcli.tasks.task import Reference
 from gptcli.train.checkpoint_paths import find_checkpoint
 from gptcli.train.loss import batch_hidden, chunked_logits, head_loss
 
@@ -149,7 +150,7 @@ class DistillObjective:
     """The loss of what a batch's targets teach and what the teacher says of them."""
 
     teacher: Teacher
-    model: GPT | None  # the teacher where it reads along; None: batches bring what it says
+    model: Reference | None  # the teacher where it reads along; None: batches bring what it says
 
     def __call__(self, model: GPT, batch: Batch, runtime: Runtime) -> Tensor:
         """Return the loss summed over the targets, a float32 scalar."""
@@ -157,8 +158,9 @@ class DistillObjective:
             taught = Taught(*(part.to(runtime.device).flatten(0, 1) for part in batch.taught))
         else:
             assert self.model is not None
-            with torch.no_grad():
-                taught = self.teacher.teach(self.model, batch_hidden(self.model, batch, runtime).flatten(0, 1))
+            taught = self.model.evaluate(
+                lambda model: self.teacher.teach(model, batch_hidden(model, batch, runtime).flatten(0, 1))
+            )
         hidden = batch_hidden(model, batch, runtime).flatten(0, 1)
         targets = batch.targets.to(runtime.device).flatten()
         options, index = self.teacher.options, targets.clamp_min(0)

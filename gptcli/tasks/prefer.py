@@ -10,8 +10,7 @@ The base is the reference of dpo and ipo: what it makes of every answer is compu
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +36,7 @@ from gptcli.generate.engine import Engine, Request
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.tasks.chat import conversation_example
 from gptcli.tasks.instruct import completion_example, row_prompt
-from gptcli.tasks.task import Task, load_reference
+from gptcli.tasks.task import LoadBase, Reference, Task
 from gptcli.train.loss import divergence_nats, target_hidden, target_log_probabilities
 from gptcli.train.metadata import ModelMetadata
 from gptcli.train.run import Validation
@@ -50,7 +49,7 @@ def prefer(
     tokenizer: Tokenizer,
     base: ModelMetadata,
     max_tokens: int,
-    load_base: Callable[[], GPT] | None,
+    load_base: LoadBase | None,
 ) -> Task:
     """Make the task: answers are turns of a conversation where the base has a form of it, else what follows a prompt.
 
@@ -60,15 +59,19 @@ def prefer(
     tokenizer = tokenizer.with_end() if form is None else tokenizer.with_specials(form.specials)
     objective = PreferenceObjective(options)
 
-    reference = functools.partial(load_reference, load_base, tokenizer)
+    def reference() -> Reference:
+        assert load_base is not None
+        return load_base(tokenizer)
 
     def prepare(rows: Sequence[Example], runtime: Runtime) -> list[Example]:
-        return with_reference(rows, reference(), runtime) if options.loss in ("dpo", "ipo") else list(rows)
+        if options.loss not in ("dpo", "ipo"):
+            return list(rows)
+        return reference().evaluate(lambda base: with_reference(rows, base, runtime))
 
     def validate(model: GPT, rows: Sequence[Example], runtime: Runtime, _together: Together) -> Validation:
         with evaluating(model):
             lengths = _written_lengths(model, tokenizer, form, rows[: options.answers], runtime)
-            return _validate(model, reference(), objective, rows, runtime, lengths)
+            return reference().evaluate(lambda base: _validate(model, base, objective, rows, runtime, lengths))
 
     return Task(
         tokenizer,

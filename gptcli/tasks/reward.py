@@ -42,7 +42,7 @@ from gptcli.device.runtime import Runtime
 from gptcli.generate.engine import Completion, Engine, Request
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.tasks.instruct import row_prompt
-from gptcli.tasks.task import Task, load_reference
+from gptcli.tasks.task import LoadBase, Reference, Task
 from gptcli.train.loss import divergence_nats, target_hidden, target_log_probabilities
 from gptcli.train.metadata import ModelMetadata
 from gptcli.train.metrics import Record
@@ -57,7 +57,7 @@ def reward(
     tokenizer: Tokenizer,
     base: ModelMetadata,
     max_tokens: int,
-    load_base: Callable[[], GPT] | None,
+    load_base: LoadBase | None,
 ) -> Task:
     """Make the task: prompts are turns of a conversation where the base has a form of it, else text.
 
@@ -66,7 +66,10 @@ def reward(
     form, options = base.conversation, config.reward
     tokenizer = tokenizer.with_end() if form is None else tokenizer.with_specials(form.specials)
 
-    reference = functools.partial(load_reference, load_base, tokenizer)
+    def reference() -> Reference:
+        assert load_base is not None
+        return load_base(tokenizer)
+
     score = functools.cache(functools.partial(make_score, options, config.data))  # a function's file is run once
 
     def begin(model: GPT, rows: Sequence[Example], batch_size: int, runtime: Runtime) -> Answers:
@@ -76,7 +79,8 @@ def reward(
 
     def validate(model: GPT, rows: Sequence[Example], runtime: Runtime, _together: Together) -> Validation:
         writer = Writer(model, tokenizer, form, options, runtime)
-        return _validate(writer, score(), reference(), rows, config.train.micro_batch_tokens)
+        micro_batch_tokens = config.train.micro_batch_tokens
+        return reference().evaluate(lambda base: _validate(writer, score(), base, rows, micro_batch_tokens))
 
     return Task(
         tokenizer,
@@ -224,7 +228,7 @@ class Answers:
         batch_size: int,
         micro_batch_tokens: int,
         seed: int,
-        reference: GPT | None,
+        reference: Reference | None,
     ) -> None:
         """Answer `batch_size` rows at a time; `reference` gives probabilities to stay near to."""
         self.writer, self.score, self.rows, self.reference = writer, score, rows, reference
@@ -267,10 +271,10 @@ class Answers:
             "rewards": rewards,
             "advantages": advantages(rewards.view(-1, size), self.options).flatten().float(),
         }
-        models = {"written_log_p": self.writer.model} if self.options.updates > 1 or self.reference else {}
-        models |= {"reference_log_p": self.reference} if self.reference else {}
-        for name, model in models.items():
-            carried[name] = self._log_p(model, carried)
+        if self.options.updates > 1 or self.reference:
+            carried["written_log_p"] = self._log_p(self.writer.model, carried)
+        if self.reference:
+            carried["reference_log_p"] = self.reference.evaluate(lambda base: self._log_p(base, carried))
         return carried
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from gptcli.config.finetune import RowsConfig
@@ -59,12 +60,26 @@ class Task:
     token_dropout: float = 0.0  # share of an example's tokens replaced by <|endoftext|>, drawn anew each time
 
 
-def load_reference(load_base: Callable[[], GPT] | None, tokenizer: Tokenizer) -> GPT:
-    """Load the base that the tuned model is compared with, grown to the same tokens."""
-    assert load_base is not None
-    model = load_base()
-    model.grow(tokenizer.vocab_size)
-    return model.eval()
+class Reference(Protocol):
+    """A model that is compared with or learnt from, and not trained: whole, or sharded (train.sharded.Sharded)."""
+
+    def evaluate(self, work: Callable[[GPT], T]) -> T:
+        """Return what `work` makes of the model, without gradients. Of a sharded one, all processes do it at the same
+        time, and only in there its weights are whole."""
+
+
+@dataclass(frozen=True)
+class WholeReference:
+    """A reference that this process has all of."""
+
+    model: GPT
+
+    @torch.no_grad()
+    def evaluate(self, work: Callable[[GPT], T]) -> T:
+        return work(self.model)
+
+
+LoadBase = Callable[[Tokenizer], Reference]  # the base that a tuned model is compared with, grown to a tokenizer
 
 
 def reading(data: RowsConfig) -> TextOptions:

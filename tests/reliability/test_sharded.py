@@ -32,7 +32,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 def losses(home: Home, run: str) -> list[object]:
-    return [facts["loss_nats"] for kind, _, facts in metrics(home.path / run) if kind in ("train", "validation")]
+    lines = [facts for kind, _, facts in metrics(home.path / run) if kind in ("train", "validation")]
+    return [facts[name] for facts in lines for name in ("loss_nats", "reward", "kl_nats") if name in facts]
 
 
 def files(home: Home, run: str) -> dict[str, bytes]:
@@ -166,10 +167,10 @@ def test_any_number_goes_on_with_adapters(tmp_path: Path, first: int, second: in
         assert files(home, "stopped") == files(home, unbroken)
 
 
-def test_what_needs_a_second_model_is_refused(tmp_path: Path) -> None:
-    home = Home(tmp_path, task="prefer")
-    ranks = Ranks(home, "two", 2, *SHARDED)
-    ended = ranks.end()
-    assert sorted(each.code for each in ended) == [2, 75], ended
-    (line,) = ranks.errors(ended)
-    assert "task: prefer: needs a second model" in line
+@pytest.mark.parametrize("how", ["prefer", "reward", "distill"])
+def test_a_second_model_is_sharded_too(tmp_path: Path, how: str) -> None:
+    home = Home(tmp_path, task="text" if how == "distill" else how)
+    more = ("-s", "distill.teacher=base") if how == "distill" else ()
+    home.run("one", *ONE_THREAD, *EXACT, *more)
+    run_in(home, "two", 2, *SHARDED, *more)
+    assert losses(home, "two") == pytest.approx(losses(home, "one"), rel=1e-3, abs=1e-5)

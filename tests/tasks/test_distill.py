@@ -29,6 +29,7 @@ from gptcli.data.taught import PART_TOKENS, keep_taught, record_dtype
 from gptcli.device.runtime import make_runtime
 from gptcli.model.gpt import GPT
 from gptcli.tasks.distill import DistillObjective, Teacher
+from gptcli.tasks.task import WholeReference
 
 SHAPE = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "context_length": 24, "vocab_size": 50}
 
@@ -73,7 +74,7 @@ def test_loss_and_gradients_are_those_of_the_formula(
     targets[1, 3:9] = IGNORE
     options = DistillConfig(teacher="t", alpha=alpha, temperature=temperature, top_k=k)
     teacher = Teacher(options, [], teaching.config, 50, 0, lambda: teaching)
-    loss = DistillObjective(teacher, teaching)(student, Batch(inputs, targets, "here"), runtime)
+    loss = DistillObjective(teacher, WholeReference(teaching))(student, Batch(inputs, targets, "here"), runtime)
     loss.backward()
 
     hidden = student.hidden(inputs, dtype=torch.float32).detach().flatten(0, 1).double().requires_grad_()
