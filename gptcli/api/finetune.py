@@ -22,7 +22,7 @@ from gptcli.config import yaml_file, yaml_write
 from gptcli.config.finetune import FinetuneConfig
 from gptcli.data.batches import derived_seed
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.device.processes import Processes, joined
+from gptcli.device.processes import Processes, Together, joined
 from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime, return_freed_memory
 from gptcli.interop.peft import AdapterWeights
 from gptcli.model.gpt import GPT
@@ -191,6 +191,7 @@ def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, m
         dataclasses.replace(examples.task.metadata, adapter=adapter, origin=metadata.origin),
         base_identity,
         models.runtime,
+        Together(models.processes, lockstep=models.sharded),
     )
 
 

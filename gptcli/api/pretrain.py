@@ -295,7 +295,6 @@ def _job(
         batches=batches,
         objective=next_token_nats,
         validate=lambda model, together: validate_texts(model, tokenizer, texts, runtime, together),
-        validates_together=True,
         sample=lambda model: write_sample(model, tokenizer, runtime, config.train, seed=config.runtime.seed),
         description=(
             f"{sum(map(len, _tokens(batches))):,} training tokens, {count(steps, 'step')} of "

@@ -164,6 +164,19 @@ class Together:
             for item, numbers, size in zip(group, processes.gather(padded), sizes, strict=False):
                 yield item, numbers[:size].to(own.dtype)
 
+    def spread(self, items: Sequence[T], work: Callable[[Sequence[T]], list[Any]]) -> list[Any]:
+        """Return what `work` makes of each item, anything that JSON holds, in order.
+
+        Of several processes each does every n-th item; in lockstep all do all of them.
+        """
+        processes = self.processes
+        if processes.alone or self.lockstep:
+            return work(items)
+        own, found = work(items[processes.rank :: processes.count]), [None] * len(items)
+        for rank in range(processes.count):
+            found[rank :: processes.count] = processes.share(own if rank == processes.rank else None, by=rank)
+        return found
+
 
 BY_ONE = Together()
 

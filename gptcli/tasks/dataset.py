@@ -199,16 +199,18 @@ def rows_job(
     metadata: ModelMetadata,
     identity: list[str],
     runtime: Runtime,
+    together: Together,
 ) -> Job:
-    """Make the job of learning from rows. `model` learns; `identity` are the hashes of its base."""
+    """Make the job of learning from rows, in processes that do it `together`. `model` learns; `identity` are the hashes
+    of its base."""
     task, tokenizer = examples.task, examples.task.tokenizer
-    rows, held_out = (task.prepare(part, runtime) for part in (examples.train, examples.validation))
+    rows, held_out = (task.prepare(part, runtime, together) for part in (examples.train, examples.validation))
     train = train_config(config, len(rows), samples=task.writes)
 
     def validate(model: GPT, together: Together) -> Validation | None:
         return task.validate(model, held_out, runtime, together) if held_out else None
 
-    written = task.begin(model, rows, train.batch_size, runtime) if task.begin else None
+    written = task.begin(model, rows, train.batch_size, runtime, together) if task.begin else None
     return tuning_job(
         config,
         tokenizer,
@@ -227,7 +229,6 @@ def rows_job(
         written=written,
         objective=task.objective(rows),
         validate=validate,
-        validates_together=task.validates_together,
         data=(count(len(rows), "row"), "row"),
         content={"base": identity, "tokenizer": tokenizer.sha256, "inputs": examples.sha256, **task.content},
         metadata=metadata,

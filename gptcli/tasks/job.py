@@ -56,7 +56,6 @@ def tuning_job(
     metadata: ModelMetadata,
     sample: Callable[[GPT], str],
     written: WrittenBatches | None = None,
-    validates_together: bool = False,
 ) -> Job:
     """Make a job of fine-tuning. `data`: how much there is, and what a batch is made of; `written`: the batches where
     the model itself writes them."""
@@ -74,7 +73,6 @@ def tuning_job(
         batches=batches,
         objective=objective,
         validate=validate,
-        validates_together=validates_together,
         sample=sample,
         description=(
             f"{amount}, {count(train.steps, 'step')} of {count(train.batch_size, unit)} "

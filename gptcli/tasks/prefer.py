@@ -29,7 +29,7 @@ from gptcli.data.packing import group_by_tokens, pack
 from gptcli.data.rows import Row
 from gptcli.data.template import Form
 from gptcli.data.tokenizer import Tokenizer
-from gptcli.device.processes import Together
+from gptcli.device.processes import BY_ONE, Together
 from gptcli.device.runtime import Runtime
 from gptcli.evaluate.scoring import batch_tokens
 from gptcli.generate.engine import Engine, Request
@@ -63,15 +63,19 @@ def prefer(
         assert load_base is not None
         return load_base(tokenizer)
 
-    def prepare(rows: Sequence[Example], runtime: Runtime) -> list[Example]:
+    def prepare(rows: Sequence[Example], runtime: Runtime, together: Together) -> list[Example]:
         if options.loss not in ("dpo", "ipo"):
             return list(rows)
-        return reference().evaluate(lambda base: with_reference(rows, base, runtime))
+        return reference().evaluate(lambda base: with_reference(rows, base, runtime, together))
 
-    def validate(model: GPT, rows: Sequence[Example], runtime: Runtime, _together: Together) -> Validation:
+    def validate(model: GPT, rows: Sequence[Example], runtime: Runtime, together: Together) -> Validation:
         with evaluating(model):
-            lengths = _written_lengths(model, tokenizer, form, rows[: options.answers], runtime)
-            return reference().evaluate(lambda base: _validate(model, base, objective, rows, runtime, lengths))
+            lengths = together.spread(
+                rows[: options.answers], lambda part: _written_lengths(model, tokenizer, form, part, runtime)
+            )
+            return reference().evaluate(
+                lambda base: _validate(model, base, objective, rows, runtime, together, lengths)
+            )
 
     return Task(
         tokenizer,
@@ -79,7 +83,6 @@ def prefer(
         _reader(config.data, tokenizer, form, max_tokens),
         lambda _: objective,
         validate,
-        validates_together=False,
         prepare=prepare,
         by_example=True,
     )
@@ -187,17 +190,21 @@ def _groups(rows: Sequence[Example], runtime: Runtime) -> list[list[Example]]:
 
 
 @torch.inference_mode()
-def with_reference(rows: Sequence[Example], reference: GPT, runtime: Runtime) -> list[Example]:
+def with_reference(
+    rows: Sequence[Example], reference: GPT, runtime: Runtime, together: Together = BY_ONE
+) -> list[Example]:
     """Return the pairs with the log-probability that the reference gives each answer."""
-    found = []
-    for group in _groups(rows, runtime):
+
+    def of_answers(group: Sequence[Example]) -> Tensor:
         batch = pack(group)
         log_p = target_log_probabilities(reference, batch, target_hidden(reference, batch, runtime))
-        values = torch.stack([answer.sum() for answer in log_p]).tolist()
-        for number, pair in enumerate(group):
+        return torch.stack([answer.sum() for answer in log_p])
+
+    found = []
+    for group, values in together.compute(_groups(rows, runtime), of_answers):
+        for pair, (chosen, rejected) in zip(group, values.view(-1, 2).tolist(), strict=True):
             assert pair.rejected is not None
-            rejected = pair.rejected._replace(value=values[2 * number + 1])
-            found.append(pair._replace(value=values[2 * number], rejected=rejected))
+            found.append(pair._replace(value=chosen, rejected=pair.rejected._replace(value=rejected)))
     return found
 
 
@@ -208,22 +215,25 @@ def _validate(
     objective: PreferenceObjective,
     rows: Sequence[Example],
     runtime: Runtime,
+    together: Together,
     lengths: Sequence[int],
 ) -> Validation:
     """Measure on held-out pairs the loss, the share in which the better answer is ahead, by how much, and how far the
     model has gone from the reference: KL(model || reference) of a token of the answers."""
-    loss = ahead = margin = divergence = 0.0
-    targets = 0
-    for group in _groups(rows, runtime):
+
+    def sums(group: Sequence[Example]) -> Tensor:
         batch = pack(group)
         hidden, others = target_hidden(model, batch, runtime), target_hidden(reference, batch, runtime)
         rewards = objective.rewards(target_log_probabilities(model, batch, hidden), batch)
         differences = rewards[:, 0] - rewards[:, 1]
-        loss += float(objective.losses(rewards).sum())
-        ahead += float((differences > 0).sum() + 0.5 * (differences == 0).sum())
-        margin += objective.options.scale * float(differences.sum())
-        divergence += float(divergence_nats(model, hidden, reference, others).sum())
-        targets += len(hidden)
+        ahead = (differences > 0).sum() + 0.5 * (differences == 0).sum()
+        margin = objective.options.scale * float(differences.sum())
+        nats = divergence_nats(model, hidden, reference, others).sum()
+        found = [float(objective.losses(rewards).sum()), float(ahead), margin, float(nats), len(hidden)]
+        return torch.tensor(found, dtype=torch.float64)
+
+    parts = [found.tolist() for _, found in together.compute(_groups(rows, runtime), sums)]
+    loss, ahead, margin, divergence, targets = map(sum, zip(*parts, strict=True))
     pairs = len(rows)
     record = {"loss_nats": loss / pairs, "accuracy": ahead / pairs, "margin": margin / pairs}
     record["kl_nats"] = divergence / targets
@@ -241,7 +251,7 @@ def _written_lengths(
     model: GPT, tokenizer: Tokenizer, form: Form | None, rows: Sequence[Example], runtime: Runtime
 ) -> list[int]:
     """Return how many tokens the model's own answers to the prompts of held-out pairs have, of LONGEST_ANSWER."""
-    if not rows:
+    if not rows:  # where there are more processes than pairs
         return []
     engine = Engine(model, tokenizer, runtime, slots=len(rows))
     options = GenerateOptions(max_tokens=LONGEST_ANSWER, temperature=0.0)

@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ from gptcli.data.text import file_sha256
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.processes import Together
 from gptcli.device.runtime import Runtime
-from gptcli.generate.engine import Completion, Engine, Request
+from gptcli.generate.engine import Engine, Request
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.tasks.instruct import row_prompt
 from gptcli.tasks.task import LoadBase, Reference, Task
@@ -72,13 +72,13 @@ def reward(
 
     score = functools.cache(functools.partial(make_score, options, config.data))  # a function's file is run once
 
-    def begin(model: GPT, rows: Sequence[Example], batch_size: int, runtime: Runtime) -> Answers:
-        writer = Writer(model, tokenizer, form, options, runtime)
+    def begin(model: GPT, rows: Sequence[Example], batch_size: int, runtime: Runtime, together: Together) -> Answers:
+        writer = Writer(model, tokenizer, form, options, runtime, together)
         other = reference() if options.kl_weight else None
         return Answers(writer, score(), rows, batch_size, config.train.micro_batch_tokens, config.runtime.seed, other)
 
-    def validate(model: GPT, rows: Sequence[Example], runtime: Runtime, _together: Together) -> Validation:
-        writer = Writer(model, tokenizer, form, options, runtime)
+    def validate(model: GPT, rows: Sequence[Example], runtime: Runtime, together: Together) -> Validation:
+        writer = Writer(model, tokenizer, form, options, runtime, together)
         micro_batch_tokens = config.train.micro_batch_tokens
         return reference().evaluate(lambda base: _validate(writer, score(), base, rows, micro_batch_tokens))
 
@@ -88,7 +88,6 @@ def reward(
         _reader(config, tokenizer, form, max_tokens),
         lambda _: RewardObjective(options),
         validate,
-        validates_together=False,
         begin=begin,
         content=_content(options),
     )
@@ -179,19 +178,28 @@ def load_function(named: str) -> Callable[..., Any]:
     return function
 
 
+class Answer(NamedTuple):
+    """What the model wrote to a prompt."""
+
+    ids: list[int]
+    end_id: int | None  # the token that ended it
+    text: str
+
+
 @dataclass(frozen=True)
 class Writer:
-    """A model that answers prompts."""
+    """A model that answers prompts, in processes that do it together."""
 
     model: GPT
     tokenizer: Tokenizer
     form: Form | None
     options: RewardConfig
     runtime: Runtime
+    together: Together
 
     def write(
         self, rows: Sequence[Example], samples: int, temperature: float, seed: Callable[[int], int]
-    ) -> list[Completion]:
+    ) -> list[Answer]:
         """Return `samples` answers to each row, drawn by `seed` of its number."""
         ends = frozenset[int]() if self.form is None else self.form.stop_ids(self.tokenizer)
         most, begun = self.options.max_tokens, len(self.tokenizer.bos_ids)
@@ -202,14 +210,18 @@ class Writer:
             prompt, first = (row.ids[begun:], None) if self.form is None else (row.ids, ())
             requests += [Request(prompt, options, sample, stop_ids=ends, first=first) for sample in range(samples)]
         longest = min(self.model.config.context_length, max(len(row.ids) for row in rows) + most)
+
+        def answers(part: Sequence[Request]) -> list[Answer]:
+            engine = Engine(self.model, self.tokenizer, self.runtime, most=len(part))
+            return [Answer(done.ids, done.end_id, done.text) for done in engine.run(part, capacity=longest)]
+
         with evaluating(self.model):
-            engine = Engine(self.model, self.tokenizer, self.runtime, most=len(requests))
-            return list(engine.run(requests, capacity=longest))
+            return [Answer(*answer) for answer in self.together.spread(requests, answers)]
 
 
-def _answered(row: Example, completion: Completion) -> Example:
+def _answered(row: Example, answer: Answer) -> Example:
     """Return a prompt and an answer to it, which is learnt with the token that ended it."""
-    written = [*completion.ids, *([] if completion.end_id is None else [completion.end_id])]
+    written = [*answer.ids, *([] if answer.end_id is None else [answer.end_id])]
     return row._replace(ids=row.ids + written, learnt=[False] * len(row.ids) + [True] * len(written))
 
 
@@ -259,10 +271,10 @@ class Answers:
         """Write the answers of so many batches later than the first."""
         rows = examples_of_step(self.rows, number, self.batch_size, self.seed)
         size = self.options.group_size
-        completions = self.writer.write(rows, size, 1.0, lambda row: derived_seed(self.seed, "answers", number, row))
-        pairs = [(rows[place // size], completion) for place, completion in enumerate(completions)]
-        rewards = torch.tensor([self.score(completion.text, row) for row, completion in pairs], dtype=torch.float64)
-        examples = [_answered(row, completion) for row, completion in pairs]
+        answers = self.writer.write(rows, size, 1.0, lambda row: derived_seed(self.seed, "answers", number, row))
+        pairs = [(rows[place // size], answer) for place, answer in enumerate(answers)]
+        rewards = torch.tensor([self.score(answer.text, row) for row, answer in pairs], dtype=torch.float64)
+        examples = [_answered(row, answer) for row, answer in pairs]
         carried = {
             "number": torch.tensor(number),
             "ids": torch.tensor([index for example in examples for index in example.ids]),
@@ -353,20 +365,24 @@ def _validate(
 ) -> Validation:
     """Measure on held-out rows the reward of the likeliest answers, their length, and how far the model has gone from
     its base: KL(model || base) of a token of the answers."""
-    completions = writer.write(rows, 1, 0.0, lambda _: 0)
-    rewards = [score(completion.text, row) for row, completion in zip(rows, completions, strict=True)]
-    answers = [_answered(row, completion) for row, completion in zip(rows, completions, strict=True)]
-    divergence = targets = 0.0
+    answers = writer.write(rows, 1, 0.0, lambda _: 0)
+    rewards = [score(answer.text, row) for row, answer in zip(rows, answers, strict=True)]
+    examples = [_answered(row, answer) for row, answer in zip(rows, answers, strict=True)]
+
+    def nats_and_targets(group: Sequence[Example]) -> Tensor:
+        batch = pack(group)
+        hidden, others = (target_hidden(model, batch, writer.runtime) for model in (writer.model, reference))
+        nats = float(divergence_nats(writer.model, hidden, reference, others).sum())
+        return torch.tensor([nats, len(hidden)], dtype=torch.float64)
+
+    groups = list(group_by_tokens(examples, micro_batch_tokens, lambda example: example.tokens))
     with evaluating(writer.model):
-        for group in group_by_tokens(answers, micro_batch_tokens, lambda example: example.tokens):
-            batch = pack(group)
-            hidden, others = (target_hidden(model, batch, writer.runtime) for model in (writer.model, reference))
-            divergence += float(divergence_nats(writer.model, hidden, reference, others).sum())
-            targets += len(hidden)
+        parts = [found.tolist() for _, found in writer.together.compute(groups, nats_and_targets)]
+    divergence, targets = map(sum, zip(*parts, strict=True))
     record = {
         "reward": sum(rewards) / len(rewards),
         "kl_nats": divergence / max(1.0, targets),
-        "answer_tokens": sum(len(completion.ids) for completion in completions) / len(rows),
+        "answer_tokens": sum(len(answer.ids) for answer in answers) / len(rows),
     }
     text = (
         f"validation reward {record['reward']:.4f}, {record['kl_nats']:.4f} nats per token from the base, answers of "

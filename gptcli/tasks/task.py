@@ -48,12 +48,13 @@ class Task:
     read_row: Reader
     objective: Callable[[Sequence[Example]], Objective]  # for these rows to train on
     validate: Callable[[GPT, Sequence[Example], Runtime, Together], Validation]
-    validates_together: bool = True  # in all processes, else in the first, as where validation writes text
     writes: bool = True  # text, of which a run can show samples
     mended: Mended | None = None  # what the reader changes in conversations, counted
-    prepare: Callable[[Sequence[Example], Runtime], list[Example]] = lambda rows, _: list(rows)  # before training
+    prepare: Callable[[Sequence[Example], Runtime, Together], list[Example]] = (
+        lambda rows, _runtime, _together: list(rows)  # before training
+    )
     by_example: bool = False  # the loss is a mean over examples, not over what is learnt in them
-    begin: Callable[[GPT, Sequence[Example], int, Runtime], WrittenBatches] | None = (
+    begin: Callable[[GPT, Sequence[Example], int, Runtime, Together], WrittenBatches] | None = (
         None  # the model writes its batches
     )
     content: Mapping[str, Any] = field(default_factory=dict)  # hashes of what it reads beside rows, by name

@@ -69,7 +69,6 @@ def text_job(
         batches=batches,
         objective=next_token_nats,
         validate=lambda model, together: validate_text(model, tokenizer, validation, runtime, together),
-        validates_together=True,
         data=(count(len(tokens), "token"), "window"),
         content={"base": identity, "inputs": [fact["sha256"] for fact in read_index(prepared)["inputs"]]},
         metadata=metadata,

@@ -81,7 +81,6 @@ class Job:
     sample: Callable[[GPT], str]
     description: str  # of the data and the steps, for the first message
     metadata: ModelMetadata = field(default_factory=ModelMetadata)
-    validates_together: bool = False  # in all processes, else in the first
     patience: int | None = None  # stop after so many validations without a better one
     sources: Sequence[Mapping[str, Any]] = ()  # the inputs, with name and sha256, for the lineage
     facts: Callable[[int], Record] | None = None  # of a step, for its line in metrics.jsonl
@@ -192,20 +191,19 @@ class Training:
         """Return the loop; what stops it for good is told with what to do about it."""
         job, timed = self.job, self.deadline.timed
 
-        def by_first(hook: Callable[[TrainState], None]) -> Callable[[TrainState], None]:
-            return lambda state: self.processes.by_first(lambda: hook(state))
-
         def evaluate(state: TrainState) -> None:
             self._evaluate(state, stop, write)
 
         def sample(state: TrainState) -> None:
-            self._sample(state, stop, write)
+            if state.sharded is not None:
+                self._sample(state, stop, write)
+            else:
+                self.processes.by_first(lambda: self._sample(state, stop, write))
 
-        together = job.validates_together and not self.processes.alone
         hooks = Hooks(
-            evaluate=timed("evaluate", evaluate if together or state.sharded else by_first(evaluate)),
+            evaluate=timed("evaluate", evaluate),
             save=timed("save", self._save),
-            sample=timed("sample", sample if state.sharded else by_first(sample)),
+            sample=timed("sample", sample),
             report=write,
             keep_time=self._keep_time,
             stop=lambda: self._stops(stop),
@@ -300,9 +298,9 @@ class Training:
                 raise Stopped
 
         if state.sharded is not None:  # a pass through the model is one of all processes
-            together = Together(self.processes, check, lockstep=True) if self.job.validates_together else BY_ONE
+            together = Together(self.processes, check, lockstep=True)
             found = state.sharded.evaluate(lambda model: self.job.validate(model, together))
-        elif self.job.validates_together and not self.processes.alone:
+        elif not self.processes.alone:
             found = self.job.validate(state.model, Together(self.processes, check))
         else:
             with stop.at_once():
