@@ -99,13 +99,13 @@ def _forwarding_signals() -> Iterator[Callable[[PContext], None]]:
 def _exit_code(failed: dict[int, int], count: int) -> int:
     """Return the exit code of the process that failed for a reason of its own; GptcliError where that was killed.
 
-    `failed`: the codes of those that did not end with 0, a negative one for a signal. PyTorch ends the others by
-    SIGTERM.
+    `failed`: the codes of those that did not end with 0, a negative one for a signal. Where one has said why it fails,
+    PyTorch ends the others: by SIGTERM, and those that hang by SIGKILL.
     """
     others = (LostProcess.exit_code, -signal.SIGTERM)
     causes = {rank: code for rank, code in failed.items() if code not in others}
     stopped = (128 + signal.SIGTERM, 128 + signal.SIGINT)
-    rank = min(causes, key=lambda rank: (causes[rank] in stopped, causes[rank] >= 0, rank), default=None)
+    rank = min(causes, key=lambda rank: (causes[rank] in stopped, causes[rank] < 0, rank), default=None)
     if rank is None:
         return 1 if failed else 0
     if causes[rank] < 0:

@@ -171,6 +171,19 @@ def test_a_process_that_hangs_ends_the_others_in_time(home: Home, rank: int) -> 
 # ----------------------------------------------------------------------------------------------------------- launchers
 
 
+@pytest.mark.slow
+def test_of_a_process_that_hangs_one_line_is_told(home: Home) -> None:
+    process = start(home, "hung", "gptcli", more=("--nproc", "2", "-s", "parallel.timeout_seconds=2", *PAUSED))
+    wait_for_metrics(home.path / "hung")
+    workers = children(process.pid)
+    os.kill(workers[0], signal.SIGSTOP)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    (line,) = [line for line in err.splitlines() if "error" in line]
+    assert "a process was silent for 2 s" in line
+    assert gone(workers)
+
+
 def start(home: Home, run: str, *command: str, more: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", *command, "pretrain", "run.yaml", "-s", f"run_dir={run}", *ONE_THREAD, *more],
