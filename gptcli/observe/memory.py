@@ -23,6 +23,7 @@ from gptcli.train.optimizers import make_optimizers
 # Of a pretraining process before it makes its model: Python, torch and the libraries (torch 2.13 on Linux).
 PROCESS_BYTES = 235 << 20
 COMPILER_BYTES = 180 << 20  # of PyTorch's compiler in the process
+KERNEL_BYTES = 48 << 20  # of libraries' code that steps run, and imports alone do not touch
 # glibc's heap against the tensors in it that come and go, in every order and aligned, so that a hole seldom fits again:
 # measured 1.3 to 2.2 of what is neither weights, gradients nor optimizer state, which stay where they are.
 HEAP_FACTOR = 1.65
@@ -116,12 +117,12 @@ def finished(peak: Memory, work: Workload) -> Memory:
         return peak
     coming_and_going = sum(size for part, size in peak.parts.items() if part not in STAYING)
     slack = round((HEAP_FACTOR - 1) * coming_and_going)
-    return Memory(peak.moment, peak.parts | {"heap slack": slack, "process": process_bytes(work)})
+    return Memory(peak.moment, peak.parts | {"heap slack": slack} | process_parts(work))
 
 
-def process_bytes(work: Workload) -> int:
-    """Return what a process on a CPU takes without a model."""
-    return PROCESS_BYTES + work.compiled * COMPILER_BYTES
+def process_parts(work: Workload) -> dict[str, int]:
+    """Return the bytes by part that a process on a CPU takes without a model."""
+    return {"kernels": KERNEL_BYTES, "process": PROCESS_BYTES + work.compiled * COMPILER_BYTES}
 
 
 def pass_bytes(work: Workload) -> Pass:

@@ -13,7 +13,7 @@ from typing import Any
 from gptcli.base.units import amount, duration
 from gptcli.config.train import OptimConfig
 from gptcli.model.gpt import GPT
-from gptcli.observe.memory import HEAP_FACTOR, Memory, Workload, fixed_bytes, pass_bytes, process_bytes, whole_step
+from gptcli.observe.memory import HEAP_FACTOR, Memory, Workload, fixed_bytes, pass_bytes, process_parts, whole_step
 from gptcli.train.owners import CHUNK_BYTES, Owners, divide, update_costs
 
 
@@ -117,10 +117,10 @@ def shared_memory(work: Workload, processes: int, exchange: str, *, saves: bool)
     peak = max(moments, key=lambda moment: moment.total_bytes)
     if not work.on_cpu:
         return peak
-    # Gradients come and go with each micro-batch as activations do, in holes of one heap; gloo gathers in a copy.
-    staying, coming = sum(held.values()) + kept, found.loss + (largest if stay else weights)
-    slack = max(0, staying + chunk + round(HEAP_FACTOR * coming) - peak.total_bytes)
-    return Memory(peak.moment, peak.parts | {"heap slack": slack, "process": process_bytes(work)})
+    # Gradients come and go with each micro-batch beside activations, in one heap; gloo gathers in a copy.
+    staying, gradients = sum(held.values()) + kept, largest if stay else weights
+    slack = max(0, staying + chunk + gradients + round(HEAP_FACTOR * found.loss) - peak.total_bytes)
+    return Memory(peak.moment, peak.parts | {"heap slack": slack} | process_parts(work))
 
 
 def sent_bytes(work: Workload, processes: int, exchange: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from gptcli.observe.memory import HEAP_FACTOR, Memory, Workload, fixed_bytes, pass_bytes, process_bytes, whole_step
+from gptcli.observe.memory import HEAP_FACTOR, Memory, Workload, fixed_bytes, pass_bytes, process_parts, whole_step
 from gptcli.observe.plan_processes import (
     SharedPlan,
     divided,
@@ -73,7 +73,7 @@ def sharded_memory(work: Workload, processes: int, exchange: str) -> Memory:
         return peak
     coming = sum(size for part, size in peak.parts.items() if part not in held)
     slack = round((HEAP_FACTOR - 1) * coming)
-    return Memory(peak.moment, peak.parts | {"heap slack": slack, "process": process_bytes(work)})
+    return Memory(peak.moment, peak.parts | {"heap slack": slack} | process_parts(work))
 
 
 def sharded_sent_bytes(work: Workload, processes: int, exchange: str) -> int:

@@ -6,6 +6,7 @@ run imports and met the others (for the plan its own constant), so that what rem
 
     small    6 layers, 384 wide, 14 M parameters
     medium   8 layers, 640 wide, 44 M parameters
+    large    12 layers, 768 wide, 91 M parameters, GPT-2's blocks
     deep     32 layers, 512 wide, 105 M parameters, with activation checkpointing
 
 Run:
@@ -29,6 +30,7 @@ import harness
 SHAPES = {
     "small": "{num_layers: 6, hidden_size: 384, num_heads: 6, context_length: 256}",
     "medium": "{num_layers: 8, hidden_size: 640, num_heads: 10, context_length: 256}",
+    "large": "{num_layers: 12, hidden_size: 768, num_heads: 12, context_length: 256}",
     "deep": "{num_layers: 32, hidden_size: 512, num_heads: 8, context_length: 64}",
 }
 BASE = """
