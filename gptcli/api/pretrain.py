@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gptcli.api.teacher import along, distilled, find_teacher
 from gptcli.base.errors import ConfigError, DataError
 from gptcli.base.escape import escape
@@ -31,10 +33,11 @@ from gptcli.data.text import TextOptions, find_sources
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.processes import Processes, joined
 from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime, return_freed_memory
+from gptcli.model.gpt import GPT
 from gptcli.observe.tensorboard import check_installed, recording
 from gptcli.tasks.distill import DistillObjective, keep_what_it_says, wanted_tokenizer
 from gptcli.tasks.text import validate_texts, write_sample
-from gptcli.train.autoconfig import AutoConfig, training_flops_per_second
+from gptcli.train.autoconfig import AutoConfig, step_seconds, training_flops_per_second
 from gptcli.train.checkpoint_paths import checkpoints
 from gptcli.train.deadline import Deadline
 from gptcli.train.initial import new_state
@@ -169,11 +172,13 @@ def _begin(
     deadline = None
     if ends_at is not None:
         most_steps = batches.most_steps if isinstance(batches, MixedBatches) else None
-        probe = new_state(_model_config(config, tokenizer), config, runtime)
-        config, pause_seconds = autoconfig.choose_steps(
-            config, probe, batches, runtime, ends_at=ends_at, processes=processes.count, most_steps=most_steps,
-            objective=taught.objective or next_token_nats,
-        )  # fmt: skip
+        model_config = _model_config(config, tokenizer)
+        if is_sharded(model_config, config.optim, runtime.device, processes):  # one process has no room for it
+            model, seconds = _guess_step(model_config, config.train.batch_size, speed)
+        else:
+            probe, objective = new_state(model_config, config, runtime), taught.objective or next_token_nats
+            model, seconds = probe.model, step_seconds(config, probe, batches, runtime, objective) / processes.count
+        config, pause_seconds = autoconfig.choose_steps(config, model, seconds, ends_at=ends_at, most_steps=most_steps)
         deadline = Deadline(ends_at, config.train, pause_seconds=pause_seconds, most_steps=most_steps)
     if isinstance(batches, MixedBatches):
         _tell_mixture(batches, config.train.steps, report)
@@ -190,13 +195,17 @@ def _begin(
     return _Begun(config, tokenizer, prepared, deadline, taught, sharded)
 
 
+def _guess_step(config: ModelConfig, batch_size: int, speed: float) -> tuple[GPT, float]:
+    """Return the model without weights, and the seconds of a step at so many FLOP/s; the clock corrects the number of
+    steps while they are taken."""
+    with torch.device("meta"):
+        model = GPT(config)
+    tokens = batch_size * config.context_length
+    return model, tokens * model.train_flops_per_token(config.context_length) / speed
+
+
 def _as_sharded(config: PretrainConfig, report: Report) -> PretrainConfig:
-    """Return the run with what a sharded model can do. ConfigError where how long it takes is not to be known."""
-    if config.train.budget is not None:
-        raise ConfigError(
-            "train.budget: steps are timed with the whole model in one process, which has no room for it or shall not "
-            "hold it (parallel.shard); give train.steps instead"
-        )
+    """Return the run with what a sharded model can do."""
     if config.runtime.compile:
         report.warning("runtime.compile: blocks that are sharded are not compiled")
     return dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, compile=False))

@@ -172,14 +172,16 @@ class AutoConfig:
         return config
 
     def choose_steps(
-        self, config: PretrainConfig, state: TrainState, batches: Callable[[int], Step], runtime: Runtime,
-        *, ends_at: float, processes: int = 1, most_steps: int | None = None,
-        objective: Objective = next_token_nats,
-    ) -> tuple[PretrainConfig, float]:  # fmt: skip
+        self,
+        config: PretrainConfig,
+        model: GPT,
+        seconds_a_step: float,
+        *,
+        ends_at: float,
+        most_steps: int | None = None,
+    ) -> tuple[PretrainConfig, float]:
         """Choose the number of steps until time.monotonic() is `ends_at`, and when to validate -> the config, and the
-        seconds that a validation with its sample and checkpoint takes. Trains `state` for a moment; `processes` that
-        take the steps together are taken to be so many times as fast. `most_steps`: as many as there are data for."""
-        seconds_a_step = step_seconds(config, state, batches, runtime, objective) / processes
+        seconds that a validation with its sample and checkpoint takes. `most_steps`: as many as there are data for."""
         tokens_a_step = config.train.batch_size * config.model.context_length
         left = max(ends_at - time.monotonic(), seconds_a_step)
         scored_per_second = 3 * tokens_a_step / seconds_a_step  # forward is a third of a step
@@ -187,8 +189,8 @@ class AutoConfig:
             tokens_a_step, min(config.train.eval_tokens or 1 << 62, int(EVAL_SHARE * left * scored_per_second))
         )
         config = self.fill(config, {"train.eval_tokens": eval_tokens})
-        sampling = config.train.sample_tokens * 2e-9 * state.model.num_parameters() + 0.1
-        saving = 16 * state.model.num_parameters() / 2e8 + 0.1
+        sampling = config.train.sample_tokens * 2e-9 * model.num_parameters() + 0.1
+        saving = 16 * model.num_parameters() / 2e8 + 0.1
         pause = (config.train.eval_tokens or eval_tokens) / scored_per_second + sampling + saving
         steps = max(1, int((left - MILESTONES * pause) / seconds_a_step))
         if most_steps is not None and most_steps < steps:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from faults import Fault, Home, leftovers, metrics
 from ranks import ONE_THREAD, Ranks, run_in
 from test_processes import PAUSED, children, gone, start, wait_for_metrics
@@ -128,6 +129,18 @@ def test_nothing_is_left_behind_by_kill_9(home: Home) -> None:
     assert process.returncode == 1
     (line,) = [line for line in err.splitlines() if "error" in line]
     assert "process 1 of 2 was ended by SIGKILL" in line
+
+
+def test_a_run_with_a_budget_completes_its_schedule(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    document = yaml.safe_load((home.path / "run.yaml").read_text())
+    document["train"] = {"budget": "6s"}
+    (home.path / "run.yaml").write_text(yaml.safe_dump(document))
+    run_in(home, "run", 2, *SHARDED)
+    kinds = [kind for kind, _, _ in metrics(home.path / "run")]
+    assert kinds[-1] == "end"
+    assert "validation" in kinds
+    assert set(files(home, "run")) >= {"model-00001-of-00002.safetensors"}
 
 
 @pytest.mark.parametrize("task", ["classify", "chat", "text"])
