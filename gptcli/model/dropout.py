@@ -34,7 +34,13 @@ def seed(number: int, *, numpy: bool, compiled: bool = False) -> None:
     """
     if compiled or not numpy:
         torch.manual_seed(number)
-    _of_thread.generator = np.random.Generator(np.random.SFC64(number)) if numpy else None
+    if numpy:
+        # Not np.random: it loads when it is first read, and where two threads read it first may recurse without end.
+        from numpy.random import SFC64, Generator
+
+        _of_thread.generator = Generator(SFC64(number))
+    else:
+        _of_thread.generator = None
 
 
 def state(x: Tensor) -> Any:

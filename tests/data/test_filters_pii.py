@@ -150,5 +150,6 @@ def test_time_is_linear(unit: str) -> None:
         find_pii(text)
         return time.process_time() - started
 
-    seconds(1 << 12)
-    assert seconds(1 << 19) < 12 * max(0.02, seconds(1 << 16))  # of 8 times the text
+    short = max(0.02, min(seconds(1 << 16) for _ in range(3)))
+    # Of 8 times the text: quadratic is 64. The shortest of some, for a machine at work on other things is slower.
+    assert any(seconds(1 << 19) < 16 * short for _ in range(3))
