@@ -1,8 +1,9 @@
 """The checkpoint of a run whose processes have a part of the model each: every process writes a file of its own.
 
 Names and shapes are those of any checkpoint (train.checkpoint); model.safetensors and training.safetensors lie there in
-parts, each with the whole tensors that one process owns, gathered one after another. What reads those files reads
-parts as well (model.safetensors_io), and any number of processes goes on with them.
+parts, each with the whole tensors that one process owns, gathered one after another. A LoRA adapter is one file, which
+the first process writes. What reads those files reads parts as well (model.safetensors_io), and any number of processes
+goes on with them.
 """
 
 from __future__ import annotations
