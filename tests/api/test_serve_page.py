@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,14 +74,15 @@ class Page:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.hosts.add(urlparse(request.url).netloc))
         self.page.goto(url)
-        self.page.wait_for_function("document.title !== 'gptcli'")
+        api.expect(self.page).not_to_have_title("gptcli", timeout=30_000)
 
     def say(self, text: str) -> None:
         self.page.fill("#box", text)
         self.page.press("#box", "Enter")
 
     def wait_for_status(self, text: str) -> None:
-        self.page.wait_for_function("text => document.getElementById('status').textContent.startsWith(text)", arg=text)
+        # A locator, as everywhere here: the page's policy may forbid what wait_for_function evaluates.
+        api.expect(self.page.locator("#status")).to_have_text(re.compile(f"^{re.escape(text)}"), timeout=30_000)
 
     def texts(self) -> list[str]:
         found: list[str] = self.page.locator("#log article .text").all_text_contents()
@@ -133,10 +135,7 @@ def test_an_answer_that_was_cut_goes_on(chat: Running, chromium: Any) -> None:
     assert page.texts()[-1] == ANSWER[:2]
     page.page.fill("#max_tokens", "")
     page.page.click("#continue")
-    page.page.wait_for_function(
-        "n => document.querySelectorAll('#log .text')[1].textContent.length === n", arg=len(ANSWER)
-    )
-    assert page.texts()[-1] == ANSWER
+    api.expect(page.page.locator("#log .text").nth(1)).to_have_text(ANSWER, timeout=30_000)
     page.close(chat.url)
 
 
@@ -144,7 +143,7 @@ def test_stop_ends_the_text_on_the_server(endless: Running, chromium: Any) -> No
     for how in ("button", "Escape"):
         page = Page(chromium, endless.url)
         page.say("Hello")
-        page.page.wait_for_function("() => (document.querySelectorAll('#log .text')[1]?.textContent ?? '').length > 20")
+        api.expect(page.page.locator("#log .text").nth(1)).to_have_text(re.compile(r"[\s\S]{21}"), timeout=30_000)
         if how == "button":
             page.page.click("#stop-writing")
         else:
