@@ -19,8 +19,10 @@ from gptcli.base.escape import escape
 from gptcli.base.report import Report
 from gptcli.base.units import count
 from gptcli.config import yaml_file, yaml_write
+from gptcli.config.data import TokenizerConfig
 from gptcli.config.finetune import FinetuneConfig
 from gptcli.data.batches import derived_seed
+from gptcli.data.prepared import check_on_machine, prepare_data
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.processes import Processes, Together, joined
 from gptcli.device.runtime import Runtime, keep_freed_memory, make_runtime, return_freed_memory
@@ -30,7 +32,7 @@ from gptcli.model.lora import add_adapters, keep_frozen_in
 from gptcli.observe.tensorboard import check_installed, recording
 from gptcli.tasks.dataset import read_examples, rows_job
 from gptcli.tasks.task import Reference, WholeReference
-from gptcli.tasks.text import text_job
+from gptcli.tasks.text import text_data, text_job
 from gptcli.train.checkpoint_paths import checkpoints, find_checkpoint, step_directory
 from gptcli.train.initial import sharded_state
 from gptcli.train.metadata import Adapter, ModelMetadata, read_config, read_metadata
@@ -142,8 +144,8 @@ def _is_sharded(config: FinetuneConfig, base: Path, runtime: Runtime, processes:
     """Return whether the model is sharded. One process decides for all."""
     sharded = None
     if processes.is_first:
-        frozen = None if config.lora is None else 1 if config.lora.base_dtype == "int8" else runtime.dtype.itemsize
-        sharded = is_sharded(read_config(base), config.optim, runtime.device, processes, frozen_bytes=frozen)
+        frozen = config.lora is not None
+        sharded = is_sharded(read_config(base), config.optim, runtime.device, processes, frozen=frozen)
     return bool(processes.share(sharded))
 
 
@@ -178,7 +180,8 @@ def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, m
     adapter = _adapter(config, base)
     if config.task == "text":
         metadata = dataclasses.replace(metadata, labels=(), adapter=adapter)
-        return text_job(config, base, tokenizer, model.config, metadata, base_identity, models.runtime, report)
+        prepared = _prepared(config, base, models.processes, report)
+        return text_job(config, base, prepared, tokenizer, model.config, metadata, base_identity, models.runtime)
 
     load_base = functools.partial(models.load_reference, base)
     examples = read_examples(config, tokenizer, metadata, model.config, load_base)
@@ -193,6 +196,18 @@ def _job(config: FinetuneConfig, base: Path, model: GPT, tokenizer: Tokenizer, m
         models.runtime,
         Together(models.processes, lockstep=models.sharded),
     )
+
+
+def _prepared(config: FinetuneConfig, base: Path, processes: Processes, report: Report) -> Path:
+    """Prepare the text of task: text, which one process reads, for it may come from a pipe -> the directory."""
+    name = None
+    if processes.is_first:
+        given = TokenizerConfig(path=str(base / "tokenizer.json"))
+        _, prepared = prepare_data(text_data(config.data), given, report)
+        name = os.path.abspath(prepared)
+    found = Path(processes.share(name))
+    check_on_machine(found, processes.rank)
+    return found
 
 
 def _adapter(config: FinetuneConfig, base: Path) -> Adapter | None:

@@ -26,7 +26,7 @@ from gptcli.config.model import ModelConfig
 from gptcli.config.train import PretrainConfig
 from gptcli.data.batches import TokenBatches, TokenRows, derived_seed
 from gptcli.data.mixture import MixedBatches
-from gptcli.data.prepared import prepare_parts
+from gptcli.data.prepared import check_on_machine, prepare_parts
 from gptcli.data.shards import ResidentTokens, TokenArray, is_prepared, near, read_index
 from gptcli.data.taught import TaughtTokens
 from gptcli.data.text import TextOptions, find_sources
@@ -129,11 +129,7 @@ def _shared(begun: _Begun | None, processes: Processes) -> _Begun:
         return begun
     text, sharded, *prepared = processes.share()
     for name in prepared:
-        if not is_prepared(Path(name)):
-            raise ConfigError(
-                f"{escape(name)}: is not on the machine of process {processes.rank}; set data.cache_dir to a directory "
-                "that all machines share, or prepare the text there, gptcli prepare"
-            )
+        check_on_machine(Path(name), processes.rank)
     config = yaml_file.parse(PretrainConfig, text, name="run.yaml").value
     return _Begun(config, Tokenizer.load(prepared[0]), tuple(map(Path, prepared)), sharded=sharded)
 

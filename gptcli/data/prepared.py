@@ -28,6 +28,15 @@ KEY = "[0-9a-f]" * 24  # of a corpus; the cache may be a directory that holds ot
 SPOOL = "spool-" + "[a-z0-9_]" * 8  # as tempfile names it
 
 
+def check_on_machine(prepared: Path, rank: int) -> None:
+    """Raise ConfigError where the directory that process 0 prepared is not on the machine of process `rank`."""
+    if not is_prepared(prepared):
+        raise ConfigError(
+            f"{escape(str(prepared))}: is not on the machine of process {rank}; set data.cache_dir to a directory "
+            "that all machines share, or prepare the text there, gptcli prepare"
+        )
+
+
 def prepare_data(data: DataConfig, wanted: TokenizerConfig, report: Report) -> tuple[Tokenizer, Path]:
     """Return the tokenizer and the prepared directory of a run, made and kept in the cache where it names raw text."""
     directories = [Path(path) for path in data.inputs if is_prepared(Path(path))]

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PATIENT = timedelta(days=30)  # for what the first process does alone, as preparing the text; a dead one ends it at once
 MEETING = timedelta(minutes=15)  # for all processes to start, on machines that may be slow
+ROUND = 32  # items of each process, such as answers written side by side, between looks whether the work is to end
+SAY_SECONDS = 0.5  # for the first that met an error to say it, before the others end and the launcher ends all
 ANSWER_SECONDS = 5.0  # for the process that has the store, the first, to say who was the first with an error
 PARENT_SECONDS = 0.2  # between looks whether the process that started this one is there
 CLAIM = "gptcli/error"  # in the store: the process that says what went wrong
@@ -158,23 +160,36 @@ class Together:
                 continue
             there = processes.rank < len(group)
             own = work(group[processes.rank if there else 0]) if there or self.lockstep else torch.empty(0)
-            sizes = processes.gather(torch.tensor([len(own)])).flatten().tolist()
-            padded = torch.zeros(max(sizes), dtype=torch.float64)
+            about = processes.gather(torch.tensor([len(own), own.dtype == torch.float64]))
+            dtype = torch.float64 if about[0, 1] else torch.float32  # the first always has an item
+            padded = torch.zeros(int(about[:, 0].max()), dtype=torch.float64)
             padded[: len(own)] = own
-            for item, numbers, size in zip(group, processes.gather(padded), sizes, strict=False):
-                yield item, numbers[:size].to(own.dtype)
+            for item, numbers, size in zip(group, processes.gather(padded), about[:, 0].tolist(), strict=False):
+                yield item, numbers[:size].to(dtype)
 
-    def spread(self, items: Sequence[T], work: Callable[[Sequence[T]], list[Any]]) -> list[Any]:
+    def spread(
+        self, items: Sequence[T], work: Callable[[Sequence[T]], list[Any]], *, of_model: bool = True
+    ) -> list[Any]:
         """Return what `work` makes of each item, anything that JSON holds, in order.
 
-        Of several processes each does every n-th item; in lockstep all do all of them.
+        Of several processes each does every n-th item, and all get the same; in lockstep all do all of them, unless
+        the work is not `of_model`.
         """
         processes = self.processes
-        if processes.alone or self.lockstep:
+        if processes.alone:
             return work(items)
-        own, found = work(items[processes.rank :: processes.count]), [None] * len(items)
-        for rank in range(processes.count):
-            found[rank :: processes.count] = processes.share(own if rank == processes.rank else None, by=rank)
+        alike = self.lockstep and of_model
+        found: list[Any] = []
+        for group in grouped(items, ROUND * (1 if alike else processes.count)):
+            self.check()
+            if alike:
+                found += work(group)
+                continue
+            own, of_all = work(group[processes.rank :: processes.count]), [None] * len(group)
+            for rank in range(processes.count):
+                given = own if rank == processes.rank else None
+                of_all[rank :: processes.count] = processes.share(given, by=rank, in_step=True)
+            found += of_all
         return found
 
 
@@ -261,6 +276,7 @@ def _as_one_of_many(error: BaseException, store: Any, place: World, config: Para
         else:
             error = GptcliError("another process has ended without a word, as by a kill; go on with --resume")
     if not _claim(store, place.rank):
+        time.sleep(SAY_SECONDS)
         return LostProcess()
     claim_speech()
     return error

@@ -58,6 +58,15 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
     return found if found.count > 1 else World()
 
 
+def local_count(count: int, environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many of `count` processes are on this machine; where nobody says so, all. Slurm lists those of every
+    machine: 16(x2),8."""
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") if "LOCAL_WORLD_SIZE" not in environment else None
+    if tasks is None:
+        return int(environment.get("LOCAL_WORLD_SIZE", count))
+    return max((int(number) for number in re.findall(r"(?:^|,)([0-9]+)", tasks)), default=count)
+
+
 def first_node(nodes: str) -> str:
     """Return the first host of a list as Slurm writes it: `gpu[003-010,12],login1` -> gpu003."""
     match = re.match(r"([^\[,]+)(?:\[([0-9]+)[^\]]*\]([^,]*))?", nodes)

@@ -218,6 +218,15 @@ class Writer:
         with evaluating(self.model):
             return [Answer(*answer) for answer in self.together.spread(requests, answers)]
 
+    def rewards(self, score: Score, rows: Sequence[Example], answers: Sequence[Answer]) -> list[float]:
+        """Return the reward of each answer to a row. Code of a user's runs once for each, in one of the processes, for
+        it may not say the same twice."""
+
+        def scored(pairs: Sequence[tuple[Example, Answer]]) -> list[float]:
+            return [score(answer.text, row) for row, answer in pairs]
+
+        return self.together.spread(list(zip(rows, answers, strict=True)), scored, of_model=False)
+
 
 def _answered(row: Example, answer: Answer) -> Example:
     """Return a prompt and an answer to it, which is learnt with the token that ended it."""
@@ -272,9 +281,9 @@ class Answers:
         rows = examples_of_step(self.rows, number, self.batch_size, self.seed)
         size = self.options.group_size
         answers = self.writer.write(rows, size, 1.0, lambda row: derived_seed(self.seed, "answers", number, row))
-        pairs = [(rows[place // size], answer) for place, answer in enumerate(answers)]
-        rewards = torch.tensor([self.score(answer.text, row) for row, answer in pairs], dtype=torch.float64)
-        examples = [_answered(row, answer) for row, answer in pairs]
+        asked = [row for row in rows for _ in range(size)]
+        rewards = torch.tensor(self.writer.rewards(self.score, asked, answers), dtype=torch.float64)
+        examples = [_answered(row, answer) for row, answer in zip(asked, answers, strict=True)]
         carried = {
             "number": torch.tensor(number),
             "ids": torch.tensor([index for example in examples for index in example.ids]),
@@ -366,7 +375,7 @@ def _validate(
     """Measure on held-out rows the reward of the likeliest answers, their length, and how far the model has gone from
     its base: KL(model || base) of a token of the answers."""
     answers = writer.write(rows, 1, 0.0, lambda _: 0)
-    rewards = [score(answer.text, row) for row, answer in zip(rows, answers, strict=True)]
+    rewards = writer.rewards(score, rows, answers)
     examples = [_answered(row, answer) for row, answer in zip(rows, answers, strict=True)]
 
     def nats_and_targets(group: Sequence[Example]) -> Tensor:

@@ -10,15 +10,13 @@ from typing import Any
 
 from gptcli.base.errors import DataError
 from gptcli.base.escape import escape
-from gptcli.base.report import Report
 from gptcli.base.units import count
-from gptcli.config.data import DataConfig, TokenizerConfig
+from gptcli.config.data import DataConfig
 from gptcli.config.finetune import FinetuneConfig, RowsConfig
 from gptcli.config.generate import GenerateOptions
 from gptcli.config.model import ModelConfig
 from gptcli.config.train import TrainConfig
 from gptcli.data.batches import TokenBatches
-from gptcli.data.prepared import prepare_data
 from gptcli.data.shards import TokenArray, near, read_index
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.processes import BY_ONE, Together
@@ -35,19 +33,18 @@ from gptcli.train.run import Job, Validation
 def text_job(
     config: FinetuneConfig,
     base: Path,
+    prepared: Path,
     tokenizer: Tokenizer,
     model: ModelConfig,
     metadata: ModelMetadata,
     identity: list[str],
     runtime: Runtime,
-    report: Report,
 ) -> Job:
-    """Make the job of going on with pretraining on more text; a row is a window."""
+    """Make the job of going on with pretraining on more text, `prepared` with the base's tokenizer; a row is a
+    window."""
     if tokenizer.end_of_text is None:
         raise DataError(f"{escape(str(base))}: its tokenizer has no <|endoftext|>, with which every window begins")
     data = config.data
-    given = TokenizerConfig(path=str(base / "tokenizer.json"))
-    _, prepared = prepare_data(text_data(data), given, report)
     tokens, held_out = TokenArray(prepared, "train"), TokenArray(prepared, "validation")
     window = min(data.max_tokens or model.context_length, model.context_length)
     rows = max(1, len(tokens) // window - 1)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gptcli.base import fsio
+from gptcli.base.errors import LostProcess
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.model.safetensors_io import Described, check_finite, part_of, read_tensors, tensor_file, tensor_shapes
 from gptcli.train.checkpoint import TRAINING_FILE, restore_documents, write_documents
@@ -49,17 +50,12 @@ def save_parts(
     known: dict[str, fsio.Described] = {}
     with processes.held_by_first(fsio.new_directory(path, known)) as made:
         directory = Path(processes.share(None if made is None else str(made)))
-        written = [_write(_state(state, sharded), sharded, directory / TRAINING_FILE, state.step)]
-        if isinstance(state.weights, TrainedWeights):
-            trained = {name: sharded.whole(name) for name in sharded.sums}
-            check_finite(trained, f"step {state.step}")
+        try:
+            mine = _write_mine(state, sharded, directory)
+        except FileNotFoundError:
             if processes.is_first:
-                state.weights.write_trained(trained, state.model, directory)
-        else:
-            written.append(_write(_weights(sharded), sharded, directory / MODEL_FILE, state.step))
-        for file in written:
-            fsio.sync_file(file)
-        mine = {file.name: fsio.describe(file) for file in written}
+                raise
+            raise LostProcess from None  # the first has failed, says why, and has taken the directory away
         processes.meet()  # disks may differ
         for rank in range(processes.count):
             known |= processes.share(mine, by=rank)
@@ -67,6 +63,21 @@ def save_parts(
             write_documents(state, tokenizer, directory, run_file, metadata, lineage)
     processes.share()  # it is there
     return path
+
+
+def _write_mine(state: TrainState, sharded: Sharded, directory: Path) -> dict[str, fsio.Described]:
+    """Write this process's parts, durably -> what each is."""
+    written = [_write(_state(state, sharded), sharded, directory / TRAINING_FILE, state.step)]
+    if isinstance(state.weights, TrainedWeights):
+        trained = {name: sharded.whole(name) for name in sharded.sums}
+        check_finite(trained, f"step {state.step}")
+        if sharded.processes.is_first:
+            state.weights.write_trained(trained, state.model, directory)
+    else:
+        written.append(_write(_weights(sharded), sharded, directory / MODEL_FILE, state.step))
+    for file in written:
+        fsio.sync_file(file)
+    return {file.name: fsio.describe(file) for file in written}
 
 
 def restore_parts(state: TrainState, directory: Path) -> None:

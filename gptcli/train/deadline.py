@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from gptcli.config.train import TrainConfig
+from gptcli.device.world import BY_GPTCLI
 from gptcli.train.state import ScheduleRescale, TrainState
 
 TOLERANCE = 0.01  # of the steps that are left: less is not worth a correction
@@ -15,9 +16,10 @@ EXIT_SECONDS = 0.3  # from the end of a run to the end of its process
 
 
 def process_start() -> float:
-    """Return when this process began, on time.monotonic()'s clock; on other systems than Linux, now."""
+    """Return when this process began, or the one of `--nproc` that started it, on time.monotonic()'s clock; on other
+    systems than Linux, now."""
     try:
-        with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+        with open(f"/proc/{os.environ.get(BY_GPTCLI, 'self')}/stat", encoding="ascii", errors="replace") as file:
             ticks = int(file.read().rpartition(")")[2].split()[19])  # field 22, starttime since boot
         return time.monotonic() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError, AttributeError):

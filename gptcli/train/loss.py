@@ -89,6 +89,8 @@ def _sum_and_gradients(
             d_weight.addmm_(slopes.t(), group)
         else:
             d_weight += slopes.t() @ group
+    if learns_weight and d_weight is None:  # no row: a gradient all the same, for FSDP sums those that all have
+        d_weight = torch.zeros_like(weight)
     return total, d_hidden.mul_(factors), d_weight, d_bias
 
 

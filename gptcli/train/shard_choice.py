@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from gptcli.config.model import ModelConfig
@@ -11,6 +9,7 @@ from gptcli.config.parallel import ParallelConfig
 from gptcli.config.train import OptimConfig
 from gptcli.device.machine import device_memory_bytes
 from gptcli.device.processes import Processes
+from gptcli.device.world import local_count
 from gptcli.model.gpt import GPT
 
 
@@ -20,20 +19,21 @@ def is_sharded(
     device: torch.device,
     processes: Processes,
     *,
-    frozen_bytes: int | None = None,
+    frozen: bool = False,
 ) -> bool:
     """Return whether the model is to be sharded among processes that work on devices like this one.
 
-    `frozen_bytes`: of a weight, where all of the model is frozen and only adapters are trained.
+    `frozen`: only adapters are trained, so that the weights, which are in float32 until they are loaded, are all there
+    is.
     """
     if processes.alone:
         return False
     room = device_memory_bytes(device)
     if device.type == "cpu":  # which the processes of a machine share
-        room //= int(os.environ.get("LOCAL_WORLD_SIZE", processes.count))
+        room //= local_count(processes.count)
     with torch.device("meta"):
         model = GPT(config)
-    whole = whole_bytes(model, optim) if frozen_bytes is None else frozen_bytes * model.num_parameters()
+    whole = 4 * model.num_parameters() if frozen else whole_bytes(model, optim)
     return choose(processes.config, whole, room)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from gptcli.base.errors import ConfigError
-from gptcli.device.world import World, first_node, world
+from gptcli.device.world import World, first_node, local_count, world
 
 
 def test_torchrun_and_slurm_say_the_place() -> None:
@@ -14,6 +14,12 @@ def test_torchrun_and_slurm_say_the_place() -> None:
     assert world(slurm) == World(3, 4, 1, "gpu03", 20009)
     assert world({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == World()  # the batch script itself
     assert world({}) == World()
+
+
+def test_how_many_are_on_this_machine() -> None:
+    assert local_count(8, {"LOCAL_WORLD_SIZE": "4"}) == 4
+    assert local_count(40, {"SLURM_STEP_TASKS_PER_NODE": "8,16(x2)"}) == 16
+    assert local_count(8, {}) == 8
 
 
 def test_a_place_that_cannot_be_is_refused() -> None:

@@ -4,6 +4,7 @@ The full counts, minutes long:  pytest -m slow tests/reliability/test_processes.
 """
 
 import itertools
+import json
 import os
 import random
 import shutil
@@ -49,6 +50,46 @@ def test_fine_tuning_in_two_processes_reaches_the_bits_of_one(tmp_path: Path, ta
     ranks = Ranks(home, "two", 2, *more).end()
     assert [each.code for each in ranks] == [0, 0], ranks
     assert adapters_and_metrics(home, "two") == adapters_and_metrics(home, "control") if lora else home.same_end("two")
+
+
+@pytest.mark.parametrize("shard", ["false", "true"])
+def test_a_reward_that_never_says_the_same_twice_is_asked_once_of_an_answer(tmp_path: Path, shard: str) -> None:
+    home = Home(tmp_path, task="reward")
+    (tmp_path / "score.py").write_text(
+        "import os, random\n"
+        "def score(answer, row):\n"
+        "    with open('asked', 'a') as file:\n"
+        "        file.write('.')\n"
+        "    return random.Random(os.urandom(8)).random() if random.Random(os.urandom(8)).random() < 0.4 else 0.0\n"
+    )
+    more = (
+        "--allow-code",
+        "-s",
+        "reward.function=score.py:score",
+        "-s",
+        "reward.regex=null",
+        "-s",
+        "reward.group_size=2",
+    )
+    assert home.run("one", *ONE_THREAD, *more).code == 0
+    asked = len((tmp_path / "asked").read_text())
+    ended = Ranks(home, "two", 2, *more, "-s", f"parallel.shard={shard}").end()
+    assert [each.code for each in ended] == [0, 0], ended
+    assert len((tmp_path / "asked").read_text()) == 2 * asked
+
+
+def test_text_to_go_on_with_may_come_from_a_pipe(tmp_path: Path) -> None:
+    home = Home(tmp_path, task="text")
+    text = "".join(json.loads(line)["text"] + "\n" for line in (tmp_path / "rows.jsonl").read_text().splitlines())
+    command = [sys.executable, "-m", "gptcli", "finetune", "run.yaml", *ONE_THREAD, "-s", 'data.train=["-"]']
+    environment = {**os.environ, **home.env}
+    for run, more in (("one", ()), ("two", ("--nproc", "2"))):
+        subprocess.run(
+            [*command, "-s", f"run_dir={run}", *more], input=text.encode(), cwd=tmp_path, env=environment, check=True
+        )
+    assert (home.newest("one") / "model.safetensors").read_bytes() == (
+        home.newest("two") / "model.safetensors"
+    ).read_bytes()
 
 
 def adapters_and_metrics(home: Home, run: str) -> list[object]:

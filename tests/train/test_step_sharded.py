@@ -1,6 +1,7 @@
 """Steps of several processes that have a part of the model each: those of one process to rounding."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from ranks import in_processes
 from test_step_replicated import CASES, STEPS, batches, double_nats, model_of, trained
 
+from gptcli.data.batches import IGNORE, Batch, Step
 from gptcli.device.processes import ALONE, Processes
 from gptcli.device.runtime import Runtime
 from gptcli.model.gpt import GPT
@@ -75,6 +77,27 @@ def test_processes_with_parts_of_a_model_train_it_as_one_does(count: int) -> Non
             for name, weight in once[1].items():
                 wanted, have = (torch.tensor(each, dtype=torch.float64) for each in (weights[name], weight))
                 torch.testing.assert_close(have, wanted, rtol=1e-9, atol=1e-11)
+
+
+def nothing_learnt_by_one(processes: Processes) -> Any:
+    """A step of rows of two micro-batches, of which the second has no target; its loss and norm."""
+    config, optim = model_of("modern", "modern")
+    runtime = Runtime(torch.device("cpu"), torch.float32, 1)
+    with torch.device("meta"):
+        model = GPT(dataclasses.replace(config, dropout=0.0))
+    sharded = Sharded(model, processes, runtime)
+    sharded.draw(torch.Generator().manual_seed(1))
+    state = sharded_state(sharded, optim, runtime, step_tokens=32)
+    row = torch.arange(16)[None]
+    some, none = (Batch(row, targets, "made up", lengths=(16,)) for targets in (row + 1, row * 0 + IGNORE))
+    return train_step(state, Step(16, [some, none]), optim.grad_clip_norm, runtime, seed=1, objective=next_token_nats)
+
+
+def test_one_process_may_have_nothing_to_learn() -> None:
+    (nats, norm), other = in_processes(2, nothing_learnt_by_one)
+    assert other == (nats, norm), other
+    assert nats == pytest.approx(16 * math.log(50), rel=0.01)
+    assert 0 < norm < float("inf")
 
 
 @given(st.integers(1, 200), st.integers(1, 16))
