@@ -62,8 +62,7 @@ def make_plan(
         return Memory(found.moment, found.parts | {"teacher": teacher.parameters * target.activation_size})
 
     rows, exchange = micro_batch_rows(train, T, on_cpu=target.on_cpu, processes=processes), config.parallel.exchange
-    each = target.memory_bytes and target.memory_bytes // (processes if target.on_cpu else 1)
-    sharded = processes > 1 and choose(config.parallel, whole_bytes(model, config.optim), each)
+    sharded = processes > 1 and choose(config.parallel, whole_bytes(model, config.optim), target.memory_bytes)
     room = USABLE_MEMORY * target.memory_bytes if target.memory_bytes else math.inf
     split = (_workload(config, model, target, rows, processes), processes, exchange, bytes_per_second, room)
     shared = plan_processes(*split, sharded=sharded) if processes > 1 else None
