@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from gptcli.base import fsio
-from gptcli.base.errors import LostProcess
+from gptcli.base.errors import ConfigError, LostProcess
+from gptcli.base.escape import escape
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.model.safetensors_io import Described, check_finite, part_of, read_tensors, tensor_file, tensor_shapes
 from gptcli.train.checkpoint import TRAINING_FILE, restore_documents, write_documents
@@ -44,12 +45,17 @@ def save_parts(
     lineage: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the checkpoint of state.step in all processes together; it appears whole or not at all, after every part is
-    durable. NumericalError for what is not finite."""
+    durable. NumericalError for what is not finite, ConfigError where a machine does not have the run directory."""
     sharded, processes = _sharded(state), state.processes
     path = step_directory(run_dir, state.step)
     known: dict[str, fsio.Described] = {}
     with processes.held_by_first(fsio.new_directory(path, known)) as made:
         directory = Path(processes.share(None if made is None else str(made)))
+        if not directory.is_dir():
+            raise ConfigError(
+                f"{escape(str(run_dir))}: is not on the machine of process {processes.rank}, which has a part of the "
+                "model to write; set run_dir to a directory that all machines share"
+            )
         try:
             mine = _write_mine(state, sharded, directory)
         except FileNotFoundError:
