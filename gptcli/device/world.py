@@ -61,10 +61,10 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
 def local_count(count: int, environment: Mapping[str, str] = os.environ) -> int:
     """Return how many of `count` processes are on this machine; where nobody says so, all. Slurm lists those of every
     machine: 16(x2),8."""
-    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") if "LOCAL_WORLD_SIZE" not in environment else None
-    if tasks is None:
-        return int(environment.get("LOCAL_WORLD_SIZE", count))
-    return max((int(number) for number in re.findall(r"(?:^|,)([0-9]+)", tasks)), default=count)
+    if "LOCAL_WORLD_SIZE" in environment:
+        return _number(environment, "LOCAL_WORLD_SIZE")
+    tasks = re.findall(r"(?:^|,)([0-9]+)", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    return max(map(int, tasks), default=count)
 
 
 def first_node(nodes: str) -> str:

@@ -12,36 +12,30 @@ drawn from the model's own probabilities, at temperature 1, by (seed, step), so 
 from __future__ import annotations
 
 import functools
-import importlib.util
-import json
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gptcli.base.errors import ConfigError, DataError, GptcliError
-from gptcli.base.escape import escape
-from gptcli.config.finetune import FinetuneConfig, RewardConfig, RowsConfig
+from gptcli.base.errors import DataError
+from gptcli.config.finetune import FinetuneConfig, RewardConfig
 from gptcli.config.generate import GenerateOptions
 from gptcli.data.batches import IGNORE, Batch, Step, derived_seed
 from gptcli.data.conversation import USER, Message
-from gptcli.data.example import Example, Reader, named_by
+from gptcli.data.example import Example, Reader
 from gptcli.data.messages import read_messages
 from gptcli.data.packing import examples_of_step, group_by_tokens, pack
 from gptcli.data.rows import Row
 from gptcli.data.template import Form
-from gptcli.data.text import file_sha256
 from gptcli.data.tokenizer import Tokenizer
 from gptcli.device.processes import Together
 from gptcli.device.runtime import Runtime
 from gptcli.generate.engine import Engine, Request
 from gptcli.model.gpt import GPT, evaluating
 from gptcli.tasks.instruct import row_prompt
+from gptcli.tasks.scores import Score, content, make_score, right_answer
 from gptcli.tasks.task import LoadBase, Reference, Task
 from gptcli.train.loss import divergence_nats, target_hidden, target_log_probabilities
 from gptcli.train.metadata import ModelMetadata
@@ -49,7 +43,6 @@ from gptcli.train.metrics import Record
 from gptcli.train.run import Validation
 
 STD_EPS = 1e-4
-Score = Callable[[str, Example], float]  # of an answer to a row
 
 
 def reward(
@@ -89,7 +82,7 @@ def reward(
         lambda _: RewardObjective(options),
         validate,
         begin=begin,
-        content=_content(options),
+        content=content(options),
     )
 
 
@@ -116,70 +109,14 @@ def _reader(config: FinetuneConfig, tokenizer: Tokenizer, form: Form | None, max
                 "room is left for an answer; shorten it"
             )
         if checks_answer:
-            _wanted(row.fields, data, row.place)
+            right_answer(row.fields, data, row.place)
         return Example(row.place, ids, [False] * len(ids), None, False, row=row.fields)
 
     return read
 
 
-def _wanted(fields: Mapping[str, Any], data: RowsConfig, place: str) -> str:
-    """Return the right answer of a row: text, or a number or boolean as JSON writes it."""
-    answer = fields.get(data.answer_field)
-    if isinstance(answer, (bool, int, float)):
-        return json.dumps(answer)
-    return Row(place, dict(fields)).text(data.answer_field, advice=named_by("answer_field")).strip()
-
-
-def make_score(options: RewardConfig, data: RowsConfig) -> Score:
-    """Return the reward of an answer, as a run file says; ConfigError where its function is not there."""
-    if options.function is not None:
-        return _function_score(options.function)
-    if options.regex is None:
-        return lambda answer, row: float(answer.strip() == _wanted(row.row or {}, data, row.place))
-    pattern = re.compile(options.regex)
-
-    def score(answer: str, row: Example) -> float:
-        found = pattern.search(answer)
-        if found is None or not pattern.groups:
-            return float(found is not None)
-        return float((found[1] or "").strip() == _wanted(row.row or {}, data, row.place))
-
-    return score
-
-
-def _function_score(named: str) -> Score:
-    """Return what a Python function says of (answer, fields of the row): a finite number."""
-    function = load_function(named)
-
-    def score(answer: str, row: Example) -> float:
-        try:
-            found = float(function(answer, dict(row.row or {})))
-        except Exception as error:  # whatever somebody else's code raises
-            reason = f"{type(error).__name__}: {escape(str(error))}"
-            raise GptcliError(f"reward.function: {escape(named)} of {row.place}: {reason}") from error
-        if not math.isfinite(found):
-            raise DataError(f"reward.function: {escape(named)} of {row.place} is {found}; return a finite number")
-        return found
-
-    return score
-
-
-def load_function(named: str) -> Callable[..., Any]:
-    """Run the file of FILE.py:NAME and return the function; ConfigError where there is none."""
-    path, _, name = named.rpartition(":")
-    spec = importlib.util.spec_from_file_location("gptcli_reward", path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise ConfigError(f"reward.function: {escape(path)}: no such Python file; write FILE.py:NAME")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ConfigError(f"reward.function: {escape(path)} has no function {escape(name)}")
-    return function
-
-
 class Answer(NamedTuple):
-    """What the model wrote to a prompt."""
+    """The text that the model wrote to a prompt."""
 
     ids: list[int]
     end_id: int | None  # the token that ended it
@@ -398,11 +335,3 @@ def _validate(
         f"{record['answer_tokens']:.1f} tokens"
     )
     return Validation(-record["reward"], record, text, f"validation reward {record['reward']:.3f}")
-
-
-def _content(options: RewardConfig) -> dict[str, Any]:
-    """Return what identifies the code of a reward: the hash of its file."""
-    if options.function is None:
-        return {}
-    path = Path(options.function.rpartition(":")[0])
-    return {"reward": file_sha256(path) if path.is_file() else None}
