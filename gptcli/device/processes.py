@@ -34,7 +34,6 @@ T = TypeVar("T")
 PATIENT = timedelta(days=30)  # for what the first process does alone, as preparing the text; a dead one ends it at once
 MEETING = timedelta(minutes=15)  # for all processes to start, on machines that may be slow
 ROUND = 32  # items of each process, such as answers written side by side, between looks whether the work is to end
-SAY_SECONDS = 0.5  # for the first that met an error to say it, before the others end and the launcher ends all
 ANSWER_SECONDS = 5.0  # for the process that has the store, the first, to say who was the first with an error
 PARENT_SECONDS = 0.2  # between looks whether the process that started this one is there
 CLAIM = "gptcli/error"  # in the store: the process that says what went wrong
@@ -276,7 +275,6 @@ def _as_one_of_many(error: BaseException, store: Any, place: World, config: Para
         else:
             error = GptcliError("another process has ended without a word, as by a kill; go on with --resume")
     if not _claim(store, place.rank):
-        time.sleep(SAY_SECONDS)
         return LostProcess()
     claim_speech()
     return error
